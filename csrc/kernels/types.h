@@ -1,0 +1,40 @@
+// Vocabulary shared by every kernel: element types, activations, the thread pool of the caller.
+// Framework-free: no torch, ATen, c10, onnxruntime or Python here (tests/test_architecture.py checks it).
+#pragma once
+
+#include <cstdint>
+#include <iterator>
+#include <optional>
+#include <string_view>
+
+namespace adapterx {
+
+enum class ScalarType : int32_t { float32, float64, bfloat16, float16 };
+
+// The order is part of the kernels' binary interface: append, never reorder.
+enum class Activation : int32_t { relu, gelu, gelu_tanh, silu, tanh, sigmoid, leaky_relu, identity };
+
+// Slope of leaky_relu for negative arguments; torch.nn.functional.leaky_relu's default.
+inline constexpr double kLeakyReluSlope = 0.01;
+
+inline constexpr std::string_view kActivationNames[] = {"relu",    "gelu",       "gelu_tanh", "silu", "tanh",
+                                                        "sigmoid", "leaky_relu", "identity"};
+
+// The activation called `name`, or nothing where no activation has that name.
+inline std::optional<Activation> parse_activation(std::string_view name) {
+  for (int32_t i = 0; i < static_cast<int32_t>(std::size(kActivationNames)); ++i) {
+    if (kActivationNames[i] == name) return static_cast<Activation>(i);
+  }
+  return std::nullopt;
+}
+
+// The caller's thread pool. `run` splits [0, count) over at most `num_threads` threads and returns when all is done.
+// Kernels never start threads of their own, so that they obey torch.set_num_threads and ONNX Runtime's pool alike.
+struct ThreadPool {
+  using Body = void (*)(void* closure, int64_t begin, int64_t end);
+  void (*run)(void* context, int64_t count, Body body, void* closure) = nullptr;
+  void* context = nullptr;
+  int32_t num_threads = 1;
+};
+
+}  // namespace adapterx
