@@ -1,0 +1,49 @@
+# The two commands of a newcomer are `make demo` and `make test`; both create .venv and build the extension first.
+PYTHON ?= python3
+# Any torch >= 2.11 will do. A CPU build is enough and spares gigabytes, e.g. TORCH='torch==2.13.0+cpu'.
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test lint format bench bench-table cmake-check sanitize clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q '$(TORCH)' 'setuptools>=77' ninja
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py version.txt $(SOURCES)
+	$(VENV)/bin/pip install -q --no-build-isolation -e '.[train,onnx,test,lint]'
+	touch $@
+
+install: $(VENV)/.installed  ## create .venv, install, build the extension
+
+demo: install  ## train on real data, compare, export, verify (about ten minutes)
+	$(VENV)/bin/python examples/demo.py --output runs/demo
+
+test: install  ## run the whole test suite
+	$(VENV)/bin/python -m pytest
+
+lint: install  ## ruff and clang-format, changing nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	git ls-files -z '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -0 $(VENV)/bin/clang-format --dry-run --Werror
+
+format: install  ## let ruff and clang-format rewrite the files
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	git ls-files -z '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -0 $(VENV)/bin/clang-format -i
+
+bench: install  ## measure the operator and append the rows to benchmarks/results/
+	$(VENV)/bin/python benchmarks/bench_op.py
+
+bench-table: install  ## write the README's tables anew from benchmarks/results/
+	$(VENV)/bin/python benchmarks/tables.py
+
+clean:  ## remove what was built (keeps .venv and runs/)
+	rm -rf build *.egg-info adapterx/libadapterx.so

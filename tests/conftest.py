@@ -1,0 +1,20 @@
+"""Settings that every test shares: no network, no surprises from threads, seeds that do not move."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The machines that run the suite are shared and slow at times: a deadline would measure them, not the code.
+settings.register_profile("adapterx", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("adapterx")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(20190616)  # the day of the adapter paper at ICML
