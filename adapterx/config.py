@@ -1,0 +1,178 @@
+"""What an adapter looks like: plain, validated values, without a link to the modules that are built from them."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+
+from adapterx.errors import ConfigError
+
+PLACEMENTS = ("sequential", "parallel")
+POSITIONS = ("attention", "feed_forward")
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
+LEARNED_SCALINGS = ("learned", "learned_per_channel")
+INITS = ("houlsby", "xavier", "he")
+UP_INITS = ("zero", "near_zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Describe one bottleneck adapter, `h' = residual + scaling * up_proj(activation(down_proj(hidden_states)))`.
+
+    Lists are accepted wherever a tuple is named and become tuples.
+
+    Args:
+        bottleneck_dim: width m of the bottleneck, in elements. Exactly one of this and `reduction_factor` is given.
+        reduction_factor: hidden size divided by m; m is rounded down and at least 1.
+        placement: `"sequential"` reads and changes the sublayer's output (Houlsby et al. 2019); `"parallel"` reads
+            what the sublayer reads and adds to its output (He et al. 2021).
+        positions: behind which sublayers of each block adapters stand; `("attention", "feed_forward")` is Houlsby's
+            choice, `("feed_forward",)` Pfeiffer's. Not used when `target_modules` is given.
+        activation: one of `ACTIVATIONS`; `"gelu"` is the exact (erf) form.
+        scaling: factor on the branch, or `"learned"` (one trainable factor), or `"learned_per_channel"` (one per
+            hidden channel); the trainable ones start at 1.
+        dropout: probability of dropping an element of the scaled branch in training, in [0, 1).
+        down_bias: whether `down_proj` has a bias.
+        up_bias: whether `up_proj` has a bias.
+        init: distribution of the `down_proj` weight: `"houlsby"` (normal, sigma 0.01, cut at two sigma), `"xavier"`
+            (uniform) or `"he"` (Kaiming uniform with a = sqrt(5), as in MAM adapters).
+        init_up: `"zero"` (the adapted model starts as exactly the base model) or `"near_zero"`.
+        layers: indices of the blocks that get adapters; None means all.
+        target_modules: suffixes of module names, or one string: a regular expression for the whole name. None
+            chooses by `positions`.
+        modules_to_save: names of modules (such as `"classifier"`) of which the adapter trains and saves a copy.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+
+    Source:
+        Houlsby et al. 2019, section 2.1; Pfeiffer et al. 2021; He et al. 2021, section 3.
+    """
+
+    bottleneck_dim: int | None = None
+    reduction_factor: float | None = None
+    placement: str = "sequential"
+    positions: tuple[str, ...] = POSITIONS
+    activation: str = "gelu"
+    scaling: float | str = 1.0
+    dropout: float = 0.0
+    down_bias: bool = True
+    up_bias: bool = True
+    init: str = "houlsby"
+    init_up: str = "zero"
+    layers: tuple[int, ...] | None = None
+    target_modules: str | tuple[str, ...] | None = None
+    modules_to_save: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check_size()
+        _one_of("placement", self.placement, PLACEMENTS)
+        _one_of("activation", self.activation, ACTIVATIONS)
+        _one_of("init", self.init, INITS)
+        _one_of("init_up", self.init_up, UP_INITS)
+        for name in ("down_bias", "up_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"AdapterConfig: {name} must be True or False, got {getattr(self, name)!r}")
+        if isinstance(self.scaling, str):
+            _one_of("scaling", self.scaling, LEARNED_SCALINGS, alternative="a number, ")
+        else:
+            self._set("scaling", _finite("scaling", self.scaling))
+        self._set("dropout", _finite("dropout", self.dropout))
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"AdapterConfig: dropout must be in [0, 1), got {self.dropout!r}")
+        self._check_places()
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen for everyone else
+
+    def _check_size(self) -> None:
+        if (self.bottleneck_dim is None) == (self.reduction_factor is None):
+            raise ConfigError(
+                "AdapterConfig: exactly one of bottleneck_dim and reduction_factor must be given, got "
+                f"bottleneck_dim={self.bottleneck_dim!r} and reduction_factor={self.reduction_factor!r}"
+            )
+        if self.bottleneck_dim is not None:
+            if isinstance(self.bottleneck_dim, bool) or not isinstance(self.bottleneck_dim, int):
+                raise ConfigError(f"AdapterConfig: bottleneck_dim must be an integer, got {self.bottleneck_dim!r}")
+            if self.bottleneck_dim < 1:
+                raise ConfigError(f"AdapterConfig: bottleneck_dim must be at least 1, got {self.bottleneck_dim}")
+        else:
+            self._set("reduction_factor", _finite("reduction_factor", self.reduction_factor))
+            if self.reduction_factor < 1.0:
+                raise ConfigError(f"AdapterConfig: reduction_factor must be at least 1, got {self.reduction_factor!r}")
+
+    def _check_places(self) -> None:
+        positions = _names("positions", self.positions)
+        if not positions or not set(positions) <= set(POSITIONS):
+            raise ConfigError(f"AdapterConfig: positions must be one or more of {POSITIONS}, got {self.positions!r}")
+        # In one order, so that equal meanings are equal values.
+        self._set("positions", tuple(position for position in POSITIONS if position in positions))
+        self._set("modules_to_save", _names("modules_to_save", self.modules_to_save))
+        if self.layers is not None:
+            self._set("layers", _block_indices(self.layers))
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                raise ConfigError(
+                    "AdapterConfig: target_modules must be suffixes or a valid regular expression, "
+                    f"got {self.target_modules!r} ({error})"
+                ) from error
+        elif self.target_modules is not None:
+            self._set("target_modules", _names("target_modules", self.target_modules))
+        if self.target_modules is not None and not self.target_modules:
+            raise ConfigError("AdapterConfig: target_modules must name at least one module, got nothing")
+
+    def resolve_bottleneck_dim(self, hidden_size: int) -> int:
+        """Return the width m of the bottleneck, in elements, for a module of that hidden size."""
+        if self.bottleneck_dim is not None:
+            return self.bottleneck_dim
+        return max(1, int(hidden_size / self.reduction_factor))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the values as JSON can hold them (tuples become lists); `from_dict` is the inverse."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "AdapterConfig":
+        """Build a config from `to_dict`'s form.
+
+        Raises:
+            ConfigError: `values` is not a mapping, has keys that no version of this class knows, or breaks a rule.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"AdapterConfig: values must be a mapping, got {type(values).__name__}")
+        unknown = sorted(set(map(str, values)) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ConfigError(f"AdapterConfig: unknown keys: {', '.join(unknown)}")
+        return cls(**values)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...], *, alternative: str = "") -> None:
+    if value not in allowed:
+        raise ConfigError(f"AdapterConfig: {name} must be one of {alternative}{', '.join(allowed)}, got {value!r}")
+
+
+def _finite(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"AdapterConfig: {name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _names(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"AdapterConfig: {name} must be a sequence of strings, got {value!r}")
+    names = tuple(value)
+    if not all(isinstance(item, str) and item for item in names):
+        raise ConfigError(f"AdapterConfig: {name} must hold strings that are not empty, got {value!r}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"AdapterConfig: {name} must not repeat a name, got {value!r}")
+    return names
+
+
+def _block_indices(value: object) -> tuple[int, ...]:
+    indices = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
+    whole = all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices)
+    if not indices or not whole or len(set(indices)) < len(indices):
+        raise ConfigError(f"AdapterConfig: layers must be different block indices from 0 up, got {value!r}")
+    return tuple(sorted(indices))
