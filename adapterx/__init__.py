@@ -1,0 +1,60 @@
+"""Bottleneck adapters for frozen Transformers: attach, train, save, combine and export them."""
+
+from adapterx.attachment import (
+    Attachment,
+    Summary,
+    adapter_parameters,
+    attach,
+    detach,
+    merge_adapter,
+    summary,
+)
+from adapterx.checkpoint import build_head, load_adapter, load_head, restore_adapter, save_adapter, save_head
+from adapterx.composition import active_adapters, adapter_names, disabled, set_active
+from adapterx.config import AdapterConfig
+from adapterx.errors import (
+    AdapterxError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    ExtensionError,
+    TargetError,
+    TrainingError,
+    UnknownAdapterError,
+)
+from adapterx.modules import AdapterSet, BottleneckAdapter
+from adapterx.storage import PACKAGE_VERSION as __version__
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterSet",
+    "AdapterxError",
+    "Attachment",
+    "BottleneckAdapter",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "ExtensionError",
+    "Summary",
+    "TargetError",
+    "TrainingError",
+    "UnknownAdapterError",
+    "__version__",
+    "active_adapters",
+    "adapter_names",
+    "adapter_parameters",
+    "attach",
+    "build_head",
+    "detach",
+    "disabled",
+    "load_adapter",
+    "load_head",
+    "merge_adapter",
+    "restore_adapter",
+    "save_adapter",
+    "save_head",
+    "set_active",
+    "summary",
+]

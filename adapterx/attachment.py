@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -122,7 +122,7 @@ def plan_attachment(
     name: str,
     *,
     generator: torch.Generator | None = None,
-    seen_as: Callable[[str], str] = str,
+    saved: Sequence[str] | None = None,
     function: str = "attach",
 ) -> Plan:
     """Build and check all that `attach` adds, without touching the model; arguments and errors as there."""
@@ -134,7 +134,7 @@ def plan_attachment(
         positions=config.positions,
         layers=config.layers,
         target_modules=config.target_modules,
-        seen_as=seen_as,
+        saved=saved,
     )
     adapters = {target.module: _build(modules, target, config, generator) for target in selection.targets}
     copies = {path: _copy_module(modules, path, selection) for path in config.modules_to_save}

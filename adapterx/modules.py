@@ -132,6 +132,7 @@ class BottleneckAdapter(nn.Module):
         return dtype
 
     def extra_repr(self) -> str:
+        """Return what `print(model)` shows beside the children."""
         scaling = "learned" if isinstance(self.scaling, Tensor) else self.scaling
         return f"activation={self.activation}, scaling={scaling}, dropout={self.dropout}"
 
@@ -240,7 +241,7 @@ def first_input(args: tuple, kwargs: dict[str, Any]) -> Tensor:
 
 
 def apply_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-    """Forward hook of an adapted module. A plain function, so that copies and pickles of the model find their own set."""
+    """Forward hook of an adapted module. A plain function: copies and pickles of a model so find their own adapters."""
     return getattr(module, ADAPTERS).adapt(args, kwargs, output)
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,7 +79,7 @@ def find_targets(
     positions: tuple[str, ...],
     layers: tuple[int, ...] | None,
     target_modules: str | tuple[str, ...] | None,
-    seen_as: Callable[[str], str] = str,
+    saved: Sequence[str] | None = None,
 ) -> Selection:
     """Choose the modules to adapt.
 
@@ -89,7 +89,8 @@ def find_targets(
         positions: as in `AdapterConfig`.
         layers: as in `AdapterConfig`.
         target_modules: as in `AdapterConfig`.
-        seen_as: turns a name into the one that a regular expression is matched with.
+        saved: qualified names of the modules that a checkpoint adapts. They stand for `target_modules`, which may speak
+            of names that differ by a prefix.
 
     Returns:
         The targets and the rule.
@@ -98,7 +99,9 @@ def find_targets(
         TargetError: nothing, or something unsuitable, is chosen; the message lists what there is.
     """
     if target_modules is not None:
-        targets, rule = _find_by_name(modules, target_modules, seen_as), f"target_modules={target_modules!r}"
+        chosen = _match(modules, target_modules) if saved is None else [name for name in modules if name in set(saved)]
+        targets = [Target(name, "named", _block_index(name), None, 0, 0) for name in chosen]
+        rule = f"target_modules={target_modules!r}"
     else:
         targets, rule = _find_by_position(modules, positions)
     if layers is not None:
@@ -144,12 +147,11 @@ def _find_by_table(modules: Mapping[str, nn.Module], layout: Layout, positions: 
     return targets if {target.position for target in targets} == set(positions) else []
 
 
-def _find_by_name(
-    modules: Mapping[str, nn.Module], target_modules: str | tuple[str, ...], seen_as: Callable[[str], str]
-) -> list[Target]:
+def _match(modules: Mapping[str, nn.Module], target_modules: str | tuple[str, ...]) -> list[str]:
+    """Return the names of the modules that the user's suffixes or regular expression mean."""
     names = [name for name in modules if name]
     if isinstance(target_modules, str):
-        chosen = [name for name in names if re.fullmatch(target_modules, seen_as(name))]
+        chosen = [name for name in names if re.fullmatch(target_modules, name)]
         unused = () if chosen else (target_modules,)
     else:
         chosen = [name for name in names if any(_has_suffix(name, suffix) for suffix in target_modules)]
@@ -161,7 +163,7 @@ def _find_by_name(
             f"; the nearest names are {', '.join(_nearest(unused, names)) or 'none'}"
             + (hint if isinstance(target_modules, str) else "")
         )
-    return [Target(name, "named", _block_index(name), None, 0, 0) for name in chosen]
+    return chosen
 
 
 def _has_suffix(name: str, suffix: str) -> bool:
