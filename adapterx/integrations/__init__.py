@@ -1,0 +1,1 @@
+"""Optional bridges to other libraries; each module imports its library itself."""

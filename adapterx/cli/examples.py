@@ -1,0 +1,155 @@
+"""Turn rows into labelled examples: find the columns, check every value, give the labels a fixed order."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adapterx.cli.tables import Rows, read_rows
+from adapterx.errors import DataError
+
+TEXT_COLUMNS = (
+    "text",
+    "sentence",
+    "review",
+    "content",
+    "document",
+    "utterance",
+    "question",
+    "comment",
+    "body",
+    "title",
+)
+LABEL_COLUMNS = ("label", "labels", "category", "class", "intent", "sentiment", "target", "topic", "y")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts, their labels (empty when none were asked for), and the columns they came from."""
+
+    texts: list[str]
+    labels: list[str]
+    text_column: str
+    label_column: str | None
+
+    def take(self, positions: list[int]) -> "Examples":
+        """Return the examples at these positions."""
+        labels = [self.labels[i] for i in positions] if self.labels else []
+        return Examples([self.texts[i] for i in positions], labels, self.text_column, self.label_column)
+
+    def digest(self) -> str:
+        """Return a fingerprint of texts and labels, to notice that a file was changed between two runs."""
+        return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
+
+
+def load_examples(
+    source: str,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    with_labels: bool = True,
+    default_split: str = "train",
+) -> Examples:
+    """Read examples and check every one of them.
+
+    Raises:
+        DataError: a column is missing or cannot be guessed, or a text or label is missing or of a wrong kind.
+    """
+    rows = read_rows(source, default_split=default_split)
+    text_column = _column(rows, text_column, TEXT_COLUMNS, "text")
+    texts = _checked(rows, text_column, _text)
+    if not with_labels:
+        return Examples(texts, [], text_column, None)
+    label_column = _column(rows, label_column, LABEL_COLUMNS, "label")
+    if label_column == text_column:
+        raise DataError(f"{source}: the text column and the label column must differ, both are {text_column!r}")
+    return Examples(texts, _checked(rows, label_column, _label), text_column, label_column)
+
+
+def _column(rows: Rows, asked: str | None, usual: tuple[str, ...], kind: str) -> str:
+    listed = ", ".join(repr(name) for name in rows.columns)
+    if asked is not None:
+        if asked not in rows.columns:
+            raise DataError(f"{rows.source} has no column {asked!r}; its columns are {listed}")
+        return asked
+    lowered = {name.lower(): name for name in reversed(rows.columns)}
+    for name in usual:
+        if name in lowered:
+            return lowered[name]
+    raise DataError(
+        f"{rows.source} has no column that looks like a {kind}; name it with --{kind}-column, one of {listed}"
+    )
+
+
+def _checked(rows: Rows, column: str, convert: Callable[[object], str]) -> list[str]:
+    converted, missing = [], []
+    for value, place in zip(rows.values, rows.places, strict=True):
+        cell = value.get(column)
+        if (
+            cell is None
+            or (isinstance(cell, float) and math.isnan(cell))
+            or (isinstance(cell, str) and not cell.strip())
+        ):
+            missing.append(place)
+            continue
+        try:
+            converted.append(convert(cell))
+        except TypeError as error:
+            raise DataError(f"{rows.source}: {place}: column {column!r} {error}") from None
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DataError(
+            f"{rows.source}: column {column!r} has no value in {', '.join(missing[:3])}{more}; fill or delete them"
+        )
+    return converted
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"must hold text, got {value!r}")
+    return value
+
+
+def _label(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and not value.is_integer():
+        raise TypeError(f"must hold class names or whole numbers, got {value!r} (regression is not supported)")
+    if isinstance(value, (int, float)):
+        return str(int(value))
+    if not isinstance(value, str):
+        raise TypeError(f"must hold class names or whole numbers, got {value!r}")
+    return value.strip()
+
+
+def ordered_labels(labels: list[str], source: str) -> list[str]:
+    """Return the distinct labels in a fixed order: by value when all are whole numbers, else by name.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    distinct = set(labels)
+    if len(distinct) < 2:
+        raise DataError(f"{source} must have at least two classes, it has only {next(iter(distinct))!r}")
+    try:
+        return sorted(distinct, key=lambda label: (int(label), label))
+    except ValueError:
+        return sorted(distinct)
+
+
+def label_ids(examples: Examples, known: list[str], source: str) -> list[int]:
+    """Return the class id of every example.
+
+    Raises:
+        DataError: a label does not occur in training.
+    """
+    ids = {label: i for i, label in enumerate(known)}
+    strange = sorted(set(examples.labels) - ids.keys())
+    if strange:
+        shown = ", ".join(repr(label) for label in strange[:5])
+        raise DataError(
+            f"{source} has {len(strange)} label(s) that do not occur in training: {shown}; "
+            f"known are {', '.join(repr(label) for label in known[:20])}"
+        )
+    return [ids[label] for label in examples.labels]

@@ -1,0 +1,59 @@
+"""Progress of a training run, as a Trainer callback. Imports transformers; only `train` imports this module."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from adapterx.cli.reporting import say
+
+
+class ProgressLine(TrainerCallback):
+    """A bar on a terminal, and a line after every epoch everywhere."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task, self.losses, self.start = None, [], 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the bar."""
+        self.start = time.perf_counter()
+        if state.is_world_process_zero:
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.task is not None:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Gather losses; after an evaluation, print the line of the epoch."""
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
+        if logs and "eval_accuracy" in logs:
+            self._line(state, f", eval accuracy {logs['eval_accuracy']:.3f}, eval loss {logs['eval_loss']:.4f}")
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print the line of the epoch when nothing is evaluated."""
+        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
+            self._line(state, "")
+
+    def _line(self, state: Any, scores: str) -> None:
+        loss = sum(self.losses) / len(self.losses) if self.losses else float("nan")
+        self.losses = []
+        seconds = time.perf_counter() - self.start
+        say(f"epoch {round(state.epoch or 0)}/{self.epochs}: loss {loss:.4f}{scores} ({seconds:.0f} s)")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error."""
+        self.bar.stop()

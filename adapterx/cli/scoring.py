@@ -1,0 +1,132 @@
+"""`adapterx evaluate` and `adapterx predict`: use a trained run on new texts."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapterx.cli.examples import label_ids, load_examples
+from adapterx.cli.models import encode
+from adapterx.cli.recipes import EVAL_BATCH_SIZE
+from adapterx.cli.runs import Run, load_run
+from adapterx.cli.tables import read_text
+from adapterx.errors import ConfigError, DataError
+from adapterx.training import classification_scores
+
+FORMATS = ("text", "jsonl", "csv")
+
+
+@torch.inference_mode()
+def logits_of(run: Run, texts: Sequence[str], *, batch_size: int = EVAL_BATCH_SIZE) -> Tensor:
+    """Return float32 logits `(texts, labels)`, in the order of the texts, on the CPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifier = run.classifier.to(device)
+    rows = encode(run.tokenizer, texts, run.record["max_length"])
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # little padding in each batch
+    logits = torch.empty(len(rows), len(run.labels))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        # `pad` advises fast tokenizers to pad while encoding, which batches sorted by length cannot do.
+        run.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+        batch = run.tokenizer.pad([rows[i] for i in chosen], return_tensors="pt").to(device)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        output = classifier(**{name: batch[name] for name in names if name in batch})
+        logits[chosen] = output["logits"].float().cpu()
+    return logits
+
+
+def evaluate(
+    folder: Path, data: str, *, text_column: str | None, label_column: str | None, model: str | None
+) -> dict[str, Any]:
+    """Score a run on labelled data.
+
+    Raises:
+        AdapterxError: the run or the data cannot be used.
+    """
+    run = load_run(folder, model=model)
+    # The columns of the training data are the first guess; what the user names comes before it.
+    examples = load_examples(data, text_column=text_column, label_column=label_column, default_split="test")
+    truth = torch.tensor(label_ids(examples, run.labels, data))
+    logits = logits_of(run, examples.texts)
+    guesses = logits.argmax(dim=1)
+    counts = truth.bincount(minlength=len(run.labels))
+    metrics: dict[str, Any] = {"data": data, "examples": len(truth)}
+    metrics |= classification_scores(guesses.tolist(), truth.tolist())
+    metrics["loss"] = torch.nn.functional.cross_entropy(logits, truth).item()
+    metrics["majority_baseline"] = counts.max().item() / len(truth)
+    metrics["classes"] = {}
+    for i, label in enumerate(run.labels):
+        hits = ((guesses == i) & (truth == i)).sum().item()
+        guessed = (guesses == i).sum().item()
+        metrics["classes"][label] = {
+            "precision": hits / guessed if guessed else None,
+            "recall": hits / counts[i].item() if counts[i] else None,
+            "examples": counts[i].item(),
+        }
+    return metrics
+
+
+def texts_to_label(texts: list[str], file: str | None, stdin: io.BufferedIOBase, text_column: str | None) -> list[str]:
+    """Gather the texts from arguments, a file, or standard input (`-`, one text a line).
+
+    Raises:
+        ConfigError: there is no text, or more than one source.
+        DataError: the source cannot be used.
+    """
+    if bool(texts) == bool(file):
+        raise ConfigError("give texts, or --file, or - for standard input (exactly one of them)")
+    if file is not None and Path(file).suffix.lower() != ".txt":
+        return load_examples(file, text_column=text_column, with_labels=False, default_split="test").texts
+    if file is not None:
+        if not Path(file).exists():
+            raise DataError(f"{file} does not exist")
+        return [line for line in read_text(Path(file)).splitlines() if line.strip()]
+    if texts != ["-"]:
+        return texts
+    try:
+        lines = stdin.read().decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 at byte {error.start}") from None
+    if not any(line.strip() for line in lines):
+        raise DataError("standard input is empty")
+    return [line for line in lines if line.strip()]
+
+
+def predict(run: Run, texts: list[str]) -> list[dict[str, Any]]:
+    """Return the likeliest label of each text, and the probability of every label."""
+    probabilities = logits_of(run, texts).softmax(dim=1)
+    best = probabilities.argmax(dim=1).tolist()
+    return [
+        {
+            "text": text,
+            "label": run.labels[i],
+            "probability": round(row[i].item(), 6),
+            "probabilities": {label: round(p, 6) for label, p in zip(run.labels, row.tolist(), strict=True)},
+        }
+        for text, i, row in zip(texts, best, probabilities, strict=True)
+    ]
+
+
+def render(predictions: list[dict[str, Any]], form: str) -> str:
+    """Write predictions as lines for a person (`text`), as JSON Lines or as CSV.
+
+    Raises:
+        ConfigError: the form is unknown.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
+    if form == "jsonl":
+        return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in predictions)
+    if form == "text":
+        width = max(len(each["label"]) for each in predictions)
+        return "".join(f"{p['label']:<{width}}  {p['probability']:.3f}  {p['text']}\n" for p in predictions)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("text", "label", "probability"))
+    writer.writerows((p["text"], p["label"], p["probability"]) for p in predictions)
+    return buffer.getvalue()
