@@ -1,0 +1,73 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+
+namespace adapterx::cpu {
+namespace {
+
+// Best first. An entry stands in the list only if this machine can run it.
+struct Available {
+  Kernels entries[4];
+  int count = 0;
+
+  void add(const Kernels& kernels) { entries[count++] = kernels; }
+};
+
+Available detect() {
+  Available available;
+#ifdef ADAPTERX_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) {
+    constexpr int kBFloat16 = static_cast<int>(ScalarType::bfloat16);
+    const Kernels dot = avx512_bf16_kernels();
+    Kernels kernels = avx512_kernels();
+    kernels.capability = dot.capability;
+    kernels.forward[kBFloat16] = dot.forward[kBFloat16];
+    kernels.backward[kBFloat16] = dot.backward[kBFloat16];
+    available.add(kernels);
+  }
+  if (avx512) available.add(avx512_kernels());
+  if (avx2) available.add(avx2_kernels());
+#endif
+  available.add(baseline_kernels());
+  return available;
+}
+
+const Available& available() {
+  static const Available kernels = detect();
+  return kernels;
+}
+
+const Kernels& chosen() {
+  static const Kernels* const kernels = [] {
+    const char* wanted = std::getenv("ADAPTERX_CPU_CAPABILITY");
+    const Kernels* found = wanted == nullptr ? nullptr : find_kernels(wanted);
+    return found == nullptr ? &available().entries[0] : found;
+  }();
+  return *kernels;
+}
+
+}  // namespace
+
+const Kernels* find_kernels(std::string_view name) {
+  const Available& kernels = available();
+  for (int i = 0; i < kernels.count; ++i) {
+    if (name == kernels.entries[i].capability) return &kernels.entries[i];
+  }
+  return nullptr;
+}
+
+const char* cpu_capability() { return chosen().capability; }
+
+void bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const ThreadPool& pool) {
+  chosen().forward[static_cast<int>(problem.dtype)](problem, tensors, pool);
+}
+
+void bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors, const ThreadPool& pool) {
+  chosen().backward[static_cast<int>(problem.dtype)](problem, tensors, pool);
+}
+
+}  // namespace adapterx::cpu

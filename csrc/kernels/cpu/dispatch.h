@@ -1,0 +1,33 @@
+// One table of entry points per instruction set; the dispatcher picks one at run time.
+#pragma once
+
+#include <string_view>
+
+#include "bottleneck_adapter.h"
+
+namespace adapterx::cpu {
+
+using ForwardFunction = void (*)(const Problem&, const ForwardTensors&, const ThreadPool&);
+using BackwardFunction = void (*)(const Problem&, const BackwardTensors&, const ThreadPool&);
+
+struct Kernels {
+  const char* capability;
+  ForwardFunction forward[4];    // indexed by ScalarType
+  BackwardFunction backward[4];  // indexed by ScalarType
+};
+
+// The kernels of the capability called `name`; null where this machine or this build has none of that name.
+const Kernels* find_kernels(std::string_view name);
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define ADAPTERX_X86 1
+#endif
+
+Kernels baseline_kernels();
+#ifdef ADAPTERX_X86
+Kernels avx2_kernels();
+Kernels avx512_kernels();
+Kernels avx512_bf16_kernels();  // bfloat16 only; the other entries are null
+#endif
+
+}  // namespace adapterx::cpu

@@ -1,0 +1,104 @@
+// Copies into the layouts that the products read. A packed panel is [step][column][pair] with zeros as padding;
+// a matrix of several panels keeps the panel at column c at offset c * steps * kPair.
+#pragma once
+
+namespace adapterx::cpu::ADAPTERX_ISA {
+namespace {
+
+// `count` elements as operands, without touching what lies behind them.
+template <typename T>
+AX_INLINE void copy_row(const T* from, int64_t count, Operand<T>* to) {
+  if constexpr (kDot<T>) {
+    __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
+  } else {
+    int64_t i = 0;
+    for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load(from + i));
+    for (; i < count; ++i) to[i] = to_scalar(from + i);
+  }
+}
+
+// Interleaves two rows into pairs: to[2 i] = first[i], to[2 i + 1] = second[i].
+AX_INLINE void store_pairs(uint16_t* to, HalfWords first, HalfWords second) {
+  const Words pairs = __builtin_convertvector(first, Words) | (__builtin_convertvector(second, Words) << 16);
+  __builtin_memcpy(to, &pairs, sizeof(pairs));
+}
+
+// A panel from a matrix whose columns are contiguous: element (k, c) at from[k * stride + c].
+template <typename T>
+void pack_rows(const T* from, int64_t stride, int64_t depth, int64_t count, int64_t width, Operand<T>* to) {
+  for (int64_t k = 0; k < depth; k += kPair<T>) {
+    const T* row = from + k * stride;
+    for (int64_t c = 0; c < width; c += kLanes<T>) {
+      const int64_t left = max_of<int64_t>(count - c, 0);
+      if constexpr (kDot<T>) {
+        const auto bits = [&](const T* at) AX_LAMBDA {
+          HalfWords words = {};
+          __builtin_memcpy(&words, at, static_cast<size_t>(min_of(left, kLanes<T>)) * sizeof(T));
+          return words;
+        };
+        const HalfWords first = bits(row + c);
+        store_pairs(&to[c * 2].bits, first, k + 1 < depth ? bits(row + stride + c) : HalfWords{});
+      } else {
+        store(to + c, load_some(row + c, left));
+      }
+    }
+    to += width * kPair<T>;
+  }
+}
+
+// A panel from a matrix whose depth is contiguous: element (k, c) at from[c * stride + k].
+template <typename T>
+void pack_columns(const T* from, int64_t stride, int64_t depth, int64_t count, int64_t width, Operand<T>* to) {
+  for (int64_t c = 0; c < width; ++c) {
+    Operand<T>* column = to + c * kPair<T>;
+    for (int64_t k = 0; k < depth; k += kPair<T>, column += width * kPair<T>) {
+      for (int64_t p = 0; p < kPair<T>; ++p) {
+        column[p] = Operand<T>{};
+        if (c < count && k + p < depth) copy_row(from + c * stride + k + p, 1, column + p);
+      }
+    }
+  }
+}
+
+// All panels of a matrix with `count` columns padded to `columns`.
+template <typename T>
+void pack_matrix(bool depth_is_contiguous, const T* from, int64_t stride, int64_t depth, int64_t count, int64_t columns,
+                 Operand<T>* to) {
+  const int64_t padded_depth = round_up(depth, kPair<T>);
+  for (int64_t c = 0; c < columns; c += kPanelColumns<T>) {
+    const int64_t width = min_of(kPanelColumns<T>, columns - c);
+    const int64_t left = min_of(count - c, width);
+    if (depth_is_contiguous) {
+      pack_columns(from + c * stride, stride, depth, left, width, to + c * padded_depth);
+    } else {
+      pack_rows(from + c, stride, depth, left, width, to + c * padded_depth);
+    }
+  }
+}
+
+// Rows of tokens as left operand: in place where the storage is what the multiplier takes, else staged.
+template <typename T>
+LeftOperand<T> view_rows(const T* from, int64_t stride, int64_t rows, int64_t count, Operand<T>* staging) {
+  if constexpr (kSame<T, Operand<T>>) {
+    if (count % kPair<T> == 0) return {from, stride, kPair<T>};
+  }
+  const int64_t padded = round_up(count, kPair<T>);
+  for (int64_t r = 0; r < rows; ++r) {
+    copy_row(from + r * stride, count, staging + r * padded);
+    for (int64_t c = count; c < padded; ++c) staging[r * padded + c] = Operand<T>{};
+  }
+  return {staging, padded, kPair<T>};
+}
+
+// A bias in accumulation type times `factor`, padded with zeros to `columns`; null stays null.
+template <typename T>
+const Acc<T>* pack_bias(const T* from, Acc<T> factor, int64_t count, int64_t columns, Acc<T>* to) {
+  if (from == nullptr) return nullptr;
+  for (int64_t c = 0; c < columns; c += kLanes<T>) {
+    store(to + c, factor * load_some(from + c, max_of<int64_t>(count - c, 0)));
+  }
+  return to;
+}
+
+}  // namespace
+}  // namespace adapterx::cpu::ADAPTERX_ISA

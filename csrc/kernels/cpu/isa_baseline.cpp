@@ -1,0 +1,7 @@
+// The kernels in plain vector code, for every machine the compiler targets.
+#include "dispatch.h"
+#include "scratch.h"
+
+#define ADAPTERX_ISA baseline
+#define ADAPTERX_VECTOR_BYTES 16
+#include "impl/entry.h"

@@ -1,0 +1,19 @@
+// Scratch memory that outlives a call, so that a call pays neither malloc nor page faults.
+#pragma once
+
+#include <cstddef>
+
+namespace adapterx::cpu {
+
+// `call`: owned by the thread that entered the kernel and shared with its workers. `worker`: private to one worker.
+// They are apart because the calling thread is usually a worker as well.
+enum class Arena { call, worker };
+
+// At least `bytes` bytes, aligned to 64, valid until this thread's next request from the same arena. Never null:
+// throws std::bad_alloc. The contents are undefined.
+std::byte* acquire_scratch(Arena arena, std::size_t bytes);
+
+// Give the pages of an unusually large request back to the system; requests of ordinary size are kept.
+void trim_scratch(Arena arena);
+
+}  // namespace adapterx::cpu

@@ -1,0 +1,117 @@
+// Python module `adapterx_kernels`: the torch-free CPU kernels on NumPy buffers, for the tests.
+// bfloat16 and float16 arrays are passed as uint16 views.
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/kernels/cpu/dispatch.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace adapterx;
+using namespace adapterx::cpu;
+
+// Splits [0, count) evenly over context = int32_t threads and waits for them.
+void run_on_threads(void* context, int64_t count, ThreadPool::Body body, void* closure) {
+  const int64_t shares = std::min<int64_t>(count, *static_cast<int32_t*>(context));
+  std::vector<std::thread> threads;
+  for (int64_t i = 1; i < shares; ++i) {
+    threads.emplace_back([=] { body(closure, count * i / shares, count * (i + 1) / shares); });
+  }
+  body(closure, 0, count / shares);
+  for (auto& thread : threads) thread.join();
+}
+
+ScalarType parse_dtype(const std::string& name) {
+  if (name == "float32") return ScalarType::float32;
+  if (name == "float64") return ScalarType::float64;
+  if (name == "bfloat16") return ScalarType::bfloat16;
+  if (name == "float16") return ScalarType::float16;
+  throw std::invalid_argument("dtype must be float32, float64, bfloat16 or float16, got " + name);
+}
+
+const Kernels& kernels_named(const std::string& capability) {
+  const Kernels* kernels = find_kernels(capability);
+  if (kernels == nullptr) throw std::invalid_argument("capability must be available here, got " + capability);
+  return *kernels;
+}
+
+// An array or None as pointer and stride; keeps the buffer alive.
+struct View {
+  std::optional<py::buffer_info> info;
+
+  explicit View(const py::object& array, bool writable = false) {
+    if (!array.is_none()) info = py::reinterpret_borrow<py::buffer>(array).request(writable);
+  }
+  void* data() const { return info ? info->ptr : nullptr; }
+  int64_t stride() const { return info ? info->strides[0] / info->itemsize : 0; }
+};
+
+Problem make_problem(const std::string& dtype, const std::string& activation, double scaling, const py::tuple& sizes) {
+  const auto parsed = parse_activation(activation);
+  if (!parsed) throw std::invalid_argument("activation must be known, got " + activation);
+  return {parse_dtype(dtype),
+          *parsed,
+          scaling,
+          sizes[0].cast<int64_t>(),
+          sizes[1].cast<int64_t>(),
+          sizes[2].cast<int64_t>(),
+          sizes[3].cast<int64_t>()};
+}
+
+void forward(const std::string& dtype, const std::string& activation, double scaling, const py::tuple& sizes,
+             const py::object& hidden_states, const py::object& residual, const py::object& down_weight,
+             const py::object& down_bias, const py::object& up_weight, const py::object& up_bias,
+             const py::object& output, const py::object& pre_activation, int32_t threads,
+             const std::string& capability) {
+  const Problem problem = make_problem(dtype, activation, scaling, sizes);
+  const View h(hidden_states), x(residual), wd(down_weight), bd(down_bias), wu(up_weight), bu(up_bias);
+  const View out(output, true), u(pre_activation, true);
+  const ForwardTensors tensors{h.data(),  h.stride(), x.data(),  x.stride(), wd.data(),
+                               bd.data(), wu.data(),  bu.data(), out.data(), u.data()};
+  const Kernels& kernels = kernels_named(capability);
+  const ThreadPool pool{run_on_threads, &threads, threads};
+  py::gil_scoped_release release;
+  kernels.forward[static_cast<int>(problem.dtype)](problem, tensors, pool);
+}
+
+void backward(const std::string& dtype, const std::string& activation, double scaling, const py::tuple& sizes,
+              const py::object& grad_output, const py::object& hidden_states, const py::object& pre_activation,
+              const py::object& down_weight, const py::object& up_weight, bool add_grad_output,
+              const py::object& grad_input, const py::object& grad_down_weight, const py::object& grad_down_bias,
+              const py::object& grad_up_weight, const py::object& grad_up_bias, int32_t threads,
+              const std::string& capability) {
+  const Problem problem = make_problem(dtype, activation, scaling, sizes);
+  const View g(grad_output), h(hidden_states), u(pre_activation), wd(down_weight), wu(up_weight);
+  const View dx(grad_input, true), dwd(grad_down_weight, true), dbd(grad_down_bias, true);
+  const View dwu(grad_up_weight, true), dbu(grad_up_bias, true);
+  const BackwardTensors tensors{g.data(),        g.stride(), h.data(),   h.stride(), u.data(),   wd.data(), wu.data(),
+                                add_grad_output, dx.data(),  dwd.data(), dbd.data(), dwu.data(), dbu.data()};
+  const Kernels& kernels = kernels_named(capability);
+  const ThreadPool pool{run_on_threads, &threads, threads};
+  py::gil_scoped_release release;
+  kernels.backward[static_cast<int>(problem.dtype)](problem, tensors, pool);
+}
+
+py::list capabilities() {
+  py::list names;
+  for (const char* name : {"avx512_bf16", "avx512", "avx2", "baseline"}) {
+    if (find_kernels(name) != nullptr) names.append(name);
+  }
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(adapterx_kernels, module) {
+  module.def("forward", &forward);
+  module.def("backward", &backward);
+  module.def("capabilities", &capabilities, "Instruction sets usable on this machine, best first.");
+  module.def("cpu_capability", &cpu_capability);
+}
