@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterx.attachment import Attachment, Plan, base_modules, plan_attachment
 from adapterx.composition import active_adapters, adapter_names, check_known
 from adapterx.config import AdapterConfig
 from adapterx.errors import CheckpointError, ConfigError, TargetError, UnknownAdapterError
 from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.modules import ADAPTERS, AdapterSet, ModuleCopies, Record
+from adapterx.plan import Attachment, Plan, base_modules, plan_attachment
 from adapterx.storage import read_tensors, write_tensors
 
 

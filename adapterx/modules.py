@@ -1,6 +1,7 @@
 """The modules that hang on an adapted model: the adapter, the set of adapters of one module, trained copies."""
 
 import math
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -202,26 +203,33 @@ class ModuleCopies(SwitchableModules):
         return self[names[-1]](*args, **kwargs)
 
 
+class _PerThread(threading.local):
+    hidden_states: Tensor | None = None
+
+    def __reduce__(self) -> tuple:  # copies and pickles start empty
+        return _PerThread, ()
+
+
 class InputCapture:
     """Carry what a sublayer receives to the adapter behind its output projection (parallel placement).
 
     A plain object rather than a module: exporters refuse modules that change in the forward pass. It holds a tensor
-    only between the two hooks of one forward pass, so one model must not run in two threads at once.
+    only between the two hooks of one forward pass, one per thread, so that threads may share a model.
     """
 
     def __init__(self, adapters: AdapterSet, name: str) -> None:
         self.adapters, self.name = adapters, name
         self.handle: RemovableHandle | None = None  # of `store` on the module that receives the input
-        self.hidden_states: Tensor | None = None
+        self.captured = _PerThread()
 
     def store(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the module that receives the sublayer's input."""
         if self.name in self.adapters.active and not self.adapters.disabled_depth:
-            self.hidden_states = first_input(args, kwargs)
+            self.captured.hidden_states = first_input(args, kwargs)
 
     def take(self) -> Tensor:
         """Return the captured hidden states and forget them."""
-        hidden_states, self.hidden_states = self.hidden_states, None
+        hidden_states, self.captured.hidden_states = self.captured.hidden_states, None
         if hidden_states is None:
             target = self.adapters.records[self.name].target
             raise RuntimeError(

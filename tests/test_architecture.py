@@ -13,7 +13,7 @@ FLOORS = [  # lowest first; a module may import from its own floor and from thos
     {"errors", "config", "targets", "structure", "storage", "reference"},
     {"ops"},
     {"modules", "heads"},
-    {"attachment", "composition"},
+    {"attachment", "composition", "plan"},
     {"checkpoint", "training"},
     {"export", "integrations"},
     {"cli", "__init__", "__main__"},
