@@ -1,0 +1,82 @@
+// The activations and their derivatives, by the formulas of torch.nn.functional (exact erf in "gelu").
+// The choice is a run-time switch: it is the same for all threads, and a kernel for each activation would multiply the
+// size of the library by eight for a step that touches one value in d.
+#pragma once
+
+#include "element.cuh"
+
+namespace adapterx::cuda {
+
+inline constexpr double kSqrtHalf = 0.70710678118654752440;       // 1 / sqrt(2)
+inline constexpr double kSqrtTwoOverPi = 0.79788456080286535588;  // sqrt(2 / pi), also 2 / sqrt(2 pi)
+inline constexpr double kGeluCubic = 0.044715;                    // Hendrycks and Gimpel 2016, section 2
+
+__device__ __forceinline__ float math_erf(float x) { return erff(x); }
+__device__ __forceinline__ double math_erf(double x) { return erf(x); }
+__device__ __forceinline__ float math_exp(float x) { return expf(x); }
+__device__ __forceinline__ double math_exp(double x) { return exp(x); }
+__device__ __forceinline__ float math_tanh(float x) { return tanhf(x); }
+__device__ __forceinline__ double math_tanh(double x) { return tanh(x); }
+
+template <typename Real>
+__device__ __forceinline__ Real sigmoid(Real x) {
+  return Real(1) / (Real(1) + math_exp(-x));
+}
+
+template <typename Real>
+__device__ __forceinline__ Real gelu_tanh_inner(Real x) {
+  return math_tanh(Real(kSqrtTwoOverPi) * (x + Real(kGeluCubic) * x * x * x));
+}
+
+// The comparisons are written so that a NaN passes through, as in PyTorch.
+template <typename Real>
+__device__ __forceinline__ Real activate(Activation activation, Real x) {
+  switch (activation) {
+    case Activation::relu: return x <= Real(0) ? Real(0) : x;
+    case Activation::gelu: return Real(0.5) * x * (Real(1) + math_erf(x * Real(kSqrtHalf)));
+    case Activation::gelu_tanh: return Real(0.5) * x * (Real(1) + gelu_tanh_inner(x));
+    case Activation::silu: return x / (Real(1) + math_exp(-x));
+    case Activation::tanh: return math_tanh(x);
+    case Activation::sigmoid: return sigmoid(x);
+    case Activation::leaky_relu: return x > Real(0) ? x : x * Real(kLeakyReluSlope);
+    default: return x;
+  }
+}
+
+template <typename Real>
+__device__ __forceinline__ Real gelu_derivative(Real x) {
+  const Real cdf = Real(0.5) * (Real(1) + math_erf(x * Real(kSqrtHalf)));
+  return cdf + x * Real(0.5 * kSqrtTwoOverPi) * math_exp(Real(-0.5) * x * x);
+}
+
+template <typename Real>
+__device__ __forceinline__ Real gelu_tanh_derivative(Real x) {
+  const Real t = gelu_tanh_inner(x);
+  const Real inner = Real(kSqrtTwoOverPi) * (Real(1) + Real(3 * kGeluCubic) * x * x);
+  return Real(0.5) * (Real(1) + t) + Real(0.5) * x * (Real(1) - t * t) * inner;
+}
+
+template <typename Real>
+__device__ __forceinline__ Real activation_derivative(Activation activation, Real x) {
+  switch (activation) {
+    case Activation::relu: return x <= Real(0) ? Real(0) : Real(1);
+    case Activation::gelu: return gelu_derivative(x);
+    case Activation::gelu_tanh: return gelu_tanh_derivative(x);
+    case Activation::silu: {
+      const Real s = sigmoid(x);
+      return s * (Real(1) + x * (Real(1) - s));
+    }
+    case Activation::tanh: {
+      const Real t = math_tanh(x);
+      return Real(1) - t * t;
+    }
+    case Activation::sigmoid: {
+      const Real s = sigmoid(x);
+      return s * (Real(1) - s);
+    }
+    case Activation::leaky_relu: return x > Real(0) ? Real(1) : Real(kLeakyReluSlope);
+    default: return Real(1);
+  }
+}
+
+}  // namespace adapterx::cuda

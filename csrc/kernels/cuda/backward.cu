@@ -1,0 +1,178 @@
+// Launches the backward of the bottleneck adapter on tensor cores.
+#include <algorithm>
+
+#include "dispatch.cuh"
+#include "rowwise.h"
+#include "weight_gradient.cuh"
+
+namespace adapterx::cuda {
+namespace {
+
+constexpr int64_t kAlignment = 256;         // bytes, of every part of the workspace
+constexpr int64_t kTargetBlocks = 4 * 132;  // four blocks fit on an SM; 132 SMs
+constexpr int64_t kMinRangeTokens = 256;    // fewer are not worth another set of partial sums
+constexpr int64_t kMaxRanges = 32;
+constexpr int64_t kReduceThreads = 256;
+constexpr int64_t kReduceBlocks = 4 * 132;
+
+// Which of the two weight products are wanted, and how the workspace is laid out.
+struct BackwardPlan {
+  bool up = false, down = false, grad_pre_activation = false;
+  int64_t narrow_bytes = 0;  // a (num_tokens, bottleneck_dim) matrix
+  int64_t ranges = 0, range_tokens = 0;
+  PartialLayout layout;
+
+  int64_t activated_offset() const { return 0; }
+  int64_t gradient_offset() const { return up ? narrow_bytes : 0; }
+  int64_t partial_offset() const { return gradient_offset() + (down ? narrow_bytes : 0); }
+  int64_t bytes() const { return partial_offset() + (up || down ? ranges * layout.size() * 4 : 0); }
+};
+
+template <class Config>
+BackwardPlan plan_backward(const Problem& problem, const BackwardTensors& tensors) {
+  BackwardPlan plan;
+  plan.up = tensors.grad_up_weight != nullptr || tensors.grad_up_bias != nullptr;
+  plan.down = tensors.grad_down_weight != nullptr || tensors.grad_down_bias != nullptr;
+  plan.grad_pre_activation = plan.down || tensors.grad_input != nullptr;
+  plan.narrow_bytes = round_up(problem.num_tokens * problem.bottleneck_dim * 2, kAlignment);
+  plan.layout = {round_up(problem.hidden_size, Config::kColumns), Config::kBottleneck};
+  const int64_t blocks = plan.layout.padded_columns / Config::kColumns * (plan.up && plan.down ? 2 : 1);
+  const int64_t most = std::min(kMaxRanges, std::max(int64_t{1}, problem.num_tokens / kMinRangeTokens));
+  const int64_t ranges = std::min(most, ceil_div(kTargetBlocks, blocks));
+  plan.range_tokens = round_up(std::max(int64_t{1}, ceil_div(problem.num_tokens, ranges)), Config::kTokens);
+  plan.ranges = std::max(int64_t{1}, ceil_div(problem.num_tokens, plan.range_tokens));
+  return plan;
+}
+
+template <class Visitor>
+auto visit_weight_gradient(const Problem& problem, const Visitor& visitor) {
+  return visit_element(problem.dtype, [&](auto element) {
+    return visit_bottleneck(problem.bottleneck_dim, [&](auto size) {
+      return visitor(Tag<WeightGradientConfig<typename decltype(element)::Type, decltype(size)::value>>());
+    });
+  });
+}
+
+BackwardPlan make_plan(const Problem& problem, const BackwardTensors& tensors) {
+  return visit_weight_gradient(problem,
+                               [&](auto tag) { return plan_backward<typename decltype(tag)::Type>(problem, tensors); });
+}
+
+// K1: grad_input, and the two narrow matrices that the weight gradients need.
+template <class Config>
+cudaError_t launch_input_gradient(const Problem& problem, const BackwardTensors& tensors, const TilePlan& tile_plan,
+                                  void* grad_pre_activation, void* activated, cudaStream_t stream) {
+  using Element = typename Config::Element;
+  const int64_t tokens = problem.num_tokens, columns = problem.hidden_size, m = problem.bottleneck_dim;
+  TileArguments<Element> arguments;
+  arguments.tile = make_matrix<Element>(tensors.grad_output, tensors.grad_output_stride, tokens, columns);
+  arguments.down_weight = make_matrix<Element>(tensors.down_weight, columns, m, columns);
+  arguments.up_weight = make_matrix<Element>(tensors.up_weight, m, columns, m);
+  arguments.output = static_cast<Element*>(tensors.grad_input);
+  arguments.add_base = tensors.add_grad_output;
+  BackwardMiddle<Element> middle;
+  middle.access = make_quad_access<Element>(problem, {tensors.pre_activation, grad_pre_activation, activated});
+  middle.activation = problem.activation;
+  middle.scaling = static_cast<float>(problem.scaling);
+  middle.pre_activation = static_cast<const Element*>(tensors.pre_activation);
+  middle.grad_pre_activation = static_cast<Element*>(grad_pre_activation);
+  middle.activated = static_cast<Element*>(activated);
+  return launch_tile<Config>(arguments, middle, tile_plan, stream);
+}
+
+// K2: partial sums of both weight gradients.
+template <class Config>
+cudaError_t launch_weight_gradient(const Problem& problem, const BackwardTensors& tensors, const BackwardPlan& plan,
+                                   void* workspace, cudaStream_t stream) {
+  using Element = typename Config::Element;
+  auto* bytes = static_cast<unsigned char*>(workspace);
+  const int64_t tokens = problem.num_tokens, columns = problem.hidden_size, m = problem.bottleneck_dim;
+  WeightGradientArguments<Element> arguments;
+  arguments.grad_output = make_matrix<Element>(tensors.grad_output, tensors.grad_output_stride, tokens, columns);
+  arguments.activated = make_matrix<Element>(bytes + plan.activated_offset(), m, tokens, m);
+  arguments.hidden_states = make_matrix<Element>(tensors.hidden_states, tensors.hidden_states_stride, tokens, columns);
+  arguments.grad_pre_activation = make_matrix<Element>(bytes + plan.gradient_offset(), m, tokens, m);
+  // A bias gradient alone needs no hidden states: without columns the window is zeros and nothing is read.
+  const bool down_bias_only = tensors.grad_down_weight == nullptr;
+  if (down_bias_only) arguments.hidden_states.columns = 0;
+  arguments.partial = reinterpret_cast<float*>(bytes + plan.partial_offset());
+  arguments.layout = plan.layout;
+  arguments.range_tokens = plan.range_tokens;
+  arguments.down_only = !plan.up;
+  const int64_t windows = down_bias_only && !plan.up ? 1 : plan.layout.padded_columns / Config::kColumns;
+  const LaunchShape shape = {
+      dim3(static_cast<unsigned>(windows), static_cast<unsigned>(plan.ranges), plan.up && plan.down ? 2 : 1),
+      dim3(Config::kThreads), Config::kSharedMemory};
+  return launch(weight_gradient_kernel<Config>, shape, stream, arguments);
+}
+
+template <typename Element>
+cudaError_t launch_reduce(const Problem& problem, const BackwardTensors& tensors, const BackwardPlan& plan,
+                          const void* workspace, cudaStream_t stream) {
+  ReduceArguments<Element> arguments;
+  const auto* bytes = static_cast<const unsigned char*>(workspace);
+  arguments.partial = reinterpret_cast<const float*>(bytes + plan.partial_offset());
+  arguments.layout = plan.layout;
+  arguments.ranges = static_cast<int>(plan.ranges);
+  arguments.scaling = static_cast<float>(problem.scaling);
+  arguments.columns = problem.hidden_size;
+  arguments.bottleneck = problem.bottleneck_dim;
+  arguments.up_weight = static_cast<Element*>(tensors.grad_up_weight);
+  arguments.up_bias = static_cast<Element*>(tensors.grad_up_bias);
+  arguments.down_weight = static_cast<Element*>(tensors.grad_down_weight);
+  arguments.down_bias = static_cast<Element*>(tensors.grad_down_bias);
+  const int64_t blocks =
+      std::min(kReduceBlocks, ceil_div(problem.hidden_size * problem.bottleneck_dim, kReduceThreads));
+  const LaunchShape shape = {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(kReduceThreads))};
+  return launch(weight_gradient_reduce_kernel<Element>, shape, stream, arguments);
+}
+
+// No tokens: the gradients of the weights are zero.
+cudaError_t clear_gradients(const Problem& problem, const BackwardTensors& tensors, cudaStream_t stream) {
+  const int64_t d = problem.hidden_size, m = problem.bottleneck_dim;
+  const std::pair<void*, int64_t> parts[] = {{tensors.grad_down_weight, m * d},
+                                             {tensors.grad_down_bias, m},
+                                             {tensors.grad_up_weight, d * m},
+                                             {tensors.grad_up_bias, d}};
+  for (const auto& [target, count] : parts) {
+    if (target == nullptr) continue;
+    const cudaError_t error = cudaMemsetAsync(target, 0, static_cast<size_t>(count) * 2, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+int64_t bottleneck_adapter_backward_workspace(const Problem& problem, const BackwardTensors& tensors) {
+  return make_plan(problem, tensors).bytes();
+}
+
+cudaError_t bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors,
+                                        const TilePlan& tile_plan, void* workspace, cudaStream_t stream) {
+  if (!has_tile_kernel(problem, tile_plan)) return cudaErrorNotSupported;
+  if (problem.num_tokens == 0) return clear_gradients(problem, tensors, stream);
+  const BackwardPlan plan = make_plan(problem, tensors);
+  auto* bytes = static_cast<unsigned char*>(workspace);
+  void* activated = plan.up ? bytes + plan.activated_offset() : nullptr;
+  void* gradient = plan.down ? bytes + plan.gradient_offset() : nullptr;
+  cudaError_t error = cudaSuccess;
+  if (plan.grad_pre_activation) {
+    error = visit_tile(problem, tile_plan, [&](auto tag) {
+      return launch_input_gradient<typename decltype(tag)::Type>(problem, tensors, tile_plan, gradient, activated,
+                                                                 stream);
+    });
+  } else if (plan.up) {
+    const RowShape shape = {problem.dtype, problem.num_tokens, problem.bottleneck_dim};
+    error = bias_activation(shape, problem.activation, tensors.pre_activation, nullptr, activated, nullptr, stream);
+  }
+  if (error != cudaSuccess || !(plan.up || plan.down)) return error;
+  return visit_weight_gradient(problem, [&](auto tag) {
+    using Config = typename decltype(tag)::Type;
+    const cudaError_t launched = launch_weight_gradient<Config>(problem, tensors, plan, workspace, stream);
+    if (launched != cudaSuccess) return launched;
+    return launch_reduce<typename Config::Element>(problem, tensors, plan, workspace, stream);
+  });
+}
+
+}  // namespace adapterx::cuda

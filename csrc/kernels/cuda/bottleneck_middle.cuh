@@ -1,0 +1,96 @@
+// What happens between the two products of a bottleneck tile: bias and activation, or their derivative.
+#pragma once
+
+#include "activation.cuh"
+#include "element.cuh"
+
+namespace adapterx::cuda {
+
+// Four neighbouring values of one token's middle. `vector`: rows are aligned for 8-byte access.
+template <typename Element>
+struct QuadAccess {
+  int64_t rows = 0;
+  int columns = 0;
+  bool vector = false;
+
+  __device__ __forceinline__ void load(const Element* source, int64_t row, int column, float (&values)[4]) const {
+    const Element* from = source + row * columns + column;
+    if (row < rows && vector && column + 4 <= columns) {
+      const Vector<Element, 4> quad = *reinterpret_cast<const Vector<Element, 4>*>(from);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[i] = to_compute(quad.values[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[i] = row < rows && column + i < columns ? to_compute(from[i]) : 0.f;
+    }
+  }
+
+  __device__ __forceinline__ void store(Element* target, int64_t row, int column, uint2 packed) const {
+    if (target == nullptr || row >= rows) return;
+    Element* to = target + row * columns + column;
+    if (vector && column + 4 <= columns) {
+      *reinterpret_cast<uint2*>(to) = packed;
+    } else {
+      const Vector<Element, 4> quad = *reinterpret_cast<const Vector<Element, 4>*>(&packed);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (column + i < columns) to[i] = quad.values[i];
+      }
+    }
+  }
+};
+
+template <typename Element>
+__device__ __forceinline__ uint2 pack_quad(const float (&v)[4]) {
+  return make_uint2(pack<Element>(v[0], v[1]), pack<Element>(v[2], v[3]));
+}
+
+// Forward: pre-activation = sum + bias (stored where it is wanted), middle = activation(pre-activation).
+template <typename Element>
+struct ForwardMiddle {
+  static constexpr bool kBackward = false;
+  QuadAccess<Element> access;
+  Activation activation = Activation::relu;
+  const Element* bias = nullptr;
+  Element* pre_activation = nullptr;
+
+  __device__ __forceinline__ uint2 operator()(int64_t row, int column, float (&values)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (bias != nullptr && column + i < access.columns) values[i] += to_compute(bias[column + i]);
+    }
+    access.store(pre_activation, row, column, pack_quad<Element>(values));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i] = activate(activation, values[i]);
+    return pack_quad<Element>(values);
+  }
+};
+
+// Backward: middle = gradient of the pre-activation = scaling * activation'(pre-activation) * sum. The activation is
+// stored beside it: the weight gradient needs it, and here it costs bottleneck_dim values a token.
+template <typename Element>
+struct BackwardMiddle {
+  static constexpr bool kBackward = true;
+  QuadAccess<Element> access;
+  Activation activation = Activation::relu;
+  float scaling = 1.f;
+  const Element* pre_activation = nullptr;
+  Element* grad_pre_activation = nullptr;  // may be null
+  Element* activated = nullptr;            // may be null
+
+  __device__ __forceinline__ uint2 operator()(int64_t row, int column, float (&values)[4]) const {
+    float u[4];
+    access.load(pre_activation, row, column, u);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values[i] *= scaling * activation_derivative(activation, u[i]);
+      u[i] = activate(activation, u[i]);
+    }
+    const uint2 gradient = pack_quad<Element>(values);
+    access.store(grad_pre_activation, row, column, gradient);
+    access.store(activated, row, column, pack_quad<Element>(u));
+    return gradient;
+  }
+};
+
+}  // namespace adapterx::cuda

@@ -1,0 +1,84 @@
+// From run-time values to kernel templates: which tile configurations exist.
+#pragma once
+
+#include "bottleneck_adapter.h"
+#include "bottleneck_tile.cuh"
+
+namespace adapterx::cuda {
+
+template <typename T>
+struct Tag {
+  using Type = T;
+};
+
+// 64 tokens: four warps of 16 rows; small chunks and four stages keep three chunks in flight within half an SM's shared
+// memory at 512 columns a block. 16 tokens (decode, few tokens): four warps share the rows and split each chunk.
+template <typename Element, int kBottleneck, bool kCluster>
+using WideTile = TileConfig<Element, kBottleneck, 4, 1, 32, 4, kCluster>;
+template <typename Element, int kBottleneck, bool kCluster>
+using NarrowTile = TileConfig<Element, kBottleneck, 1, 4, 64, 4, kCluster>;
+
+// Calls visitor(Tag<integral_constant>) with bottleneck_dim padded to a size that exists.
+template <class Visitor>
+auto visit_bottleneck(int64_t bottleneck_dim, const Visitor& visitor) {
+  if (bottleneck_dim <= 16) return visitor(std::integral_constant<int, 16>());
+  if (bottleneck_dim <= 32) return visitor(std::integral_constant<int, 32>());
+  if (bottleneck_dim <= 64) return visitor(std::integral_constant<int, 64>());
+  return visitor(std::integral_constant<int, 128>());
+}
+
+// Calls visitor(Tag<Element>) for the dtypes of the tensor-core kernels.
+template <class Visitor>
+auto visit_element(ScalarType dtype, const Visitor& visitor) {
+  if (dtype == ScalarType::float16) return visitor(Tag<float16>());
+  return visitor(Tag<bfloat16>());
+}
+
+// Calls visitor(Tag<Config>) with the tile configuration of `plan`.
+template <class Visitor>
+auto visit_tile(const Problem& problem, const TilePlan& plan, const Visitor& visitor) {
+  return visit_element(problem.dtype, [&](auto element) {
+    using Element = typename decltype(element)::Type;
+    return visit_bottleneck(problem.bottleneck_dim, [&](auto size) {
+      constexpr int kSize = decltype(size)::value;
+      if (plan.cluster_size > 1) {
+        if (plan.row_tile == 16) return visitor(Tag<NarrowTile<Element, kSize, true>>());
+        return visitor(Tag<WideTile<Element, kSize, true>>());
+      }
+      if (plan.row_tile == 16) return visitor(Tag<NarrowTile<Element, kSize, false>>());
+      return visitor(Tag<WideTile<Element, kSize, false>>());
+    });
+  });
+}
+
+inline bool has_tile_kernel(const Problem& problem, const TilePlan& plan) {
+  const bool dtype = problem.dtype == ScalarType::bfloat16 || problem.dtype == ScalarType::float16;
+  const bool sizes = problem.bottleneck_dim >= 1 && problem.bottleneck_dim <= kMaxBottleneckDim &&
+                     problem.input_size == problem.hidden_size && problem.hidden_size >= 1;
+  const bool shape =
+      (plan.row_tile == 16 || plan.row_tile == 64) && plan.cluster_size >= 1 && plan.cluster_size <= kMaxClusterSize;
+  return dtype && sizes && shape;
+}
+
+// Launches the tile kernel over all tokens. `arguments` comes with its matrices set.
+template <class Config, class Middle>
+cudaError_t launch_tile(TileArguments<typename Config::Element> arguments, const Middle& middle, const TilePlan& plan,
+                        cudaStream_t stream) {
+  const int64_t columns = arguments.tile.columns;
+  arguments.slice = static_cast<int>(Config::slice(columns, plan.cluster_size));
+  arguments.cluster_size = plan.cluster_size;
+  arguments.output_vector = is_aligned(arguments.output, 16) && columns % kCopyWidth == 0;
+  const int64_t tiles = ceil_div(arguments.tile.rows, Config::kRows);
+  const LaunchShape shape = {dim3(static_cast<unsigned>(tiles * plan.cluster_size)), dim3(Config::kThreads),
+                             Config::shared_memory(columns, plan.cluster_size), plan.cluster_size};
+  return launch(bottleneck_tile_kernel<Config, Middle>, shape, stream, arguments, middle);
+}
+
+template <typename Element>
+QuadAccess<Element> make_quad_access(const Problem& problem, std::initializer_list<const void*> pointers) {
+  bool vector = problem.bottleneck_dim % 4 == 0;
+  for (const void* pointer : pointers) vector = vector && is_aligned(pointer, 8);
+  return {problem.num_tokens, static_cast<int>(problem.bottleneck_dim), vector};
+}
+
+}  // namespace adapterx::cuda

@@ -1,0 +1,55 @@
+// Element types of the kernels: conversion to the type arithmetic is done in, packed pairs, and 16-byte vectors.
+#pragma once
+
+#include <type_traits>
+
+#include "../types.h"
+#include "ptx.cuh"
+
+namespace adapterx::cuda {
+
+using bfloat16 = __nv_bfloat16;
+using float16 = __half;
+
+// Arithmetic is done in fp32, or in fp64 where the elements are fp64.
+template <typename Element>
+using Compute = std::conditional_t<std::is_same_v<Element, double>, double, float>;
+
+__device__ __forceinline__ float to_compute(float x) { return x; }
+__device__ __forceinline__ double to_compute(double x) { return x; }
+__device__ __forceinline__ float to_compute(bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_compute(float16 x) { return __half2float(x); }
+
+template <typename Element>
+__device__ __forceinline__ Element from_compute(Compute<Element> x) {
+  if constexpr (std::is_same_v<Element, bfloat16>) {
+    return __float2bfloat16_rn(x);
+  } else if constexpr (std::is_same_v<Element, float16>) {
+    return __float2half_rn(x);
+  } else {
+    return x;
+  }
+}
+
+// Two neighbouring 16-bit elements in one register, the lower address in the lower half.
+template <typename Element>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<Element, bfloat16>) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  } else {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+}
+
+// kCount elements moved by one instruction where the address is a multiple of their size.
+template <typename Element, int kCount>
+struct alignas(sizeof(Element) * kCount) Vector {
+  Element values[kCount];
+};
+
+template <typename Element>
+inline constexpr int kVectorWidth = 16 / sizeof(Element);
+
+}  // namespace adapterx::cuda

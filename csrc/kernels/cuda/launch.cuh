@@ -1,0 +1,60 @@
+// One way to launch a kernel, on the GPU and in the host emulator.
+#pragma once
+
+#include <utility>
+
+#include "ptx.cuh"
+
+namespace adapterx::cuda {
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  int64_t shared_memory = 0;  // bytes of dynamic shared memory in a block
+  int cluster_size = 1;       // consecutive blocks along x that form a cluster
+};
+
+#ifdef ADAPTERX_EMULATE
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t, Arguments&&... arguments) {
+  return emulator::launch(kernel, shape.grid, shape.block, shape.shared_memory, shape.cluster_size,
+                          Parameters(std::forward<Arguments>(arguments))...);
+}
+
+#else
+
+inline constexpr int64_t kSharedMemoryWithoutOptIn = 48 * 1024;  // more must be asked for, kernel by kernel
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                   Arguments&&... arguments) {
+  if (shape.shared_memory > kSharedMemoryWithoutOptIn) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shape.shared_memory));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster_size), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_memory);
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = shape.cluster_size > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...);
+}
+
+#endif
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+inline bool is_aligned(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
+}
+
+}  // namespace adapterx::cuda

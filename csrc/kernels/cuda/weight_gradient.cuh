@@ -1,0 +1,242 @@
+// Both weight gradients and both bias gradients of the bottleneck adapter (K2), deterministic:
+//     up_weight   (hidden_size x m) = scaling * grad_output^T @ activated,      up_bias   = scaling * grad_output^T @ 1
+//     down_weight (m x hidden_size) = grad_pre_activation^T @ hidden_states,    down_bias = grad_pre_activation^T @ 1.
+//
+// Grid: x a window of 4 * kWarpColumns columns of hidden_size, y a range of tokens, z which of the two products.
+// A block has 4 warps; a warp owns kWarpColumns columns times all of m. A thread owns mma accumulators as in tile.cuh.
+// Shared memory: kStages chunks of kTokens tokens: the wide matrix's window and the narrow matrix (m columns).
+// Accumulation in fp32. Each block writes its partial sums; `weight_gradient_reduce_kernel` adds the token ranges in
+// order. A bias gradient is one more mma whose B operand holds ones in its first column and zeros elsewhere.
+#pragma once
+
+#include "tile.cuh"
+
+namespace adapterx::cuda {
+
+template <typename Element_, int kBottleneck_>
+struct WeightGradientConfig {
+  using Element = Element_;
+  static constexpr int kBottleneck = kBottleneck_;
+  static constexpr int kWarps = 4;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kWarpColumns = kBottleneck > 64 ? 16 : 32;  // keeps the accumulators at 64 registers a thread
+  static constexpr int kColumns = kWarps * kWarpColumns;
+  static constexpr int kTokens = 32;  // a pipeline stage
+  static constexpr int kStages = 4;
+  static constexpr int kWideStride = kColumns + kRowPadding;
+  static constexpr int kNarrowStride = kBottleneck + kRowPadding;
+  static constexpr int kStageElements = kTokens * (kWideStride + kNarrowStride);
+  static constexpr int64_t kSharedMemory = int64_t{2} * kStages * kStageElements;
+};
+
+// Partial sums of one token range, in fp32: padded so that the kernel stores whole windows without looking at limits.
+struct PartialLayout {
+  int64_t padded_columns = 0;     // hidden_size rounded up to whole windows
+  int64_t padded_bottleneck = 0;  // kBottleneck
+
+  __host__ __device__ int64_t weight_size() const { return padded_columns * padded_bottleneck; }
+  __host__ __device__ int64_t up_weight() const { return 0; }                // padded_columns x padded_bottleneck
+  __host__ __device__ int64_t down_weight() const { return weight_size(); }  // padded_bottleneck x padded_columns
+  __host__ __device__ int64_t up_bias() const { return 2 * weight_size(); }
+  __host__ __device__ int64_t down_bias() const { return 2 * weight_size() + padded_columns; }
+  __host__ __device__ int64_t size() const { return 2 * weight_size() + padded_columns + padded_bottleneck; }
+};
+
+template <typename Element>
+struct WeightGradientArguments {
+  Matrix<Element> grad_output;          // wide
+  Matrix<Element> activated;            // narrow
+  Matrix<Element> hidden_states;        // wide
+  Matrix<Element> grad_pre_activation;  // narrow
+  float* partial = nullptr;             // token ranges x layout.size()
+  PartialLayout layout;
+  int64_t range_tokens = 0;  // tokens of a range, a multiple of kTokens
+  bool down_only = false;    // one product a launch: z = 0 is the down product then
+};
+
+// B operand of an mma: ones in column 0, zeros in columns 1 to 7.
+template <typename Element>
+__device__ __forceinline__ uint32_t ones_column(int lane) {
+  return lane / 4 == 0 ? pack<Element>(1.f, 1.f) : 0u;
+}
+
+__device__ __forceinline__ void store_accumulator(float* target, int64_t stride, const float (&sums)[4], int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float* to = target + (lane / 4 + half * 8) * stride + lane % 4 * 2;
+    *reinterpret_cast<float2*>(to) = make_float2(sums[half * 2], sums[half * 2 + 1]);
+  }
+}
+
+// The first column of an accumulator: the sums that the ones column has made.
+__device__ __forceinline__ void store_sums(float* target, const float (&sums)[4], int lane) {
+  if (lane % 4 == 0) {
+    target[lane / 4] = sums[0];
+    target[lane / 4 + 8] = sums[2];
+  }
+}
+
+// Copies and multiplies one token range: `multiply(wide, narrow)` sees kTokens tokens of both matrices at a time.
+template <class Config, class Multiply>
+__device__ __forceinline__ void stream_tokens(typename Config::Element* stages,
+                                              const Matrix<typename Config::Element>& wide,
+                                              const Matrix<typename Config::Element>& narrow, int64_t range_tokens,
+                                              const Multiply& multiply) {
+  const int64_t token0 = blockIdx.y * range_tokens;
+  const int64_t tokens = wide.rows - token0 < range_tokens ? wide.rows - token0 : range_tokens;
+  const int chunks = static_cast<int>((tokens + Config::kTokens - 1) / Config::kTokens);
+  const int column0 = static_cast<int>(blockIdx.x) * Config::kColumns;
+  const auto load = [&](int chunk, int stage) {
+    const int64_t token = token0 + chunk * Config::kTokens;
+    auto* target = stages + stage * Config::kStageElements;
+    copy_window<Config::kTokens, Config::kColumns, Config::kThreads>(target, Config::kWideStride, wide, token, column0);
+    copy_window<Config::kTokens, Config::kBottleneck, Config::kThreads>(target + Config::kTokens * Config::kWideStride,
+                                                                        Config::kNarrowStride, narrow, token, 0);
+  };
+  Pipeline<Config::kStages>::start(chunks, load);
+  Pipeline<Config::kStages>::run(chunks, load, [&](int, int stage) {
+    const auto* from = stages + stage * Config::kStageElements;
+    multiply(from, from + Config::kTokens * Config::kWideStride);
+  });
+}
+
+// grad_output^T @ [activated | 1]: the warp's columns are rows of the result.
+template <class Config>
+__device__ __forceinline__ void up_gradient(typename Config::Element* stages,
+                                            const WeightGradientArguments<typename Config::Element>& arguments) {
+  using Element = typename Config::Element;
+  constexpr int kRowTiles = Config::kWarpColumns / 16;
+  const int lane = threadIdx.x % 32, warp_column = threadIdx.x / 32 * Config::kWarpColumns;
+  float sums[kRowTiles][Config::kBottleneck / 8][4] = {}, bias[kRowTiles][4] = {};
+  const uint32_t ones = ones_column<Element>(lane);
+  stream_tokens<Config>(stages, arguments.grad_output, arguments.activated, arguments.range_tokens,
+                        [&](const Element* wide, const Element* narrow) {
+#pragma unroll
+                          for (int k = 0; k < Config::kTokens; k += 16) {
+                            uint32_t a[kRowTiles][4], b[4];
+#pragma unroll
+                            for (int i = 0; i < kRowTiles; ++i) {
+                              load_a<true>(a[i], wide + k * Config::kWideStride + warp_column + i * 16,
+                                           Config::kWideStride, lane);
+                              mma<Element>(bias[i], a[i], ones, ones);
+                            }
+#pragma unroll
+                            for (int n = 0; n < Config::kBottleneck; n += 16) {
+                              load_b<true>(b, narrow + k * Config::kNarrowStride + n, Config::kNarrowStride, lane);
+#pragma unroll
+                              for (int i = 0; i < kRowTiles; ++i) {
+                                mma<Element>(sums[i][n / 8], a[i], b[0], b[1]);
+                                mma<Element>(sums[i][n / 8 + 1], a[i], b[2], b[3]);
+                              }
+                            }
+                          }
+                        });
+  float* partial = arguments.partial + blockIdx.y * arguments.layout.size();
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * Config::kColumns + warp_column;
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+    for (int n = 0; n < Config::kBottleneck / 8; ++n) {
+      float* to = partial + arguments.layout.up_weight() + (column + i * 16) * Config::kBottleneck + n * 8;
+      store_accumulator(to, Config::kBottleneck, sums[i][n], lane);
+    }
+    store_sums(partial + arguments.layout.up_bias() + column + i * 16, bias[i], lane);
+  }
+}
+
+// grad_pre_activation^T @ [hidden_states | 1]: the warp's columns are columns of the result. The bias is the work of
+// one warp of the grid's first column, so that it is summed once.
+template <class Config>
+__device__ __forceinline__ void down_gradient(typename Config::Element* stages,
+                                              const WeightGradientArguments<typename Config::Element>& arguments) {
+  using Element = typename Config::Element;
+  constexpr int kRowTiles = Config::kBottleneck / 16, kColumnTiles = Config::kWarpColumns / 8;
+  const int lane = threadIdx.x % 32, warp_column = threadIdx.x / 32 * Config::kWarpColumns;
+  const bool owns_bias = blockIdx.x == 0 && threadIdx.x < 32;
+  float sums[kRowTiles][kColumnTiles][4] = {}, bias[kRowTiles][4] = {};
+  const uint32_t ones = ones_column<Element>(lane);
+  stream_tokens<Config>(stages, arguments.hidden_states, arguments.grad_pre_activation, arguments.range_tokens,
+                        [&](const Element* wide, const Element* narrow) {
+#pragma unroll
+                          for (int k = 0; k < Config::kTokens; k += 16) {
+                            uint32_t a[4], b[kColumnTiles / 2][4];
+#pragma unroll
+                            for (int n = 0; n < kColumnTiles / 2; ++n) {
+                              load_b<true>(b[n], wide + k * Config::kWideStride + warp_column + n * 16,
+                                           Config::kWideStride, lane);
+                            }
+#pragma unroll
+                            for (int i = 0; i < kRowTiles; ++i) {
+                              load_a<true>(a, narrow + k * Config::kNarrowStride + i * 16, Config::kNarrowStride, lane);
+#pragma unroll
+                              for (int n = 0; n < kColumnTiles; ++n)
+                                mma<Element>(sums[i][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+                              if (owns_bias) mma<Element>(bias[i], a, ones, ones);
+                            }
+                          }
+                        });
+  float* partial = arguments.partial + blockIdx.y * arguments.layout.size();
+  const int64_t stride = arguments.layout.padded_columns;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * Config::kColumns + warp_column;
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+      float* to = partial + arguments.layout.down_weight() + i * 16 * stride + column + n * 8;
+      store_accumulator(to, stride, sums[i][n], lane);
+    }
+    if (owns_bias) store_sums(partial + arguments.layout.down_bias() + i * 16, bias[i], lane);
+  }
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads)
+    weight_gradient_kernel(const WeightGradientArguments<typename Config::Element> arguments) {
+  ADAPTERX_SHARED_MEMORY(memory);
+  auto* stages = reinterpret_cast<typename Config::Element*>(memory);
+  if (blockIdx.z == 0 && !arguments.down_only) {
+    up_gradient<Config>(stages, arguments);
+  } else {
+    down_gradient<Config>(stages, arguments);
+  }
+}
+
+template <typename Element>
+struct ReduceArguments {
+  const float* partial = nullptr;
+  PartialLayout layout;
+  int ranges = 0;
+  float scaling = 1.f;  // of the up product
+  int64_t columns = 0;
+  int64_t bottleneck = 0;
+  Element* up_weight = nullptr;  // null: not wanted
+  Element* down_weight = nullptr;
+  Element* up_bias = nullptr;
+  Element* down_bias = nullptr;
+};
+
+// target[row][column] = scale * the sum over ranges, in order, of partial[range][offset + row * stride + column].
+template <typename Element>
+__device__ __forceinline__ void reduce_matrix(Element* target, int64_t rows, int64_t columns, int64_t offset,
+                                              int64_t stride, float scale, const ReduceArguments<Element>& arguments) {
+  if (target == nullptr) return;
+  const unsigned count = static_cast<unsigned>(rows * columns), width = static_cast<unsigned>(columns);
+  for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+    const float* from = arguments.partial + offset + i / width * stride + i % width;
+    float sum = 0.f;
+    for (int range = 0; range < arguments.ranges; ++range) sum += from[range * arguments.layout.size()];
+    target[i] = from_compute<Element>(scale * sum);
+  }
+}
+
+template <typename Element>
+__global__ void weight_gradient_reduce_kernel(const ReduceArguments<Element> arguments) {
+  const PartialLayout& layout = arguments.layout;
+  const int64_t d = arguments.columns, m = arguments.bottleneck;
+  reduce_matrix(arguments.up_weight, d, m, layout.up_weight(), layout.padded_bottleneck, arguments.scaling, arguments);
+  reduce_matrix(arguments.down_weight, m, d, layout.down_weight(), layout.padded_columns, 1.f, arguments);
+  reduce_matrix(arguments.up_bias, 1, d, layout.up_bias(), d, arguments.scaling, arguments);
+  reduce_matrix(arguments.down_bias, 1, m, layout.down_bias(), m, 1.f, arguments);
+}
+
+}  // namespace adapterx::cuda

@@ -1,0 +1,193 @@
+// The Python module adapterx_emulator: the CUDA launchers of csrc/kernels/cuda, run on the host on NumPy arrays.
+// bfloat16 arrays are uint16 views; float16, float32 and float64 arrays are themselves.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bottleneck_adapter.h"
+#include "cuda_emulator.h"
+#include "rowwise.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace adapterx;
+using namespace adapterx::cuda;
+using OptionalArray = std::optional<py::array>;
+
+const void* in(const OptionalArray& array) { return array ? array->data() : nullptr; }
+void* out(OptionalArray& array) { return array ? array->mutable_data() : nullptr; }
+
+// Elements between two rows of a matrix.
+int64_t row_stride(const py::array& array) { return array.strides(0) / array.itemsize(); }
+int64_t row_stride(const OptionalArray& array) { return array ? row_stride(*array) : 0; }
+
+ScalarType scalar_type(const py::array& array) {
+  if (array.dtype().kind() == 'u') return ScalarType::bfloat16;
+  if (array.itemsize() == 2) return ScalarType::float16;
+  return array.itemsize() == 4 ? ScalarType::float32 : ScalarType::float64;
+}
+
+Activation activation_named(const std::string& name) {
+  const auto activation = parse_activation(name);
+  if (!activation) throw py::value_error("activation must be a known name, got " + name);
+  return *activation;
+}
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+Problem make_problem(const py::array& tokens, int64_t bottleneck_dim, const std::string& activation, double scaling) {
+  return {scalar_type(tokens), activation_named(activation), scaling, tokens.shape(0), tokens.shape(1), tokens.shape(1),
+          bottleneck_dim};
+}
+
+// An array whose end is followed by an unreadable page, filled with NaN patterns.
+py::array guarded(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
+  py::ssize_t bytes = dtype.itemsize();
+  for (py::ssize_t extent : shape) bytes *= extent;
+  auto* memory = new emulator::GuardedMemory(static_cast<size_t>(bytes));
+  const py::capsule owner(memory, [](void* p) { delete static_cast<emulator::GuardedMemory*>(p); });
+  return py::array(dtype, shape, memory->data(), owner);
+}
+
+void forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
+             const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias, py::array output,
+             OptionalArray pre_activation, const std::string& activation, double scaling, int row_tile,
+             int cluster_size) {
+  const Problem problem = make_problem(hidden_states, down_weight.shape(0), activation, scaling);
+  ForwardTensors tensors;
+  tensors.hidden_states = hidden_states.data();
+  tensors.hidden_states_stride = row_stride(hidden_states);
+  tensors.residual = in(residual);
+  tensors.residual_stride = row_stride(residual);
+  tensors.down_weight = down_weight.data();
+  tensors.down_bias = in(down_bias);
+  tensors.up_weight = up_weight.data();
+  tensors.up_bias = in(up_bias);
+  tensors.output = output.mutable_data();
+  tensors.pre_activation = out(pre_activation);
+  check(bottleneck_adapter_forward(problem, tensors, {row_tile, cluster_size}, nullptr));
+}
+
+void backward(const py::array& grad_output, const OptionalArray& hidden_states, const py::array& pre_activation,
+              const py::array& down_weight, const py::array& up_weight, OptionalArray grad_input,
+              OptionalArray grad_down_weight, OptionalArray grad_down_bias, OptionalArray grad_up_weight,
+              OptionalArray grad_up_bias, const std::string& activation, double scaling, bool add_grad_output,
+              int row_tile, int cluster_size) {
+  const Problem problem = make_problem(grad_output, down_weight.shape(0), activation, scaling);
+  BackwardTensors tensors;
+  tensors.grad_output = grad_output.data();
+  tensors.grad_output_stride = row_stride(grad_output);
+  tensors.hidden_states = in(hidden_states);
+  tensors.hidden_states_stride = row_stride(hidden_states);
+  tensors.pre_activation = pre_activation.data();
+  tensors.down_weight = down_weight.data();
+  tensors.up_weight = up_weight.data();
+  tensors.add_grad_output = add_grad_output;
+  tensors.grad_input = out(grad_input);
+  tensors.grad_down_weight = out(grad_down_weight);
+  tensors.grad_down_bias = out(grad_down_bias);
+  tensors.grad_up_weight = out(grad_up_weight);
+  tensors.grad_up_bias = out(grad_up_bias);
+  const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, tensors));
+  check(bottleneck_adapter_backward(problem, tensors, {row_tile, cluster_size}, workspace.data(), nullptr));
+}
+
+RowShape row_shape(const py::array& matrix) { return {scalar_type(matrix), matrix.shape(0), matrix.shape(1)}; }
+
+void bias_activation_binding(const py::array& input, const OptionalArray& bias, py::array activated,
+                             OptionalArray pre_activation, const std::string& activation) {
+  check(bias_activation(row_shape(input), activation_named(activation), input.data(), in(bias),
+                        activated.mutable_data(), out(pre_activation), nullptr));
+}
+
+void scaled_residual_binding(const py::array& branch, const OptionalArray& bias, const OptionalArray& residual,
+                             py::array output, double scaling) {
+  check(scaled_residual(row_shape(branch), scaling, branch.data(), in(bias), in(residual), row_stride(residual),
+                        output.mutable_data(), nullptr));
+}
+
+void activation_gradient_binding(const py::array& pre_activation, const py::array& grad_activated, py::array gradient,
+                                 OptionalArray grad_bias, const std::string& activation, double scaling) {
+  const RowShape shape = row_shape(pre_activation);
+  const emulator::GuardedMemory workspace(column_sum_workspace(shape));
+  check(activation_gradient(shape, activation_named(activation), scaling, pre_activation.data(), grad_activated.data(),
+                            gradient.mutable_data(), out(grad_bias), grad_bias ? workspace.data() : nullptr, nullptr));
+}
+
+void column_sum_binding(const py::array& input, py::array sums, double scaling) {
+  const RowShape shape = row_shape(input);
+  const emulator::GuardedMemory workspace(column_sum_workspace(shape));
+  check(column_sum(shape, scaling, input.data(), row_stride(input), sums.mutable_data(), workspace.data(), nullptr));
+}
+
+void configure(const std::string& order, bool eager_copies, unsigned seed) {
+  auto& options = emulator::machine().options;
+  options.order = order == "reverse"  ? emulator::Order::reverse
+                  : order == "random" ? emulator::Order::random
+                                      : emulator::Order::forward;
+  options.eager_copies = eager_copies;
+  options.seed = seed;
+}
+
+py::dict take_counters() {
+  const emulator::Counters counters = std::exchange(emulator::machine().counters, {});
+  py::dict result;
+  result["launches"] = counters.launches;
+  result["switches"] = counters.switches;
+  result["mma"] = counters.mma;
+  result["ldmatrix"] = counters.ldmatrix;
+  result["bank_conflicts"] = counters.bank_conflicts;
+  result["copied_bytes"] = counters.copied_bytes;
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(adapterx_emulator, m) {
+  py::register_exception<emulator::Error>(m, "EmulatorError", PyExc_RuntimeError);
+  m.def("guarded", &guarded, py::arg("shape"), py::arg("dtype"));
+  m.def("configure", &configure, py::arg("order") = "forward", py::arg("eager_copies") = false, py::arg("seed") = 1);
+  m.def("take_counters", &take_counters);
+  m.def("half_bits", py::vectorize(&emulator::half_bits));
+  m.def("half_float", py::vectorize(&emulator::half_float));
+  m.def("bfloat16_bits", py::vectorize(&emulator::bfloat16_bits));
+  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+  m.def("forward", &forward, array("hidden_states"), array("residual"), array("down_weight"), array("down_bias"),
+        array("up_weight"), array("up_bias"), array("output"), array("pre_activation"), py::kw_only(),
+        py::arg("activation"), py::arg("scaling"), py::arg("row_tile"), py::arg("cluster_size"));
+  m.def("backward", &backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
+        array("down_weight"), array("up_weight"), array("grad_input"), array("grad_down_weight"),
+        array("grad_down_bias"), array("grad_up_weight"), array("grad_up_bias"), py::kw_only(), py::arg("activation"),
+        py::arg("scaling"), py::arg("add_grad_output"), py::arg("row_tile"), py::arg("cluster_size"));
+  m.def("bias_activation", &bias_activation_binding, array("input"), array("bias"), array("activated"),
+        array("pre_activation"), py::kw_only(), py::arg("activation"));
+  m.def("scaled_residual", &scaled_residual_binding, array("branch"), array("bias"), array("residual"), array("output"),
+        py::kw_only(), py::arg("scaling"));
+  m.def("activation_gradient", &activation_gradient_binding, array("pre_activation"), array("grad_activated"),
+        array("gradient"), array("grad_bias"), py::kw_only(), py::arg("activation"), py::arg("scaling"));
+  m.def("column_sum", &column_sum_binding, array("input"), array("sums"), py::kw_only(), py::arg("scaling"));
+  m.def(
+      "plan_tile",
+      [](const std::string& dtype, int64_t tokens, int64_t hidden_size, int64_t bottleneck_dim, int capability,
+         int64_t shared_memory) {
+        const Problem problem = {dtype == "float16"   ? ScalarType::float16
+                                 : dtype == "float32" ? ScalarType::float32
+                                                      : ScalarType::bfloat16,
+                                 Activation::gelu,
+                                 1.0,
+                                 tokens,
+                                 hidden_size,
+                                 hidden_size,
+                                 bottleneck_dim};
+        const Device device = {capability, shared_memory};
+        const TilePlan plan = plan_tile(problem, device);
+        const int64_t bytes = plan.row_tile == 0 ? 0 : tile_shared_memory(problem, plan);
+        return py::make_tuple(plan.row_tile, plan.cluster_size, bytes);
+      },
+      py::kw_only(), py::arg("dtype"), py::arg("tokens"), py::arg("hidden_size"), py::arg("bottleneck_dim"),
+      py::arg("capability"), py::arg("shared_memory"));
+}
