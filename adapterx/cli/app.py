@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adapterx.cli import help
 from adapterx.cli.reporting import errors_in_one_line, print_figures, say
 from adapterx.errors import ConfigError
 
@@ -15,12 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Train, score, use and export bottleneck adapters on frozen Transformers.\n\n"
-    "\b\n"
-    "  adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment\n"
-    "  adapterx evaluate runs/sentiment --data test.csv\n"
-    "  adapterx predict runs/sentiment 'A quiet, beautiful film.'\n"
-    "  adapterx export runs/sentiment --format onnx",
+    help=help.PROGRAM,
 )
 
 DATA, ADAPTER, TRAINING, OUTPUT = "Data", "Adapter", "Training", "Output"
@@ -30,7 +26,7 @@ def _option(help_text: str, panel: str | None = None, *names: str, **settings: A
     return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **settings)
 
 
-@app.command()
+@app.command(help=help.TRAIN)
 def train(
     model: Annotated[str, _option("Base model: a folder in the Hugging Face layout, or a hub name.", DATA)],
     data: Annotated[
@@ -96,27 +92,7 @@ def train(
     overwrite: Annotated[bool, _option("Discard an earlier run in the output folder.", OUTPUT)] = False,
     keep_checkpoints: Annotated[bool, _option("Keep the checkpoints when the run is complete.", OUTPUT)] = False,
 ) -> None:
-    """Train on labelled texts and write a run folder: adapter, head, metrics, learning curve.
-
-    [bold]Examples[/bold]
-
-    \b
-    # a CSV with the columns text and label; a tenth is held out for evaluation
-    adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment
-
-    \b
-    # few-shot: 16 examples of each class, own held-out data, a narrow adapter after the feed-forward only
-    adapterx train --model bert-base-uncased --data train.csv --eval-data dev.csv --examples-per-class 16 \\
-      --bottleneck-dim 16 --positions feed_forward --output runs/few-shot
-
-    \b
-    # the same call with --resume continues after Ctrl-C, a crash or a full disk
-    adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment --resume
-
-    \b
-    # several devices
-    torchrun --nproc-per-node 2 -m adapterx.cli train --model bert-base-uncased --data train.csv --output runs/two
-    """
+    """Train on labelled texts and write a run folder: adapter, head, metrics, learning curve."""
     given = {
         "bottleneck_dim": bottleneck_dim, "reduction_factor": reduction_factor, "placement": placement,
         "positions": tuple(positions) if positions else None, "activation": activation, "dropout": dropout,
@@ -169,7 +145,7 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder that `adapterx train` wr
 BaseModel = Annotated[str | None, _option("Base model, where it has moved since the training.")]
 
 
-@app.command()
+@app.command(help=help.EVALUATE)
 def evaluate(
     run: RunFolder,
     data: Annotated[str, _option("Labelled data: .csv .tsv .jsonl .json .parquet, or name:configuration@split.")],
@@ -179,14 +155,7 @@ def evaluate(
     output: Annotated[Path | None, _option("Also write the figures, as JSON, to this file.")] = None,
     as_json: Annotated[bool, _option("Print JSON instead of tables.", None, "--json")] = False,
 ) -> None:
-    """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label.
-
-    [bold]Examples[/bold]
-
-    \b
-    adapterx evaluate runs/sentiment --data test.csv
-    adapterx evaluate runs/sentiment --data test.jsonl --json --output runs/sentiment/test.json
-    """
+    """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label."""
     with errors_in_one_line():
         from adapterx.cli.runs import to_json
         from adapterx.cli.scoring import evaluate as score
@@ -219,7 +188,7 @@ def _write(path: Path, content: bytes) -> None:
     write_atomically(path, content)
 
 
-@app.command()
+@app.command(help=help.PREDICT)
 def predict(
     run: RunFolder,
     texts: Annotated[
@@ -231,15 +200,7 @@ def predict(
     model: BaseModel = None,
     output: Annotated[Path | None, _option("Write here instead of printing.")] = None,
 ) -> None:
-    """Label texts, with probabilities.
-
-    [bold]Examples[/bold]
-
-    \b
-    adapterx predict runs/sentiment "A quiet, beautiful film." "Two hours I will not get back."
-    adapterx predict runs/sentiment --file new.csv --format csv --output labelled.csv
-    cat reviews.txt | adapterx predict runs/sentiment - --format jsonl
-    """
+    """Label texts, with probabilities."""
     with errors_in_one_line():
         from adapterx.cli import scoring
         from adapterx.cli.runs import load_run
@@ -254,7 +215,7 @@ def predict(
             typer.echo(rendered, nl=False)
 
 
-@app.command()
+@app.command(help=help.EXPORT)
 def export(
     run: RunFolder,
     form: Annotated[
@@ -265,16 +226,7 @@ def export(
     freeze: Annotated[bool, _option("TorchScript: freeze and fold constants.")] = False,
     model: BaseModel = None,
 ) -> None:
-    """Write the adapted model with its head as TorchScript or ONNX, and check the file against PyTorch.
-
-    The model takes input_ids, attention_mask and, where the base model does, token_type_ids; it returns logits.
-
-    [bold]Examples[/bold]
-
-    \b
-    adapterx export runs/sentiment --format torchscript
-    adapterx export runs/sentiment --format onnx-portable --output deploy/
-    """
+    """Write the adapted model with its head as TorchScript or ONNX, and check the file against PyTorch."""
     with errors_in_one_line():
         if form not in ("torchscript", "onnx", "onnx-portable"):
             raise ConfigError(f"format must be one of torchscript, onnx, onnx-portable, got {form!r}")
@@ -293,21 +245,13 @@ def export(
         say(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-@app.command()
+@app.command(help=help.INFO)
 def info(
     target: Annotated[
         str | None, typer.Argument(help="A run folder, an adapter folder, or a base model.", show_default=False)
     ] = None,
 ) -> None:
-    """Tell what is installed, what a folder holds, or which modules of a model would be adapted.
-
-    [bold]Examples[/bold]
-
-    \b
-    adapterx info
-    adapterx info runs/sentiment
-    adapterx info bert-base-uncased
-    """
+    """Tell what is installed, what a folder holds, or which modules of a model would be adapted."""
     with errors_in_one_line():
         from adapterx.cli import inspection
 

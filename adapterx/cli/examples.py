@@ -48,31 +48,42 @@ def load_examples(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
+    hints: tuple[str | None, str | None] = (None, None),
     with_labels: bool = True,
     default_split: str = "train",
 ) -> Examples:
     """Read examples and check every one of them.
 
+    Args:
+        source: a file, or a dataset as `name:configuration@split`.
+        text_column: None looks for the first hint, then for a usual name.
+        label_column: likewise, with the second hint.
+        hints: columns of an earlier table, taken if this one has them.
+        with_labels: whether labels are read.
+        default_split: split of a named dataset that names none.
+
     Raises:
         DataError: a column is missing or cannot be guessed, or a text or label is missing or of a wrong kind.
     """
     rows = read_rows(source, default_split=default_split)
-    text_column = _column(rows, text_column, TEXT_COLUMNS, "text")
+    text_column = _column(rows, text_column, hints[0], TEXT_COLUMNS, "text")
     texts = _checked(rows, text_column, _text)
     if not with_labels:
         return Examples(texts, [], text_column, None)
-    label_column = _column(rows, label_column, LABEL_COLUMNS, "label")
+    label_column = _column(rows, label_column, hints[1], LABEL_COLUMNS, "label")
     if label_column == text_column:
         raise DataError(f"{source}: the text column and the label column must differ, both are {text_column!r}")
     return Examples(texts, _checked(rows, label_column, _label), text_column, label_column)
 
 
-def _column(rows: Rows, asked: str | None, usual: tuple[str, ...], kind: str) -> str:
+def _column(rows: Rows, asked: str | None, hint: str | None, usual: tuple[str, ...], kind: str) -> str:
     listed = ", ".join(repr(name) for name in rows.columns)
     if asked is not None:
         if asked not in rows.columns:
             raise DataError(f"{rows.source} has no column {asked!r}; its columns are {listed}")
         return asked
+    if hint in rows.columns:
+        return hint
     lowered = {name.lower(): name for name in reversed(rows.columns)}
     for name in usual:
         if name in lowered:

@@ -38,8 +38,8 @@ def _check_folder(model: str) -> bool:
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
         if pickled:
             raise CheckpointError(
-                f"the model folder {model} has only {pickled[0]}, a pickle, which can run code when it is "
-                "loaded and is refused; convert it once where you trust it: model.save_pretrained(folder, safe_serialization=True)"
+                f"the model folder {model} has only {pickled[0]}: a pickle can run any program when it is loaded, so "
+                "it is refused; convert it where you trust it: model.save_pretrained(folder, safe_serialization=True)"
             )
         raise CheckpointError(f"the model folder {model} has no .safetensors file")
     return True

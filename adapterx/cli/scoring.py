@@ -49,8 +49,10 @@ def evaluate(
         AdapterxError: the run or the data cannot be used.
     """
     run = load_run(folder, model=model)
-    # The columns of the training data are the first guess; what the user names comes before it.
-    examples = load_examples(data, text_column=text_column, label_column=label_column, default_split="test")
+    hints = (run.record.get("text_column"), run.record.get("label_column"))
+    examples = load_examples(
+        data, text_column=text_column, label_column=label_column, hints=hints, default_split="test"
+    )
     truth = torch.tensor(label_ids(examples, run.labels, data))
     logits = logits_of(run, examples.texts)
     guesses = logits.argmax(dim=1)
