@@ -39,6 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     data = movie_reviews.prepare(options.output / "data")
     data["test"] = data[options.split]
+    data["dev"] = movie_reviews.prepare(options.output / "curve", dev=256)["dev"]  # for the learning curves only
     path = RESULTS / "movie_reviews.csv"
     for seed in options.seeds:
         for method in options.methods:

@@ -71,7 +71,8 @@ def train(method: str, data: dict[str, Path], model: Path, runs: Path, seed: int
     """Train with one method's default settings, evaluate on the test sentences, and return the figures."""
     run = runs / method
     shutil.rmtree(run, ignore_errors=True)  # a demo starts afresh
-    adapterx("train", "--model", model, "--data", data["train"], "--method", method, "--seed", seed, "--output", run)
+    options = ("--model", model, "--data", data["train"], "--eval-data", data["dev"], "--seed", seed)
+    adapterx("train", *options, "--method", method, "--output", run)
     adapterx("evaluate", run, "--data", data["test"], "--output", run / "test_metrics.json")
     metrics = json.loads((run / "metrics.json").read_text())
     return metrics | {"test": json.loads((run / "test_metrics.json").read_text())}
@@ -118,7 +119,7 @@ def main() -> None:
     watch, figures = Stopwatch(), {}
     started = time.perf_counter()
     model = watch.run("model", model_folder)
-    data = watch.run("data", movie_reviews.prepare, options.output / "data")
+    data = watch.run("data", movie_reviews.prepare, options.output / "data", dev=256)
     for method in ("adapters", "head", "full"):
         figures[method] = watch.run(method, train, method, data, model, options.output, options.seed)
     differences = watch.run("export", export, options.output / "adapters")

@@ -47,12 +47,12 @@ def read_sentences(archive: Path) -> list[tuple[str, str]]:
 def prepare(folder: Path, *, train: int = 400, dev: int = 1000, test: int = 1000, seed: int = 0) -> dict[str, Path]:
     """Write `train.csv`, `dev.csv` and `test.csv` (columns text, label; disjoint) into `folder` and return their paths.
 
-    The test sentences are drawn first, so they stay the same whatever the sizes of the other two.
+    The test sentences are drawn first, then the training sentences: they stay the same whatever follows.
     """
     sentences = read_sentences(download(folder))
     random.Random(seed).shuffle(sentences)
     paths, start = {}, 0
-    for name, size in (("test", test), ("dev", dev), ("train", train)):
+    for name, size in (("test", test), ("train", train), ("dev", dev)):
         paths[name] = folder / f"{name}.csv"
         with paths[name].open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
