@@ -1,21 +1,34 @@
-// One vocabulary of argument checks: "<function>: <argument> must <rule>, got <value>".
+// One vocabulary of argument checks: "<function>: <argument> must <rule>, got <value>". Wrong types raise TypeError,
+// wrong values ValueError. Sizes are symbolic integers, so that the fake kernels check exactly what the real ones do.
 #pragma once
 
-#include <ATen/ATen.h>
-
-#include <optional>
 #include <string_view>
 
 #include "../kernels/types.h"
+#include "operators.h"
 
 namespace adapterx::ops {
 
-inline Activation checked_activation(const char* function, std::string_view name) {
-  const auto activation = parse_activation(name);
-  TORCH_CHECK_VALUE(activation.has_value(), function,
-                    ": activation must be one of relu, gelu, gelu_tanh, silu, tanh, sigmoid, leaky_relu, identity, got '",
-                    name, "'");
-  return *activation;
+// The activation called `name`; raises ValueError where none is.
+Activation checked_activation(const char* function, std::string_view name);
+
+// The name of `activation`, as the operators take it.
+inline std::string_view activation_name(Activation activation) {
+  return kActivationNames[static_cast<int32_t>(activation)];
 }
+
+// Python's None arrives as an undefined tensor where the schema says Tensor; autograd must not meet one.
+void check_given(const Tensor& hidden_states, const Tensor& down_weight, const Tensor& up_weight);
+
+// Arguments of `bottleneck_adapter` and `bottleneck_adapter_train`; users see the first name only. Returns the
+// activation.
+Activation check_forward(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
+                         const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
+                         std::string_view activation, double scaling);
+
+// Arguments of `bottleneck_adapter_backward`, and that all that the wanted gradients need is given.
+Activation check_backward(const Tensor& grad_output, const OptTensor& hidden_states, const OptTensor& pre_activation,
+                          const OptTensor& down_weight, const OptTensor& up_weight, std::string_view activation,
+                          double scaling, bool add_grad_output, OutputMask output_mask);
 
 }  // namespace adapterx::ops

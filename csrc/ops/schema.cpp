@@ -3,18 +3,25 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(adapterx, m) {
+  // The public operator. With residual and hidden_states the same tensor (sequential placement) the backward pass
+  // adds both gradients in one sweep.
   m.def(
       "bottleneck_adapter(Tensor hidden_states, Tensor? residual, Tensor down_weight, Tensor? down_bias, "
       "Tensor up_weight, Tensor? up_bias, str activation, float scaling) -> Tensor",
       {at::Tag::pt2_compliant_tag});
+  // The same, and what the backward pass needs. Used by autograd.
   m.def(
       "bottleneck_adapter_train(Tensor hidden_states, Tensor? residual, Tensor down_weight, Tensor? down_bias, "
       "Tensor up_weight, Tensor? up_bias, str activation, float scaling) -> (Tensor output, Tensor pre_activation)",
       {at::Tag::pt2_compliant_tag});
+  // Gradients whose flag in output_mask is false are undefined (None in Python), and tensors that only they need may
+  // be left out. The gradient of the residual is grad_output itself.
   m.def(
-      "bottleneck_adapter_backward(Tensor grad_output, Tensor hidden_states, Tensor pre_activation, "
-      "Tensor down_weight, Tensor up_weight, str activation, float scaling, bool add_grad_output, "
+      "bottleneck_adapter_backward(Tensor grad_output, Tensor? hidden_states, Tensor? pre_activation, "
+      "Tensor? down_weight, Tensor? up_weight, str activation, float scaling, bool add_grad_output, "
       "bool[5] output_mask) -> (Tensor grad_hidden_states, Tensor grad_down_weight, Tensor grad_down_bias, "
       "Tensor grad_up_weight, Tensor grad_up_bias)",
       {at::Tag::pt2_compliant_tag});
+  // What the library was built from and for, as JSON.
+  m.def("build_info() -> str", {at::Tag::pt2_compliant_tag});
 }

@@ -1,0 +1,55 @@
+// The operators' C++ signatures, and how the dispatch-key files call each other: through the dispatcher only.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+namespace adapterx::ops {
+
+using at::Tensor;
+using OptTensor = std::optional<Tensor>;
+
+// Which gradients the backward operator is asked for; the order of its results.
+using OutputMask = std::array<bool, 5>;
+enum Gradient : size_t { kHiddenStates, kDownWeight, kDownBias, kUpWeight, kUpBias };
+
+using TrainOutputs = std::tuple<Tensor, Tensor>;                       // output, pre_activation
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // in the order of `Gradient`
+
+using ForwardSignature = Tensor(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
+                                const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
+                                std::string_view activation, double scaling);
+using TrainSignature = TrainOutputs(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
+                                    const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
+                                    std::string_view activation, double scaling);
+using BackwardSignature = Gradients(const Tensor& grad_output, const OptTensor& hidden_states,
+                                    const OptTensor& pre_activation, const OptTensor& down_weight,
+                                    const OptTensor& up_weight, std::string_view activation, double scaling,
+                                    bool add_grad_output, OutputMask output_mask);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+inline const c10::TypedOperatorHandle<ForwardSignature>& forward_operator() {
+  static const auto handle = find_operator<ForwardSignature>("adapterx::bottleneck_adapter");
+  return handle;
+}
+
+inline const c10::TypedOperatorHandle<TrainSignature>& train_operator() {
+  static const auto handle = find_operator<TrainSignature>("adapterx::bottleneck_adapter_train");
+  return handle;
+}
+
+inline const c10::TypedOperatorHandle<BackwardSignature>& backward_operator() {
+  static const auto handle = find_operator<BackwardSignature>("adapterx::bottleneck_adapter_backward");
+  return handle;
+}
+
+}  // namespace adapterx::ops
