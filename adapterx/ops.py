@@ -1,5 +1,6 @@
 """The operator: loads the compiled library and offers it as Python functions."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -16,7 +17,13 @@ def _load_library() -> None:
             f"the compiled operator library is missing: looked for {LIBRARY}; "
             "build it with `pip install --no-build-isolation -e .` in the source folder (torch must be installed first)"
         )
-    torch.ops.load_library(str(LIBRARY))
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        raise ExtensionError(
+            f"the compiled operator library {LIBRARY} does not load under torch {torch.__version__}: {error}; "
+            "it must be built against the installed torch: `pip install --no-build-isolation -e .`"
+        ) from error
 
 
 _load_library()
@@ -33,7 +40,47 @@ def bottleneck_adapter(
     activation: str,
     scaling: float,
 ) -> Tensor:
-    """Compute the adapter with the compiled kernels; arguments and result as in `adapterx.reference`."""
+    """Compute `residual + scaling * (activation(hidden_states @ down_weight.T + down_bias) @ up_weight.T + up_bias)`.
+
+    One compiled operator: scriptable, traceable, exportable and compilable as a single node, differentiable any number
+    of times, batched by `torch.func.vmap`. Under `torch.autocast` the branch runs in the lower precision and the result
+    has the dtype that `adapterx.reference.bottleneck_adapter` would have. Pass the very same tensor as `hidden_states`
+    and `residual` (sequential placement) and the backward pass adds both gradients in one sweep. Kept for the backward
+    pass: `hidden_states` where `down_weight` needs a gradient, and `(..., bottleneck_dim)` numbers.
+
+    Args:
+        hidden_states: `(..., input_size)`, at least one dimension; float32, float64, bfloat16 or float16. Rows may be
+            strided; other layouts are copied.
+        residual: `(..., hidden_size)` with the leading dimensions of `hidden_states`, not broadcast; `None` gives the
+            scaled branch alone.
+        down_weight: `(bottleneck_dim, input_size)`.
+        down_bias: `(bottleneck_dim,)` or `None`.
+        up_weight: `(hidden_size, bottleneck_dim)`.
+        up_bias: `(hidden_size,)` or `None`.
+        activation: a key of `adapterx.reference.ACTIVATIONS`.
+        scaling: finite factor on the branch, bias included.
+
+    Returns:
+        `(..., hidden_size)`, a new contiguous tensor of the arguments' dtype.
+
+    Raises:
+        TypeError: a tensor has another dtype than `hidden_states`, or that dtype is not supported.
+        ValueError: a size, a device, the activation's name or the scaling breaks a rule; the message names it.
+        NotImplementedError: the tensors are on a device, or have a layout, that the library has no kernel for.
+
+    Source:
+        Houlsby et al. 2019, section 2.1; scaling and parallel placement: He et al. 2021, section 3.
+    """
     return torch.ops.adapterx.bottleneck_adapter(
         hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling
     )
+
+
+def build_info() -> dict[str, str | bool]:
+    """Return what the library was built from and what it uses here.
+
+    Returns:
+        `version` (of adapterx), `compiler`, `torch` (built against), `cpu_capability` (instruction set in use on this
+        machine), `cuda` (toolkit version, or `False` where the library has no CUDA kernels).
+    """
+    return json.loads(torch.ops.adapterx.build_info())
