@@ -1,0 +1,176 @@
+"""What an exported file says about itself, and how to read it without running the file."""
+
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterx.composition import active_adapters
+from adapterx.errors import ExportError
+from adapterx.export.positional import Prepared
+from adapterx.modules import AdapterSet
+from adapterx.storage import PACKAGE_VERSION
+
+FORMAT_VERSION = 1
+DOCUMENT = "adapterx_export.json"  # beside ONNX files, and inside TorchScript files
+PROPERTY = "adapterx_export"  # among the properties of an ONNX file
+
+
+def describe(model: nn.Module, prepared: Prepared, **facts: Any) -> dict[str, Any]:
+    """Return the metadata of a file: versions, base model, active adapters, inputs, and the facts given."""
+    return {
+        "format_version": FORMAT_VERSION,
+        **facts,
+        "versions": {"adapterx": PACKAGE_VERSION, "torch": torch.__version__, "transformers": _version("transformers")},
+        "base_model": _base_model(model),
+        "adapters": _adapters(model),
+        "inputs": list(prepared.module.inputs),
+        "outputs": list(prepared.module.outputs),
+        "dtype": prepared.dtypes[0] if prepared.dtypes else None,
+        "device": prepared.device.type,
+        "max_sequence": prepared.max_sequence,
+        "example_shape": list(prepared.example[0].shape),
+        "validation": None,
+    }
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """Return what an exported file says about itself; nothing in the file is executed.
+
+    Args:
+        path: a TorchScript or an ONNX file that adapterx wrote; or the folder of ONNX files, which gives
+            `{"format_version": 1, "files": {name: metadata}}`.
+
+    Raises:
+        ExportError: there is no such file, it cannot be read, or adapterx did not write it.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            path = path / DOCUMENT
+        text = path.read_text(encoding="utf-8") if path.suffix == ".json" else _embedded(path)
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        raise ExportError(f"read_metadata: cannot read {path}: {error}") from error
+    try:
+        document = json.loads(text) if text is not None else None
+    except ValueError as error:
+        raise ExportError(f"read_metadata: the metadata in {path} is damaged: {error}") from error
+    if not isinstance(document, dict) or "format_version" not in document:
+        raise ExportError(f"read_metadata: {path} has no metadata of adapterx")
+    if document["format_version"] != FORMAT_VERSION:
+        raise ExportError(
+            f"read_metadata: format_version of {path} must be {FORMAT_VERSION}, got {document['format_version']!r}; "
+            "a newer adapterx may have written it"
+        )
+    return document
+
+
+def is_torchscript(path: Path) -> bool:
+    """Tell a TorchScript file (a zip archive) from an ONNX file.
+
+    Raises:
+        ExportError: there is no such file.
+    """
+    if not path.is_file():
+        raise ExportError(f"validate: artifact must be a file, {path} is not one")
+    return zipfile.is_zipfile(path)
+
+
+@contextmanager
+def staging(folder: Path, *, function: str) -> Iterator[Path]:
+    """Give a temporary folder inside `folder`, which is made if needed; it disappears with all that is left in it.
+
+    Raises:
+        ExportError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".adapterx_export.", dir=folder)
+    except OSError as error:
+        raise ExportError(f"{function}: cannot write to {folder}: {error.strerror or error}") from error
+    with temporary as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            raise ExportError(f"{function}: cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _embedded(path: Path) -> str | None:
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(f"/extra/{DOCUMENT}")]
+            return archive.read(names[0]).decode() if names else None
+    onnx = require("onnx", function="read_metadata")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise ExportError(f"read_metadata: {path} is neither a TorchScript nor an ONNX file: {error}") from error
+    return {entry.key: entry.value for entry in model.metadata_props}.get(PROPERTY)
+
+
+def require(name: str, *, function: str) -> Any:
+    """Import one of the packages of the `onnx` extra.
+
+    Raises:
+        ExportError: it is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ExportError(
+            f"{function}: needs {name.partition('.')[0]}: pip install 'adapterx[onnx]' ({error})"
+        ) from error
+
+
+def _version(package: str) -> str | None:
+    if package not in sys.modules:
+        return None
+    try:
+        return packages.version(package)
+    except packages.PackageNotFoundError:
+        return None
+
+
+def _base_model(model: nn.Module) -> dict[str, Any]:
+    base = getattr(model, "base_model", model)
+    config = getattr(base, "config", None)
+    name = getattr(config, "_name_or_path", None)
+    return {
+        "name": _public_name(name) if isinstance(name, str) and name else None,
+        "model_type": getattr(config, "model_type", None),
+        "class": type(model).__name__,
+    }
+
+
+def _public_name(name: str) -> str:
+    """Keep a hub id such as `organisation/model`; of a local path keep the last part, the rest is private."""
+    is_path = Path(name).exists() or name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_path else name
+
+
+def _adapters(model: nn.Module) -> list[dict[str, Any]]:
+    """Return name and configuration of the adapters that take part in the forward pass, in order of application."""
+    records = {
+        name: record
+        for module in model.modules()
+        if isinstance(module, AdapterSet) and not module.disabled_depth
+        for name, record in module.records.items()
+    }
+    return [
+        {"name": name, "rule": records[name].rule, "config": records[name].config.to_dict()}
+        for name in active_adapters(model)
+        if name in records
+    ]

@@ -1,0 +1,174 @@
+"""Run an exported file at shapes unlike the example's and compare it with the model."""
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapterx import ops
+from adapterx.errors import ExportError
+from adapterx.export.metadata import is_torchscript, read_metadata, require
+from adapterx.export.positional import Prepared, prepared
+
+SHAPES = ((1, 1), (1, 7), (2, 8), (3, 19), (5, 64))
+# Largest difference allowed, times the largest magnitude in the model's own output where that exceeds 1. In half
+# precision two correct programs that add in another order differ by some units in the last place after each layer.
+TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+# What a program without adapterx and transformers does. Names of files come as arguments.
+_FRESH_PROCESS = """
+import sys
+import warnings
+
+warnings.simplefilter("ignore")
+import torch
+
+library, model, inputs, outputs = sys.argv[1:]
+torch.ops.load_library(library)
+module = torch.jit.load(model).eval()
+results = []
+with torch.no_grad():
+    for tensors in torch.load(inputs, weights_only=True):
+        result = module(*tensors)
+        results.append([tensor.cpu() for tensor in (result if isinstance(result, tuple) else (result,))])
+torch.save(results, outputs)
+"""
+
+
+def validate(
+    artifact: str | os.PathLike,
+    model: nn.Module,
+    *,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    atol: float | None = None,
+) -> dict[str, Any]:
+    """Compare an exported file with the model, TorchScript in a new process, ONNX in ONNX Runtime on the CPU.
+
+    Args:
+        artifact: a file of `to_torchscript` or `to_onnx`.
+        model: what it was exported from, with the same active adapters; left as it was.
+        shapes: pairs (batch, sequence); sequences are cut to what the model takes. Rows after the first are padded.
+        atol: largest absolute difference allowed; where the model's output exceeds 1 in magnitude, it counts relative
+            to the largest one. None: 1e-4, for float16 2e-2, for bfloat16 1e-1.
+
+    Returns:
+        `{"runtime", "atol", "max_abs_diff", "shapes": [{"batch", "sequence", "max_abs_diff"}, ...]}`.
+
+    Raises:
+        ExportError: the file cannot be run, or differs by more.
+    """
+    path = Path(artifact)
+    torchscript = is_torchscript(path)
+    check = check_torchscript if torchscript else check_onnx
+    inputs = read_metadata(path)["inputs"]
+    with prepared(model, function="validate", inputs=inputs) as ready:
+        return check(path, ready, function="validate", shapes=shapes, atol=atol)
+
+
+def check_torchscript(
+    path: Path,
+    ready: Prepared,
+    *,
+    function: str,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    atol: float | None = None,
+) -> dict[str, Any]:
+    """Run the file in a new process that imports torch and loads the operator library, nothing else."""
+    shapes = ready.clip(shapes)
+    batches = [ready.inputs_at(*shape) for shape in shapes]
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, outputs = Path(folder, "inputs"), Path(folder, "outputs")
+        torch.save(batches, inputs)
+        command = [sys.executable, "-c", _FRESH_PROCESS, ops.LIBRARY.resolve(), path.resolve(), inputs, outputs]
+        done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise ExportError(f"{function}: {path.name} does not run in a new process:\n{done.stderr.strip()[-2000:]}")
+        results = torch.load(outputs, weights_only=True)
+    runtime = f"torch {torch.__version__}, TorchScript in a new process, {ready.device.type}"
+    return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol, function=function)
+
+
+def check_onnx(
+    path: Path,
+    ready: Prepared,
+    *,
+    function: str,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    atol: float | None = None,
+) -> dict[str, Any]:
+    """Check the file with the ONNX checker and run it in ONNX Runtime on the CPU."""
+    onnx = require("onnx", function=function)
+    require("onnx.checker", function=function)
+    onnxruntime = require("onnxruntime", function=function)
+    shapes = ready.clip(shapes)
+    batches = [ready.inputs_at(*shape) for shape in shapes]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; warnings tell how nodes were placed
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [entry.name for entry in session.get_inputs()]
+        results = [
+            [torch.from_numpy(array) for array in session.run(None, _feeds(names, tensors))] for tensors in batches
+        ]
+    except Exception as error:
+        raise ExportError(
+            f"{function}: ONNX Runtime cannot run {path.name}: {type(error).__name__}: {error}"
+        ) from error
+    runtime = f"onnxruntime {onnxruntime.__version__}, CPU"
+    return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol, function=function)
+
+
+def _feeds(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Any]:
+    return {name: tensor.cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
+
+
+def _compare(
+    ready: Prepared,
+    shapes: Sequence[tuple[int, int]],
+    batches: Iterable[tuple[Tensor, ...]],
+    results: Iterable[Sequence[Tensor]],
+    *,
+    runtime: str,
+    atol: float | None,
+    function: str,
+) -> dict[str, Any]:
+    if atol is None:
+        atol = max((TOLERANCES.get(dtype, 0.0) for dtype in ready.dtypes), default=TOLERANCES["float32"])
+    report, failures = [], []
+    for (batch, sequence), inputs, found in zip(shapes, batches, results, strict=True):
+        expected = ready.module(*inputs)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
+            shapes_found = [tuple(t.shape) for t in found]
+            raise ExportError(
+                f"{function}: at batch {batch}, sequence {sequence} the file returns shapes {shapes_found}"
+            )
+        pairs = [_difference(a, b) for a, b in zip(found, expected, strict=True)]
+        difference = max(diff for diff, _ in pairs)
+        report.append({"batch": batch, "sequence": sequence, "max_abs_diff": difference})
+        if any(diff > atol * max(1.0, magnitude) for diff, magnitude in pairs):
+            failures.append(f"{difference:.2e} at batch {batch}, sequence {sequence}")
+    if failures:
+        raise ExportError(
+            f"{function}: the file must agree with the model within {atol:g}, it differs by {'; '.join(failures)} "
+            f"({runtime})"
+        )
+    largest = max(entry["max_abs_diff"] for entry in report)
+    return {"runtime": runtime, "atol": atol, "max_abs_diff": largest, "shapes": report}
+
+
+def _difference(found: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Return the largest difference (infinite where only one of them is finite) and the largest finite magnitude."""
+    found, expected = found.double(), expected.detach().cpu().double()
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    difference = torch.where(same, 0.0, (found - expected).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+    magnitude = expected.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs()
+    return difference.max().item(), magnitude.max().item()
