@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import torch
+
 from adapterx.cli.recipes import BOTTLENECK_DIM, EVAL_FRACTION, RECIPES, Recipe
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError
@@ -107,6 +109,8 @@ class TrainOptions:
             raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         if self.keep_best and self.eval_fraction == 0.0:
             raise ConfigError("keep_best needs examples to choose by: give eval_data or an eval_fraction above 0")
+        if self.precision == "fp16" and not uses_gpu(self):
+            raise ConfigError("precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
         for name in ("threads", "examples_per_class"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
@@ -119,6 +123,11 @@ class TrainOptions:
         filled = asdict(self) | asdict(self.recipe()) | {"adapter": config.to_dict() if config else None}
         filled["eval_fraction"] = self.share_held_out()
         return {name: value for name, value in filled.items() if name not in _FREE_ON_RESUME}
+
+
+def uses_gpu(options: TrainOptions) -> bool:
+    """Return whether the run goes to a GPU."""
+    return options.device != "cpu" and torch.cuda.is_available()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -71,11 +71,11 @@ def draw_learning_curve(history: list[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for key, label, style in (("loss", "training loss", "-"), ("eval_loss", "held-out loss", "o--")):
-        points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
+        points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label)
     axes.set(xlabel="epoch", ylabel="loss")
-    points = [(entry["epoch"], entry["eval_accuracy"]) for entry in history if "eval_accuracy" in entry]
+    points = [(entry["epoch"], entry["eval_accuracy"]) for entry in history if entry.get("eval_accuracy") is not None]
     handles, names = axes.get_legend_handles_labels()
     if points:
         right = axes.twinx()

@@ -62,6 +62,9 @@ def prepare_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
         raise ConfigError(f"the output folder {output} is not writable: {error.strerror}") from error
     for leftover in output.glob(f"{PARTIAL}*"):  # of a process that was killed while writing
         shutil.rmtree(leftover, ignore_errors=True)
+    begun = output / CHECKPOINTS
+    if begun.is_dir() and all(path.name.startswith(".") for path in begun.iterdir()):
+        shutil.rmtree(begun)  # killed before its options were written, so there is nothing to go on with
     names = sorted(path.name for path in output.iterdir())
     if names and not resume and not overwrite:
         if (output / CHECKPOINTS / OPTIONS).exists() and not (output / RECORD).exists():

@@ -1,6 +1,7 @@
 """`adapterx train`: from a table of labelled texts to a run folder that can be evaluated, used and exported."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -196,9 +197,10 @@ def final_metrics(
     }
 
 
-def clean_log(entry: dict[str, float]) -> dict[str, float]:
-    """Keep what a curve needs; drop speeds, which differ from run to run."""
-    return {name: value for name, value in entry.items() if not name.endswith(("_runtime", "_per_second"))}
+def clean_log(entry: dict[str, float]) -> dict[str, float | None]:
+    """Keep what a curve needs: no speeds, which differ from run to run, and None for what is not finite."""
+    kept = {name: value for name, value in entry.items() if not name.endswith(("_runtime", "_per_second"))}
+    return {name: value if math.isfinite(value) else None for name, value in kept.items()}
 
 
 def write_run(

@@ -9,11 +9,10 @@ import transformers
 
 from adapterx.cli.examples import Examples, label_ids
 from adapterx.cli.models import encode
-from adapterx.cli.options import TrainOptions
+from adapterx.cli.options import TrainOptions, uses_gpu
 from adapterx.cli.progress import ProgressLine
 from adapterx.cli.recipes import CURVE_EXAMPLES, EVAL_BATCH_SIZE
 from adapterx.cli.reporting import say
-from adapterx.errors import ConfigError
 from adapterx.heads import SequenceClassifier
 from adapterx.integrations.transformers import AdapterTrainer
 from adapterx.training import classification_scores, stratified_split
@@ -67,9 +66,7 @@ def build_trainer(
 ) -> AdapterTrainer:
     """Wire the Hugging Face Trainer."""
     recipe = options.recipe()
-    on_gpu = options.device != "cpu" and torch.cuda.is_available()
-    if options.precision == "fp16" and not on_gpu:
-        raise ConfigError("precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    on_gpu = uses_gpu(options)
     steps = math.ceil(len(training) / recipe.batch_size) * recipe.epochs
     # The name of the option changed between the major versions; the meaning, a share of all steps, did not.
     warmup = "warmup_steps" if int(transformers.__version__.split(".")[0]) >= 5 else "warmup_ratio"
