@@ -128,7 +128,8 @@ class BottleneckAdapter(nn.Module):
 
     def _compute_dtype(self, hidden_states: Tensor) -> torch.dtype:
         dtype, device = self.down_proj.weight.dtype, hidden_states.device.type
-        if dtype != torch.float64 and torch.is_autocast_enabled(device):  # autocast leaves float64 as it is
+        # Autocast leaves float64 as it is, and does not know every device (the meta device, for one).
+        if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         return dtype
 

@@ -85,7 +85,6 @@ FAMILIES = {
         4,
     ),
 }
-MAIN = ("bert", "roberta", "distilbert", "gpt2", "llama", "t5", "bart", "vit", "modernbert", "opt", "gpt_neox", "whisper")
 
 
 def build(name, *, dropout=False):
