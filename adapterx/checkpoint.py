@@ -87,6 +87,11 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str | None = None, 
     except TargetError as error:
         raise CheckpointError(f"load_adapter: the adapter in {folder} does not fit the model: {error}") from error
     _fill(_plan_tensors(plan), tensors, folder, "load_adapter")
+    chosen, listed = sorted(plan.adapters), sorted(_renamed(path, old, new) for path in paths)
+    if chosen != listed:
+        raise CheckpointError(
+            f"load_adapter: the config in {folder} chooses other modules: {chosen} instead of {listed}"
+        )
     return plan.commit(active=active)
 
 
