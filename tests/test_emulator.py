@@ -349,6 +349,93 @@ def test_plans(emulator):
     assert plan(16, 64, 16, (75, 64 * 1024))[0] == 0
 
 
+# ---- grouped: each token picks one of several adapters, or none ----------------------------------------------------
+
+
+class GroupedCase(Case):
+    """`groups` sets of weights in one tensor, and an index for each token."""
+
+    def __init__(self, emulator, tokens, hidden, bottleneck, groups, *, dtype="bfloat16", only=None):
+        super().__init__(emulator, tokens, hidden, bottleneck, dtype=dtype)
+        rng = np.random.default_rng(5)
+        self.groups = groups
+        self.wd = self.put(rng.standard_normal((groups, bottleneck, hidden)) / np.sqrt(hidden))
+        self.wu = self.put(rng.standard_normal((groups, hidden, bottleneck)) / np.sqrt(bottleneck))
+        self.bd = self.put(rng.standard_normal((groups, bottleneck)) * 0.3)
+        self.bu = self.put(rng.standard_normal((groups, hidden)) * 0.3)
+        self.indices = emulator.guarded([tokens], np.dtype("int64"))
+        self.indices[...] = rng.integers(-1, groups, tokens) if only is None else only
+
+    def single(self, group):
+        """The tokens of one group as a problem of its own."""
+        rows = self.indices == group
+        case = Case(self.emulator, int(rows.sum()), self.hidden, self.bottleneck, dtype=self.dtype)
+        for name in ("h", "residual", "dy", "u"):
+            getattr(case, name)[...] = getattr(self, name)[rows]
+        for name in ("wd", "wu", "bd", "bu"):
+            getattr(case, name)[...] = getattr(self, name)[group]
+        return case, rows
+
+
+GROUPED = [(70, 72, 16, 3, 16, 1, None), (300, 40, 8, 5, 64, 2, None), (33, 37, 7, 40, 16, 2, None),
+           (20, 64, 24, 2, 64, 1, 1), (9, 24, 8, 3, 16, 1, -1)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tokens", "hidden", "bottleneck", "groups", "row_tile", "cluster_size", "only"), GROUPED)
+@pytest.mark.parametrize("residual", ["same", "other", None])
+def test_grouped_forward(emulator, tokens, hidden, bottleneck, groups, row_tile, cluster_size, only, residual):
+    """Each token's output has the bits that its adapter alone gives it; no adapter leaves the residual."""
+    case = GroupedCase(emulator, tokens, hidden, bottleneck, groups, only=only)
+    output, u = case.empty(tokens, hidden), case.empty(tokens, bottleneck)
+    base = {"same": case.h, "other": case.residual, None: None}[residual]
+    launch = {"row_tile": row_tile, "cluster_size": cluster_size}
+    emulator.forward(
+        case.h, base, case.wd, case.bd, case.wu, case.bu, output, u, activation="gelu", scaling=0.7, **launch,
+        indices=case.indices,
+    )  # fmt: skip
+    for group in range(groups):
+        single, rows = case.single(group)
+        expected, expected_u = single.forward(residual=residual, **launch)
+        np.testing.assert_array_equal(output[rows], expected)
+        np.testing.assert_array_equal(u[rows], expected_u)
+    none = case.indices < 0
+    np.testing.assert_array_equal(output[none], np.zeros_like(output)[none] if base is None else base[none])
+    assert not u[none].any()
+
+
+@pytest.mark.parametrize(("tokens", "hidden", "bottleneck", "groups", "row_tile", "cluster_size", "only"), GROUPED)
+@pytest.mark.parametrize("add_grad_output", [True, False])
+def test_grouped_backward(emulator, tokens, hidden, bottleneck, groups, row_tile, cluster_size, only, add_grad_output):
+    """grad_input has the bits of the single adapters; the weight gradients are theirs, zero for unused adapters."""
+    case = GroupedCase(emulator, tokens, hidden, bottleneck, groups, only=only)
+    shapes = ((tokens, hidden), case.wd.shape, case.bd.shape, case.wu.shape, case.bu.shape)
+    gradients = [case.empty(*shape) for shape in shapes]
+    launch = {"row_tile": row_tile, "cluster_size": cluster_size, "add_grad_output": add_grad_output}
+    emulator.backward(
+        case.dy, case.h, case.u, case.wd, case.wu, *gradients, activation="gelu", scaling=0.7, **launch,
+        indices=case.indices,
+    )  # fmt: skip
+    for group in range(groups):
+        single, rows = case.single(group)
+        expected = single.backward(**launch)
+        np.testing.assert_array_equal(gradients[0][rows], expected[0])
+        for actual, right in zip(gradients[1:], expected[1:], strict=True):
+            np.testing.assert_array_equal(actual[group], right)
+    none = case.indices < 0
+    np.testing.assert_array_equal(gradients[0][none], case.dy[none] * add_grad_output)
+
+
+def test_grouped_index_out_of_range_traps(emulator):
+    """An index that names no adapter stops the launch instead of reading other memory."""
+    for index in (3, -2, 1 << 40):
+        case = GroupedCase(emulator, 5, 16, 8, 3, only=index)
+        with pytest.raises(emulator.EmulatorError, match="trap"):
+            case.emulator.forward(
+                case.h, None, case.wd, None, case.wu, None, case.empty(5, 16), None, activation="relu", scaling=1.0,
+                row_tile=16, cluster_size=1, indices=case.indices,
+            )  # fmt: skip
+
+
 # ---- element-wise kernels ------------------------------------------------------------------------------------------
 
 ROW_SHAPES = [(1, 1), (5, 7), (3, 64), (70, 48), (257, 8), (2, 1030)]

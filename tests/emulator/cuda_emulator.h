@@ -21,6 +21,7 @@
 #define ADAPTERX_STRING(x) ADAPTERX_STRING_(x)
 #define __syncthreads() emulator::machine().sync_block(__FILE__ ":" ADAPTERX_STRING(__LINE__))
 #define __syncwarp() emulator::machine().sync_warp(__FILE__ ":" ADAPTERX_STRING(__LINE__))
+#define __trap() emulator::machine().fail("__trap()")
 #define ADAPTERX_SHARED_MEMORY(name) unsigned char* name = emulator::machine().block().shared.data()
 
 namespace emulator {

@@ -53,11 +53,31 @@ py::array guarded(const std::vector<py::ssize_t>& shape, const py::dtype& dtype)
   return py::array(dtype, shape, memory->data(), owner);
 }
 
+// The sorted order of `indices`, where there are any: weights have a leading dimension then.
+struct OptionalGrouping {
+  emulator::GuardedMemory workspace;
+  Grouping grouping;
+  bool present = false;
+
+  OptionalGrouping(const OptionalArray& indices, int64_t num_groups, int row_tile) {
+    if (!indices) return;
+    present = true;
+    const int64_t tokens = indices->shape(0);
+    workspace = emulator::GuardedMemory(grouping_workspace(tokens, num_groups, row_tile));
+    check(group_tokens(static_cast<const int64_t*>(indices->data()), tokens, num_groups, row_tile, workspace.data(),
+                       nullptr));
+    grouping = grouping_in(workspace.data(), tokens, num_groups, row_tile);
+  }
+  const Grouping* get() const { return present ? &grouping : nullptr; }
+};
+
+int64_t bottleneck_of(const py::array& down_weight) { return down_weight.shape(down_weight.ndim() - 2); }
+
 void forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
              const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias, py::array output,
              OptionalArray pre_activation, const std::string& activation, double scaling, int row_tile,
-             int cluster_size) {
-  const Problem problem = make_problem(hidden_states, down_weight.shape(0), activation, scaling);
+             int cluster_size, const OptionalArray& indices) {
+  const Problem problem = make_problem(hidden_states, bottleneck_of(down_weight), activation, scaling);
   ForwardTensors tensors;
   tensors.hidden_states = hidden_states.data();
   tensors.hidden_states_stride = row_stride(hidden_states);
@@ -69,15 +89,16 @@ void forward(const py::array& hidden_states, const OptionalArray& residual, cons
   tensors.up_bias = in(up_bias);
   tensors.output = output.mutable_data();
   tensors.pre_activation = out(pre_activation);
-  check(bottleneck_adapter_forward(problem, tensors, {row_tile, cluster_size}, nullptr));
+  const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
+  check(bottleneck_adapter_forward(problem, tensors, {row_tile, cluster_size}, nullptr, grouping.get()));
 }
 
 void backward(const py::array& grad_output, const OptionalArray& hidden_states, const py::array& pre_activation,
               const py::array& down_weight, const py::array& up_weight, OptionalArray grad_input,
               OptionalArray grad_down_weight, OptionalArray grad_down_bias, OptionalArray grad_up_weight,
               OptionalArray grad_up_bias, const std::string& activation, double scaling, bool add_grad_output,
-              int row_tile, int cluster_size) {
-  const Problem problem = make_problem(grad_output, down_weight.shape(0), activation, scaling);
+              int row_tile, int cluster_size, const OptionalArray& indices) {
+  const Problem problem = make_problem(grad_output, bottleneck_of(down_weight), activation, scaling);
   BackwardTensors tensors;
   tensors.grad_output = grad_output.data();
   tensors.grad_output_stride = row_stride(grad_output);
@@ -92,8 +113,10 @@ void backward(const py::array& grad_output, const OptionalArray& hidden_states, 
   tensors.grad_down_bias = out(grad_down_bias);
   tensors.grad_up_weight = out(grad_up_weight);
   tensors.grad_up_bias = out(grad_up_bias);
-  const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, tensors));
-  check(bottleneck_adapter_backward(problem, tensors, {row_tile, cluster_size}, workspace.data(), nullptr));
+  const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
+  const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, tensors, grouping.get()));
+  check(bottleneck_adapter_backward(problem, tensors, {row_tile, cluster_size}, workspace.data(), nullptr,
+                                    grouping.get()));
 }
 
 RowShape row_shape(const py::array& matrix) { return {scalar_type(matrix), matrix.shape(0), matrix.shape(1)}; }
@@ -158,11 +181,13 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   const auto array = [](const char* name) { return py::arg(name).noconvert(); };
   m.def("forward", &forward, array("hidden_states"), array("residual"), array("down_weight"), array("down_bias"),
         array("up_weight"), array("up_bias"), array("output"), array("pre_activation"), py::kw_only(),
-        py::arg("activation"), py::arg("scaling"), py::arg("row_tile"), py::arg("cluster_size"));
+        py::arg("activation"), py::arg("scaling"), py::arg("row_tile"), py::arg("cluster_size"),
+        py::arg("indices") = py::none());
   m.def("backward", &backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), array("grad_input"), array("grad_down_weight"),
         array("grad_down_bias"), array("grad_up_weight"), array("grad_up_bias"), py::kw_only(), py::arg("activation"),
-        py::arg("scaling"), py::arg("add_grad_output"), py::arg("row_tile"), py::arg("cluster_size"));
+        py::arg("scaling"), py::arg("add_grad_output"), py::arg("row_tile"), py::arg("cluster_size"),
+        py::arg("indices") = py::none());
   m.def("bias_activation", &bias_activation_binding, array("input"), array("bias"), array("activated"),
         array("pre_activation"), py::kw_only(), py::arg("activation"));
   m.def("scaled_residual", &scaled_residual_binding, array("branch"), array("bias"), array("residual"), array("output"),

@@ -29,7 +29,7 @@ struct BackwardPlan {
 };
 
 template <class Config>
-BackwardPlan plan_backward(const Problem& problem, const BackwardTensors& tensors) {
+BackwardPlan plan_backward(const Problem& problem, const BackwardTensors& tensors, const Grouping* grouping) {
   BackwardPlan plan;
   plan.up = tensors.grad_up_weight != nullptr || tensors.grad_up_bias != nullptr;
   plan.down = tensors.grad_down_weight != nullptr || tensors.grad_down_bias != nullptr;
@@ -41,6 +41,7 @@ BackwardPlan plan_backward(const Problem& problem, const BackwardTensors& tensor
   const int64_t ranges = std::min(most, ceil_div(kTargetBlocks, blocks));
   plan.range_tokens = round_up(std::max(int64_t{1}, ceil_div(problem.num_tokens, ranges)), Config::kTokens);
   plan.ranges = std::max(int64_t{1}, ceil_div(problem.num_tokens, plan.range_tokens));
+  if (grouping != nullptr) plan.ranges = grouping->max_ranges;
   return plan;
 }
 
@@ -53,15 +54,16 @@ auto visit_weight_gradient(const Problem& problem, const Visitor& visitor) {
   });
 }
 
-BackwardPlan make_plan(const Problem& problem, const BackwardTensors& tensors) {
-  return visit_weight_gradient(problem,
-                               [&](auto tag) { return plan_backward<typename decltype(tag)::Type>(problem, tensors); });
+BackwardPlan make_plan(const Problem& problem, const BackwardTensors& tensors, const Grouping* grouping) {
+  return visit_weight_gradient(
+      problem, [&](auto tag) { return plan_backward<typename decltype(tag)::Type>(problem, tensors, grouping); });
 }
 
 // K1: grad_input, and the two narrow matrices that the weight gradients need.
 template <class Config>
 cudaError_t launch_input_gradient(const Problem& problem, const BackwardTensors& tensors, const TilePlan& tile_plan,
-                                  void* grad_pre_activation, void* activated, cudaStream_t stream) {
+                                  void* grad_pre_activation, void* activated, const Grouping* grouping,
+                                  cudaStream_t stream) {
   using Element = typename Config::Element;
   const int64_t tokens = problem.num_tokens, columns = problem.hidden_size, m = problem.bottleneck_dim;
   TileArguments<Element> arguments;
@@ -77,13 +79,13 @@ cudaError_t launch_input_gradient(const Problem& problem, const BackwardTensors&
   middle.pre_activation = static_cast<const Element*>(tensors.pre_activation);
   middle.grad_pre_activation = static_cast<Element*>(grad_pre_activation);
   middle.activated = static_cast<Element*>(activated);
-  return launch_tile<Config>(arguments, middle, tile_plan, stream);
+  return launch_tile<Config>(arguments, middle, tile_plan, grouping, stream);
 }
 
 // K2: partial sums of both weight gradients.
 template <class Config>
 cudaError_t launch_weight_gradient(const Problem& problem, const BackwardTensors& tensors, const BackwardPlan& plan,
-                                   void* workspace, cudaStream_t stream) {
+                                   void* workspace, const Grouping* grouping, cudaStream_t stream) {
   using Element = typename Config::Element;
   auto* bytes = static_cast<unsigned char*>(workspace);
   const int64_t tokens = problem.num_tokens, columns = problem.hidden_size, m = problem.bottleneck_dim;
@@ -99,6 +101,10 @@ cudaError_t launch_weight_gradient(const Problem& problem, const BackwardTensors
   arguments.layout = plan.layout;
   arguments.range_tokens = plan.range_tokens;
   arguments.down_only = !plan.up;
+  if (grouping != nullptr) {
+    arguments.segments = grouping->ranges;
+    arguments.tokens = grouping->tokens;
+  }
   const int64_t windows = down_bias_only && !plan.up ? 1 : plan.layout.padded_columns / Config::kColumns;
   const LaunchShape shape = {
       dim3(static_cast<unsigned>(windows), static_cast<unsigned>(plan.ranges), plan.up && plan.down ? 2 : 1),
@@ -108,12 +114,13 @@ cudaError_t launch_weight_gradient(const Problem& problem, const BackwardTensors
 
 template <typename Element>
 cudaError_t launch_reduce(const Problem& problem, const BackwardTensors& tensors, const BackwardPlan& plan,
-                          const void* workspace, cudaStream_t stream) {
+                          const void* workspace, const Grouping* grouping, cudaStream_t stream) {
   ReduceArguments<Element> arguments;
   const auto* bytes = static_cast<const unsigned char*>(workspace);
   arguments.partial = reinterpret_cast<const float*>(bytes + plan.partial_offset());
   arguments.layout = plan.layout;
   arguments.ranges = static_cast<int>(plan.ranges);
+  arguments.first_range = grouping == nullptr ? nullptr : grouping->first_range;
   arguments.scaling = static_cast<float>(problem.scaling);
   arguments.columns = problem.hidden_size;
   arguments.bottleneck = problem.bottleneck_dim;
@@ -123,12 +130,15 @@ cudaError_t launch_reduce(const Problem& problem, const BackwardTensors& tensors
   arguments.down_bias = static_cast<Element*>(tensors.grad_down_bias);
   const int64_t blocks =
       std::min(kReduceBlocks, ceil_div(problem.hidden_size * problem.bottleneck_dim, kReduceThreads));
-  const LaunchShape shape = {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(kReduceThreads))};
+  const LaunchShape shape = {
+      dim3(static_cast<unsigned>(blocks), grouping == nullptr ? 1 : static_cast<unsigned>(grouping->num_groups)),
+      dim3(static_cast<unsigned>(kReduceThreads))};
   return launch(weight_gradient_reduce_kernel<Element>, shape, stream, arguments);
 }
 
 // No tokens: the gradients of the weights are zero.
-cudaError_t clear_gradients(const Problem& problem, const BackwardTensors& tensors, cudaStream_t stream) {
+cudaError_t clear_gradients(const Problem& problem, const BackwardTensors& tensors, int64_t groups,
+                            cudaStream_t stream) {
   const int64_t d = problem.hidden_size, m = problem.bottleneck_dim;
   const std::pair<void*, int64_t> parts[] = {{tensors.grad_down_weight, m * d},
                                              {tensors.grad_down_bias, m},
@@ -136,7 +146,7 @@ cudaError_t clear_gradients(const Problem& problem, const BackwardTensors& tenso
                                              {tensors.grad_up_bias, d}};
   for (const auto& [target, count] : parts) {
     if (target == nullptr) continue;
-    const cudaError_t error = cudaMemsetAsync(target, 0, static_cast<size_t>(count) * 2, stream);
+    const cudaError_t error = cudaMemsetAsync(target, 0, static_cast<size_t>(groups * count) * 2, stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -144,15 +154,18 @@ cudaError_t clear_gradients(const Problem& problem, const BackwardTensors& tenso
 
 }  // namespace
 
-int64_t bottleneck_adapter_backward_workspace(const Problem& problem, const BackwardTensors& tensors) {
-  return make_plan(problem, tensors).bytes();
+int64_t bottleneck_adapter_backward_workspace(const Problem& problem, const BackwardTensors& tensors,
+                                              const Grouping* grouping) {
+  return make_plan(problem, tensors, grouping).bytes();
 }
 
 cudaError_t bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors,
-                                        const TilePlan& tile_plan, void* workspace, cudaStream_t stream) {
+                                        const TilePlan& tile_plan, void* workspace, cudaStream_t stream,
+                                        const Grouping* grouping) {
   if (!has_tile_kernel(problem, tile_plan)) return cudaErrorNotSupported;
-  if (problem.num_tokens == 0) return clear_gradients(problem, tensors, stream);
-  const BackwardPlan plan = make_plan(problem, tensors);
+  const int64_t groups = grouping == nullptr ? 1 : grouping->num_groups;
+  if (problem.num_tokens == 0) return clear_gradients(problem, tensors, groups, stream);
+  const BackwardPlan plan = make_plan(problem, tensors, grouping);
   auto* bytes = static_cast<unsigned char*>(workspace);
   void* activated = plan.up ? bytes + plan.activated_offset() : nullptr;
   void* gradient = plan.down ? bytes + plan.gradient_offset() : nullptr;
@@ -160,7 +173,7 @@ cudaError_t bottleneck_adapter_backward(const Problem& problem, const BackwardTe
   if (plan.grad_pre_activation) {
     error = visit_tile(problem, tile_plan, [&](auto tag) {
       return launch_input_gradient<typename decltype(tag)::Type>(problem, tensors, tile_plan, gradient, activated,
-                                                                 stream);
+                                                                 grouping, stream);
     });
   } else if (plan.up) {
     const RowShape shape = {problem.dtype, problem.num_tokens, problem.bottleneck_dim};
@@ -169,9 +182,9 @@ cudaError_t bottleneck_adapter_backward(const Problem& problem, const BackwardTe
   if (error != cudaSuccess || !(plan.up || plan.down)) return error;
   return visit_weight_gradient(problem, [&](auto tag) {
     using Config = typename decltype(tag)::Type;
-    const cudaError_t launched = launch_weight_gradient<Config>(problem, tensors, plan, workspace, stream);
+    const cudaError_t launched = launch_weight_gradient<Config>(problem, tensors, plan, workspace, grouping, stream);
     if (launched != cudaSuccess) return launched;
-    return launch_reduce<typename Config::Element>(problem, tensors, plan, workspace, stream);
+    return launch_reduce<typename Config::Element>(problem, tensors, plan, workspace, grouping, stream);
   });
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../types.h"
+#include "grouping.h"
 #include "runtime.h"
 
 namespace adapterx::cuda {
@@ -79,15 +80,20 @@ TilePlan plan_tile(const Problem& problem, const Device& device);
 int64_t tile_shared_memory(const Problem& problem, const TilePlan& plan);
 
 // One launch. cudaErrorNotSupported where no kernel exists for the plan.
+//
+// With a grouping (made with the plan's row_tile) each token picks one of num_groups adapters: weights and biases have
+// a leading dimension num_groups, contiguous, here and among the gradients. A token without adapter gets its residual,
+// or zero, and a zero pre-activation.
 cudaError_t bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const TilePlan& plan,
-                                       cudaStream_t stream);
+                                       cudaStream_t stream, const Grouping* grouping = nullptr);
 
 // Bytes of device memory that the backward needs as `workspace`, 256-byte aligned; depends on which gradients are
 // wanted.
-int64_t bottleneck_adapter_backward_workspace(const Problem& problem, const BackwardTensors& tensors);
+int64_t bottleneck_adapter_backward_workspace(const Problem& problem, const BackwardTensors& tensors,
+                                              const Grouping* grouping = nullptr);
 
 // At most three launches: grad_input and the gradient of the pre-activation; weight gradients; their reduction.
 cudaError_t bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors, const TilePlan& plan,
-                                        void* workspace, cudaStream_t stream);
+                                        void* workspace, cudaStream_t stream, const Grouping* grouping = nullptr);
 
 }  // namespace adapterx::cuda

@@ -6,27 +6,26 @@
 
 namespace adapterx::cuda {
 
-// Four neighbouring values of one token's middle. `vector`: rows are aligned for 8-byte access.
+// Four neighbouring values of one token's middle; nothing for token -1. `vector`: rows are aligned for 8-byte access.
 template <typename Element>
 struct QuadAccess {
-  int64_t rows = 0;
   int columns = 0;
   bool vector = false;
 
   __device__ __forceinline__ void load(const Element* source, int64_t row, int column, float (&values)[4]) const {
     const Element* from = source + row * columns + column;
-    if (row < rows && vector && column + 4 <= columns) {
+    if (row >= 0 && vector && column + 4 <= columns) {
       const Vector<Element, 4> quad = *reinterpret_cast<const Vector<Element, 4>*>(from);
 #pragma unroll
       for (int i = 0; i < 4; ++i) values[i] = to_compute(quad.values[i]);
     } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) values[i] = row < rows && column + i < columns ? to_compute(from[i]) : 0.f;
+      for (int i = 0; i < 4; ++i) values[i] = row >= 0 && column + i < columns ? to_compute(from[i]) : 0.f;
     }
   }
 
   __device__ __forceinline__ void store(Element* target, int64_t row, int column, uint2 packed) const {
-    if (target == nullptr || row >= rows) return;
+    if (target == nullptr || row < 0) return;
     Element* to = target + row * columns + column;
     if (vector && column + 4 <= columns) {
       *reinterpret_cast<uint2*>(to) = packed;
@@ -54,15 +53,21 @@ struct ForwardMiddle {
   const Element* bias = nullptr;
   Element* pre_activation = nullptr;
 
-  __device__ __forceinline__ uint2 operator()(int64_t row, int column, float (&values)[4]) const {
+  __device__ __forceinline__ uint2 operator()(int64_t row, int column, float (&values)[4], int group) const {
+    const int64_t group_bias = static_cast<int64_t>(group) * access.columns;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (bias != nullptr && column + i < access.columns) values[i] += to_compute(bias[column + i]);
+      if (bias != nullptr && column + i < access.columns) values[i] += to_compute(bias[group_bias + column + i]);
     }
     access.store(pre_activation, row, column, pack_quad<Element>(values));
 #pragma unroll
     for (int i = 0; i < 4; ++i) values[i] = activate(activation, values[i]);
     return pack_quad<Element>(values);
+  }
+
+  // A token without adapter.
+  __device__ __forceinline__ void clear(int64_t row, int column) const {
+    access.store(pre_activation, row, column, make_uint2(0, 0));
   }
 };
 
@@ -78,7 +83,7 @@ struct BackwardMiddle {
   Element* grad_pre_activation = nullptr;  // may be null
   Element* activated = nullptr;            // may be null
 
-  __device__ __forceinline__ uint2 operator()(int64_t row, int column, float (&values)[4]) const {
+  __device__ __forceinline__ uint2 operator()(int64_t row, int column, float (&values)[4], int) const {
     float u[4];
     access.load(pre_activation, row, column, u);
 #pragma unroll
@@ -91,6 +96,8 @@ struct BackwardMiddle {
     access.store(activated, row, column, pack_quad<Element>(u));
     return gradient;
   }
+
+  __device__ __forceinline__ void clear(int64_t, int) const {}  // the weight gradients skip these tokens
 };
 
 }  // namespace adapterx::cuda

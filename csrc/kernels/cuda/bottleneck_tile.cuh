@@ -16,6 +16,7 @@
 #pragma once
 
 #include "bottleneck_middle.cuh"
+#include "grouping.h"
 #include "tile.cuh"
 
 namespace adapterx::cuda {
@@ -32,6 +33,7 @@ struct TileConfig {
   static constexpr bool kCluster = kCluster_;
   static constexpr int kRows = 16 * kRowGroups;
   static constexpr int kThreads = 32 * kRowGroups * kColumnGroups;
+  static constexpr int kMinBlocks = 2;  // as many as shared memory allows; ptxas would else save registers for more
   static constexpr int kGroupColumns = kChunk / kColumnGroups;
   static constexpr int kDownStride = kChunk + kRowPadding;     // a chunk of down_weight: kBottleneck x kChunk
   static constexpr int kUpStride = kBottleneck + kRowPadding;  // a chunk of up_weight: kChunk x kBottleneck
@@ -47,7 +49,7 @@ struct TileConfig {
   }
   static constexpr int64_t shared_memory(int64_t columns, int64_t cluster_size) {
     const int64_t tile = kRows * (slice(columns, cluster_size) + kRowPadding);
-    return 2 * (tile + kStages * kStageElements + kRows * kUpStride) + 4 * kColumnGroups * kPartialPlane;
+    return 2 * (tile + kStages * kStageElements + kRows * kUpStride) + 4 * kColumnGroups * kPartialPlane + 8 * kRows;
   }
 };
 
@@ -64,6 +66,8 @@ struct TileArguments {
   float scale = 1.f;
   int slice = 0;
   int cluster_size = 1;
+  const Segment* segments = nullptr;  // grouped: which sorted tokens a tile holds; null: tile i holds kRows neighbours
+  const int64_t* tokens = nullptr;    // grouped: the sorted tokens
 };
 
 // What a thread knows about its place in the grid, and its block's shared memory.
@@ -75,10 +79,11 @@ struct TileBlock {
   Element* operand;  // kRows x kUpStride
   float* partial;    // kColumnGroups x kRows x kPartialStride
   int tile_stride;
-  int64_t row0;  // first token
-  int column0;   // first column of this block's slice
-  int chunks;    // chunks of the slice that hold at least one column; none for the last blocks of some clusters
-  int rank;      // of this block in its cluster
+  int64_t* tokens;  // kRows token numbers, -1 where the tile has fewer
+  int group;        // the adapter: 0 where there is only one
+  int column0;      // first column of this block's slice
+  int chunks;       // chunks of the slice that hold at least one column; none for the last blocks of some clusters
+  int rank;         // of this block in its cluster
   int lane, row_group, column_group;
 
   __device__ __forceinline__ TileBlock(unsigned char* memory, const TileArguments<Element>& arguments) {
@@ -88,7 +93,8 @@ struct TileBlock {
     operand = stages + Config::kStages * Config::kStageElements;
     partial = reinterpret_cast<float*>(operand + Config::kRows * Config::kUpStride);
     rank = Config::kCluster ? static_cast<int>(cluster_rank()) : 0;
-    row0 = static_cast<int64_t>(blockIdx.x / arguments.cluster_size) * Config::kRows;
+    tokens = reinterpret_cast<int64_t*>(partial + Config::kColumnGroups * Config::kPartialPlane);
+    group = place_tokens(arguments);
     column0 = rank * arguments.slice;
     const int columns = min(arguments.tile.columns - column0, arguments.slice);
     chunks = columns > 0 ? (columns + Config::kChunk - 1) / Config::kChunk : 0;
@@ -96,6 +102,24 @@ struct TileBlock {
     row_group = threadIdx.x / 32 / Config::kColumnGroups;
     column_group = threadIdx.x / 32 % Config::kColumnGroups;
   }
+
+  // Looks up which tokens this tile holds; returns their group.
+  __device__ __forceinline__ int place_tokens(const TileArguments<Element>& arguments) {
+    const int64_t tile_number = blockIdx.x / arguments.cluster_size;
+    WindowRows rows = {tile_number * Config::kRows, arguments.tile.rows, nullptr};
+    int tile_group = 0;
+    if (arguments.segments != nullptr) {
+      const Segment segment = arguments.segments[tile_number];
+      rows = {segment.begin, segment.end, arguments.tokens};
+      tile_group = segment.group;
+    }
+    for (int i = threadIdx.x; i < Config::kRows; i += Config::kThreads) tokens[i] = rows(i);
+    __syncthreads();
+    return tile_group;
+  }
+
+  // Row of the tile to row of a token matrix, for copy_window.
+  __device__ __forceinline__ int64_t operator()(int row) const { return tokens[row]; }
 
   __device__ __forceinline__ Element* stage(int index) const { return stages + index * Config::kStageElements; }
 
@@ -117,16 +141,18 @@ struct TileBlock {
   }
 };
 
-// Copies the chunk of a weight that belongs to columns [column, column + kChunk) of the tile.
+// Copies the chunk of the group's weight that belongs to columns [column, column + kChunk) of the tile.
 template <class Config, bool kUp>
-__device__ __forceinline__ void copy_weight(typename Config::Element* target,
+__device__ __forceinline__ void copy_weight(typename Config::Element* target, int group,
                                             const TileArguments<typename Config::Element>& arguments, int column) {
+  auto weight = kUp ? arguments.up_weight : arguments.down_weight;
+  weight.data += group * weight.rows * weight.columns;
+  const WindowRows rows = {kUp ? column : 0, weight.rows};
   if constexpr (kUp) {
-    copy_window<Config::kChunk, Config::kBottleneck, Config::kThreads>(target, Config::kUpStride, arguments.up_weight,
-                                                                       column, 0);
+    copy_window<Config::kChunk, Config::kBottleneck, Config::kThreads>(target, Config::kUpStride, weight, rows, 0);
   } else {
-    copy_window<Config::kBottleneck, Config::kChunk, Config::kThreads>(target, Config::kDownStride,
-                                                                       arguments.down_weight, 0, column);
+    copy_window<Config::kBottleneck, Config::kChunk, Config::kThreads>(target, Config::kDownStride, weight, rows,
+                                                                       column);
   }
 }
 
@@ -184,7 +210,7 @@ __device__ __forceinline__ void exchange(const TileBlock<Config>& block, const M
         values[0] += part.x, values[1] += part.y, values[2] += part.z, values[3] += part.w;
       }
     }
-    const uint2 packed = middle(block.row0 + row, column, values);
+    const uint2 packed = middle(block.tokens[row], column, values, block.group);
     auto* to = block.operand + row * Config::kUpStride + column;
     for (int target = 0; target < cluster_size; ++target) {
       *reinterpret_cast<uint2*>(block.in_block(to, target)) = packed;
@@ -206,7 +232,8 @@ __device__ __forceinline__ void finish_output(const float (&product)[4], const T
     for (int i = 0; i < 2; ++i) {
       const int global_column = block.column0 + column + i;
       const bool has_bias = arguments.output_bias != nullptr && global_column < arguments.tile.columns;
-      const float bias = has_bias ? to_compute(arguments.output_bias[global_column]) : 0.f;
+      const int64_t group_bias = static_cast<int64_t>(block.group) * arguments.tile.columns;
+      const float bias = has_bias ? to_compute(arguments.output_bias[group_bias + global_column]) : 0.f;
       const float base = arguments.add_base ? to_compute(place[i]) : 0.f;
       values[i] = base + arguments.scale * (product[half * 2 + i] + bias);
     }
@@ -224,9 +251,10 @@ __device__ __forceinline__ void store_output(const TileBlock<Config>& block,
   for (int i = block.lane; i < 16 * kUnits; i += 32) {
     const int row = block.row_group * 16 + i / kUnits, tile_column = column + i % kUnits * kCopyWidth;
     const int output_column = block.column0 + tile_column, columns = arguments.tile.columns;
-    if (block.row0 + row >= arguments.tile.rows || output_column >= columns) continue;
+    const int64_t token = block.tokens[row];
+    if (token < 0 || output_column >= columns) continue;
     const Element* from = block.tile + row * block.tile_stride + tile_column;
-    Element* to = arguments.output + (block.row0 + row) * columns + output_column;
+    Element* to = arguments.output + token * columns + output_column;
     if (arguments.output_vector) {
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
     } else {
@@ -263,25 +291,46 @@ __device__ __forceinline__ void second_product(const TileBlock<Config>& block,
   store_output(block, arguments, chunk * Config::kChunk + first);
 }
 
+// Tokens without adapter: the output is the base alone, or zero.
 template <class Config, class Middle>
-__global__ void __launch_bounds__(Config::kThreads)
-    bottleneck_tile_kernel(const TileArguments<typename Config::Element> arguments, const Middle middle) {
+__device__ __forceinline__ void copy_base(const TileBlock<Config>& block,
+                                          const TileArguments<typename Config::Element>& arguments,
+                                          const Middle& middle) {
+  using Element = typename Config::Element;
+  const Matrix<Element>& base = arguments.replacement.data != nullptr ? arguments.replacement : arguments.tile;
+  const int columns = min(arguments.tile.columns - block.column0, arguments.slice);
+  for (int row = 0; row < Config::kRows && block.tokens[row] >= 0; ++row) {
+    const int64_t token = block.tokens[row];
+    for (int i = threadIdx.x; i < columns && arguments.output != nullptr; i += Config::kThreads) {
+      const int column = block.column0 + i;
+      arguments.output[token * arguments.tile.columns + column] =
+          arguments.add_base ? base.data[token * base.stride + column] : from_compute<Element>(0.f);
+    }
+    if (block.rank == 0 && threadIdx.x < Config::kBottleneck / 4) middle.clear(token, threadIdx.x * 4);
+  }
+}
+
+template <class Config, class Middle>
+__device__ __forceinline__ void run_tile(const TileArguments<typename Config::Element>& arguments,
+                                         const Middle& middle) {
   constexpr bool kBackward = Middle::kBackward;
   ADAPTERX_SHARED_MEMORY(memory);
   const TileBlock<Config> block(memory, arguments);
+  if (block.group == kUnusedSegment) return;  // the same for all blocks of the cluster
+  if (block.group == kNoAdapter) return copy_base(block, arguments, middle);
   const auto load_first = [&](int chunk, int stage) {
     const int column = chunk * Config::kChunk;
     copy_window<Config::kRows, Config::kChunk, Config::kThreads>(block.tile + column, block.tile_stride, arguments.tile,
-                                                                 block.row0, block.column0 + column);
-    copy_weight<Config, kBackward>(block.stage(stage), arguments, block.column0 + column);
+                                                                 block, block.column0 + column);
+    copy_weight<Config, kBackward>(block.stage(stage), block.group, arguments, block.column0 + column);
   };
   const auto load_second = [&](int chunk, int stage) {
     const int column = chunk * Config::kChunk;
     if (arguments.replacement.data != nullptr) {
       copy_window<Config::kRows, Config::kChunk, Config::kThreads>(
-          block.tile + column, block.tile_stride, arguments.replacement, block.row0, block.column0 + column);
+          block.tile + column, block.tile_stride, arguments.replacement, block, block.column0 + column);
     }
-    copy_weight<Config, !kBackward>(block.stage(stage), arguments, block.column0 + column);
+    copy_weight<Config, !kBackward>(block.stage(stage), block.group, arguments, block.column0 + column);
   };
   const int second_chunks = arguments.output == nullptr ? 0 : block.chunks;
   {
@@ -299,6 +348,20 @@ __global__ void __launch_bounds__(Config::kThreads)
   Pipeline<Config::kStages>::run(second_chunks, load_second, [&](int chunk, int stage) {
     second_product<Config, kBackward>(block, arguments, chunk, stage);
   });
+}
+
+template <class Config, class Middle>
+__global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
+    bottleneck_tile_kernel(const TileArguments<typename Config::Element> arguments, const Middle middle) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  if constexpr (Config::kCluster) {
+    __trap();  // no clusters here: unsupported_reason() keeps callers away
+    return;
+  } else
+#endif
+  {
+    run_tile<Config>(arguments, middle);
+  }
 }
 
 }  // namespace adapterx::cuda

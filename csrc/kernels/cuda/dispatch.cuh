@@ -63,12 +63,17 @@ inline bool has_tile_kernel(const Problem& problem, const TilePlan& plan) {
 // Launches the tile kernel over all tokens. `arguments` comes with its matrices set.
 template <class Config, class Middle>
 cudaError_t launch_tile(TileArguments<typename Config::Element> arguments, const Middle& middle, const TilePlan& plan,
-                        cudaStream_t stream) {
+                        const Grouping* grouping, cudaStream_t stream) {
   const int64_t columns = arguments.tile.columns;
   arguments.slice = static_cast<int>(Config::slice(columns, plan.cluster_size));
   arguments.cluster_size = plan.cluster_size;
   arguments.output_vector = is_aligned(arguments.output, 16) && columns % kCopyWidth == 0;
-  const int64_t tiles = ceil_div(arguments.tile.rows, Config::kRows);
+  int64_t tiles = ceil_div(arguments.tile.rows, Config::kRows);
+  if (grouping != nullptr) {
+    arguments.segments = grouping->tiles;
+    arguments.tokens = grouping->tokens;
+    tiles = grouping->max_tiles;
+  }
   const LaunchShape shape = {dim3(static_cast<unsigned>(tiles * plan.cluster_size)), dim3(Config::kThreads),
                              Config::shared_memory(columns, plan.cluster_size), plan.cluster_size};
   return launch(bottleneck_tile_kernel<Config, Middle>, shape, stream, arguments, middle);
@@ -78,7 +83,7 @@ template <typename Element>
 QuadAccess<Element> make_quad_access(const Problem& problem, std::initializer_list<const void*> pointers) {
   bool vector = problem.bottleneck_dim % 4 == 0;
   for (const void* pointer : pointers) vector = vector && is_aligned(pointer, 8);
-  return {problem.num_tokens, static_cast<int>(problem.bottleneck_dim), vector};
+  return {static_cast<int>(problem.bottleneck_dim), vector};
 }
 
 }  // namespace adapterx::cuda

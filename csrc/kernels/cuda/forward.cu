@@ -6,7 +6,7 @@ namespace {
 
 template <class Config>
 cudaError_t launch_forward(const Problem& problem, const ForwardTensors& tensors, const TilePlan& plan,
-                           cudaStream_t stream) {
+                           cudaStream_t stream, const Grouping* grouping) {
   using Element = typename Config::Element;
   const int64_t tokens = problem.num_tokens, columns = problem.hidden_size, m = problem.bottleneck_dim;
   TileArguments<Element> arguments;
@@ -27,17 +27,17 @@ cudaError_t launch_forward(const Problem& problem, const ForwardTensors& tensors
   middle.activation = problem.activation;
   middle.bias = static_cast<const Element*>(tensors.down_bias);
   middle.pre_activation = static_cast<Element*>(tensors.pre_activation);
-  return launch_tile<Config>(arguments, middle, plan, stream);
+  return launch_tile<Config>(arguments, middle, plan, grouping, stream);
 }
 
 }  // namespace
 
 cudaError_t bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const TilePlan& plan,
-                                       cudaStream_t stream) {
+                                       cudaStream_t stream, const Grouping* grouping) {
   if (!has_tile_kernel(problem, plan)) return cudaErrorNotSupported;
   if (problem.num_tokens == 0) return cudaSuccess;
   return visit_tile(problem, plan, [&](auto tag) {
-    return launch_forward<typename decltype(tag)::Type>(problem, tensors, plan, stream);
+    return launch_forward<typename decltype(tag)::Type>(problem, tensors, plan, stream, grouping);
   });
 }
 

@@ -41,19 +41,33 @@ __device__ __forceinline__ void copy_eight(Element* target, const Matrix<Element
   }
 }
 
-// Copies the kRows x kColumns window of `source` at (row0, column0) with all threads of the block; what lies outside
-// the matrix becomes zero.
-template <int kRows, int kColumns, int kThreads, typename Element>
+// Which row of a matrix is row `row` of a window; -1: none. Neighbouring rows, or those of sorted tokens.
+struct WindowRows {
+  int64_t first = 0;
+  int64_t end = 0;
+  const int64_t* tokens = nullptr;  // null: the rows themselves
+
+  __device__ __forceinline__ int64_t operator()(int row) const {
+    const int64_t place = first + row;
+    if (place >= end) return -1;
+    return tokens == nullptr ? place : tokens[place];
+  }
+};
+
+// Copies the window of kRows rows and kColumns columns from `column0` on with all threads of the block; what lies
+// outside the matrix becomes zero. `rows(i)` is the matrix's row for row i of the window, or -1.
+template <int kRows, int kColumns, int kThreads, typename Element, class Rows>
 __device__ __forceinline__ void copy_window(Element* target, int target_stride, const Matrix<Element>& source,
-                                            int64_t row0, int column0) {
+                                            const Rows& rows, int column0) {
   constexpr int kUnits = kColumns / kCopyWidth;
   static_assert(kColumns % kCopyWidth == 0);
 #pragma unroll
   for (int i = threadIdx.x; i < kRows * kUnits; i += kThreads) {
     const int row = i / kUnits, column = i % kUnits * kCopyWidth;
     const int inside = min(max(source.columns - (column0 + column), 0), kCopyWidth);
-    const int valid = row0 + row < source.rows ? inside : 0;
-    copy_eight(target + row * target_stride + column, source, row0 + row, column0 + column, valid);
+    const int64_t source_row = rows(row);
+    const int valid = source_row >= 0 ? inside : 0;
+    copy_eight(target + row * target_stride + column, source, source_row, column0 + column, valid);
   }
 }
 

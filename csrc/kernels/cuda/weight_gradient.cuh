@@ -9,6 +9,7 @@
 // order. A bias gradient is one more mma whose B operand holds ones in its first column and zeros elsewhere.
 #pragma once
 
+#include "grouping.h"
 #include "tile.cuh"
 
 namespace adapterx::cuda {
@@ -19,6 +20,7 @@ struct WeightGradientConfig {
   static constexpr int kBottleneck = kBottleneck_;
   static constexpr int kWarps = 4;
   static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kMinBlocks = kBottleneck > 64 ? 3 : 4;      // on an SM: shared memory allows them
   static constexpr int kWarpColumns = kBottleneck > 64 ? 16 : 32;  // keeps the accumulators at 64 registers a thread
   static constexpr int kColumns = kWarps * kWarpColumns;
   static constexpr int kTokens = 32;  // a pipeline stage
@@ -50,8 +52,10 @@ struct WeightGradientArguments {
   Matrix<Element> grad_pre_activation;  // narrow
   float* partial = nullptr;             // token ranges x layout.size()
   PartialLayout layout;
-  int64_t range_tokens = 0;  // tokens of a range, a multiple of kTokens
-  bool down_only = false;    // one product a launch: z = 0 is the down product then
+  int64_t range_tokens = 0;           // tokens of a range, a multiple of kTokens
+  bool down_only = false;             // one product a launch: z = 0 is the down product then
+  const Segment* segments = nullptr;  // grouped: the sorted tokens of each range; null: ranges of neighbouring tokens
+  const int64_t* tokens = nullptr;    // grouped: the sorted tokens
 };
 
 // B operand of an mma: ones in column 0, zeros in columns 1 to 7.
@@ -76,22 +80,31 @@ __device__ __forceinline__ void store_sums(float* target, const float (&sums)[4]
   }
 }
 
+// The tokens of this block's range.
+template <typename Element>
+__device__ __forceinline__ WindowRows range_rows(const WeightGradientArguments<Element>& arguments) {
+  if (arguments.segments != nullptr) {
+    const Segment segment = arguments.segments[blockIdx.y];
+    return {segment.begin, segment.end, arguments.tokens};
+  }
+  const int64_t first = blockIdx.y * arguments.range_tokens, end = first + arguments.range_tokens;
+  return {first, end < arguments.activated.rows ? end : arguments.activated.rows, nullptr};
+}
+
 // Copies and multiplies one token range: `multiply(wide, narrow)` sees kTokens tokens of both matrices at a time.
 template <class Config, class Multiply>
 __device__ __forceinline__ void stream_tokens(typename Config::Element* stages,
                                               const Matrix<typename Config::Element>& wide,
-                                              const Matrix<typename Config::Element>& narrow, int64_t range_tokens,
+                                              const Matrix<typename Config::Element>& narrow, const WindowRows& range,
                                               const Multiply& multiply) {
-  const int64_t token0 = blockIdx.y * range_tokens;
-  const int64_t tokens = wide.rows - token0 < range_tokens ? wide.rows - token0 : range_tokens;
-  const int chunks = static_cast<int>((tokens + Config::kTokens - 1) / Config::kTokens);
+  const int chunks = static_cast<int>((range.end - range.first + Config::kTokens - 1) / Config::kTokens);
   const int column0 = static_cast<int>(blockIdx.x) * Config::kColumns;
   const auto load = [&](int chunk, int stage) {
-    const int64_t token = token0 + chunk * Config::kTokens;
+    const WindowRows rows = {range.first + chunk * Config::kTokens, range.end, range.tokens};
     auto* target = stages + stage * Config::kStageElements;
-    copy_window<Config::kTokens, Config::kColumns, Config::kThreads>(target, Config::kWideStride, wide, token, column0);
+    copy_window<Config::kTokens, Config::kColumns, Config::kThreads>(target, Config::kWideStride, wide, rows, column0);
     copy_window<Config::kTokens, Config::kBottleneck, Config::kThreads>(target + Config::kTokens * Config::kWideStride,
-                                                                        Config::kNarrowStride, narrow, token, 0);
+                                                                        Config::kNarrowStride, narrow, rows, 0);
   };
   Pipeline<Config::kStages>::start(chunks, load);
   Pipeline<Config::kStages>::run(chunks, load, [&](int, int stage) {
@@ -109,7 +122,7 @@ __device__ __forceinline__ void up_gradient(typename Config::Element* stages,
   const int lane = threadIdx.x % 32, warp_column = threadIdx.x / 32 * Config::kWarpColumns;
   float sums[kRowTiles][Config::kBottleneck / 8][4] = {}, bias[kRowTiles][4] = {};
   const uint32_t ones = ones_column<Element>(lane);
-  stream_tokens<Config>(stages, arguments.grad_output, arguments.activated, arguments.range_tokens,
+  stream_tokens<Config>(stages, arguments.grad_output, arguments.activated, range_rows(arguments),
                         [&](const Element* wide, const Element* narrow) {
 #pragma unroll
                           for (int k = 0; k < Config::kTokens; k += 16) {
@@ -155,7 +168,7 @@ __device__ __forceinline__ void down_gradient(typename Config::Element* stages,
   const bool owns_bias = blockIdx.x == 0 && threadIdx.x < 32;
   float sums[kRowTiles][kColumnTiles][4] = {}, bias[kRowTiles][4] = {};
   const uint32_t ones = ones_column<Element>(lane);
-  stream_tokens<Config>(stages, arguments.hidden_states, arguments.grad_pre_activation, arguments.range_tokens,
+  stream_tokens<Config>(stages, arguments.hidden_states, arguments.grad_pre_activation, range_rows(arguments),
                         [&](const Element* wide, const Element* narrow) {
 #pragma unroll
                           for (int k = 0; k < Config::kTokens; k += 16) {
@@ -190,10 +203,11 @@ __device__ __forceinline__ void down_gradient(typename Config::Element* stages,
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads)
+__global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
     weight_gradient_kernel(const WeightGradientArguments<typename Config::Element> arguments) {
   ADAPTERX_SHARED_MEMORY(memory);
   auto* stages = reinterpret_cast<typename Config::Element*>(memory);
+  if (arguments.segments != nullptr && arguments.segments[blockIdx.y].group < 0) return;
   if (blockIdx.z == 0 && !arguments.down_only) {
     up_gradient<Config>(stages, arguments);
   } else {
@@ -206,7 +220,8 @@ struct ReduceArguments {
   const float* partial = nullptr;
   PartialLayout layout;
   int ranges = 0;
-  float scaling = 1.f;  // of the up product
+  const int32_t* first_range = nullptr;  // grouped: blockIdx.y is the group, and its ranges begin here; null: one group
+  float scaling = 1.f;                   // of the up product
   int64_t columns = 0;
   int64_t bottleneck = 0;
   Element* up_weight = nullptr;  // null: not wanted
@@ -220,11 +235,15 @@ template <typename Element>
 __device__ __forceinline__ void reduce_matrix(Element* target, int64_t rows, int64_t columns, int64_t offset,
                                               int64_t stride, float scale, const ReduceArguments<Element>& arguments) {
   if (target == nullptr) return;
+  target += blockIdx.y * rows * columns;
+  const bool grouped = arguments.first_range != nullptr;
+  const int first = grouped ? arguments.first_range[blockIdx.y] : 0;
+  const int end = grouped ? arguments.first_range[blockIdx.y + 1] : arguments.ranges;
   const unsigned count = static_cast<unsigned>(rows * columns), width = static_cast<unsigned>(columns);
   for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
     const float* from = arguments.partial + offset + i / width * stride + i % width;
     float sum = 0.f;
-    for (int range = 0; range < arguments.ranges; ++range) sum += from[range * arguments.layout.size()];
+    for (int range = first; range < end; ++range) sum += from[range * arguments.layout.size()];
     target[i] = from_compute<Element>(scale * sum);
   }
 }

@@ -1,0 +1,305 @@
+// A small, fast suite over the CUDA kernels for mutation testing (mutants.py): exit status 0 where all is right.
+// It calls the public launchers, so it is compiled once and linked with each mutant of the kernels.
+#include <cstdio>
+#include <vector>
+
+#include "bottleneck_adapter.h"
+#include "cuda_emulator.h"
+#include "rowwise.h"
+
+namespace {
+
+using namespace adapterx;
+using namespace adapterx::cuda;
+using Values = std::vector<double>;
+
+void require(bool ok, const char* what) {
+  if (ok) return;
+  std::printf("caught: %s\n", what);
+  std::exit(1);
+}
+
+float round_to_bfloat16(double x) { return emulator::bfloat16_float(emulator::bfloat16_bits(static_cast<float>(x))); }
+
+// A bfloat16 tensor in guarded memory.
+struct Tensor {
+  emulator::GuardedMemory memory;
+  explicit Tensor(size_t count) : memory(count * 2) {}
+  explicit Tensor(const Values& values) : Tensor(values.size()) {
+    for (size_t i = 0; i < values.size(); ++i) bits()[i] = emulator::bfloat16_bits(static_cast<float>(values[i]));
+  }
+  uint16_t* bits() const { return reinterpret_cast<uint16_t*>(memory.data()); }
+  std::vector<uint16_t> copy() const { return {bits(), bits() + memory.size() / 2}; }
+  Values values() const {
+    Values result;
+    for (size_t i = 0; i < memory.size() / 2; ++i) result.push_back(emulator::bfloat16_float(bits()[i]));
+    return result;
+  }
+};
+
+Values normal(size_t count, double scale, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> distribution(0.0, scale);
+  Values values(count);
+  for (double& x : values) x = round_to_bfloat16(distribution(generator));
+  return values;
+}
+
+// Both in norm and element by element: a single wrong element of a large matrix must not drown.
+void require_close(const Values& actual, const Values& exact, const char* what) {
+  double difference = 0, norm = 0, worst = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const double error = std::fabs(actual[i] - exact[i]);
+    require(!std::isnan(error), what);
+    difference += error * error;
+    norm += exact[i] * exact[i];
+    worst = std::max(worst, error);
+  }
+  require(std::sqrt(difference) <= 8e-3 * std::sqrt(norm), what);
+  require(worst <= 0.06 * std::sqrt(norm / exact.size()), what);
+}
+
+double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
+double gelu_derivative(double x) {
+  return 0.5 * (1 + std::erf(x / std::sqrt(2.0))) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * M_PI);
+}
+
+// a (rows x inner) @ b (inner x columns); a flag reads the stored matrix transposed.
+Values matmul(const Values& a, const Values& b, size_t rows, size_t inner, size_t columns, bool ta, bool tb) {
+  Values c(rows * columns);
+  for (size_t i = 0; i < rows; ++i) {
+    for (size_t k = 0; k < inner; ++k) {
+      const double x = ta ? a[k * rows + i] : a[i * inner + k];
+      for (size_t j = 0; j < columns; ++j) c[i * columns + j] += x * (tb ? b[j * inner + k] : b[k * columns + j]);
+    }
+  }
+  return c;
+}
+
+struct Case {
+  size_t tokens, columns, m;
+  TilePlan plan;
+  const char* name;
+};
+
+constexpr double kScaling = 0.7;
+
+Problem problem_of(const Case& c) {
+  const auto d = static_cast<int64_t>(c.columns);
+  return {ScalarType::bfloat16,     Activation::gelu, kScaling, static_cast<int64_t>(c.tokens), d, d,
+          static_cast<int64_t>(c.m)};
+}
+
+// Runs `body` on every schedule and requires the same bits each time.
+template <class Body>
+void on_every_schedule(const char* name, const Body& body) {
+  std::vector<std::vector<uint16_t>> first;
+  for (int schedule = 0; schedule < 6; ++schedule) {
+    emulator::machine().options = {static_cast<emulator::Order>(schedule % 3), schedule >= 3, 7u + schedule};
+    const std::vector<std::vector<uint16_t>> result = body(schedule == 0);
+    if (schedule == 0) first = result;
+    require(result == first, name);
+  }
+}
+
+void test_forward(const Case& c, bool separate_residual, bool has_residual) {
+  const size_t t = c.tokens, d = c.columns, m = c.m;
+  const Values h = normal(t * d, 1, 1), r = normal(t * d, 1, 2), wd = normal(m * d, 1 / std::sqrt(d), 3);
+  const Values wu = normal(d * m, 1 / std::sqrt(m), 4), bd = normal(m, 0.5, 5), bu = normal(d, 0.5, 6);
+  Values u = matmul(h, wd, t, d, m, false, true);
+  for (size_t i = 0; i < t * m; ++i) u[i] += bd[i % m];
+  Values a = u;
+  for (double& x : a) x = gelu(x);
+  Values exact = matmul(a, wu, t, m, d, false, true);
+  for (size_t i = 0; i < t * d; ++i) {
+    exact[i] = kScaling * (exact[i] + bu[i % d]) + (has_residual ? (separate_residual ? r[i] : h[i]) : 0.0);
+  }
+  const Tensor th(h), tr(r), twd(wd), twu(wu), tbd(bd), tbu(bu);
+  on_every_schedule(c.name, [&](bool check) {
+    const Tensor output(t * d), pre_activation(t * m);
+    ForwardTensors tensors = {th.bits(),     static_cast<int64_t>(d),
+                              nullptr,       static_cast<int64_t>(d),
+                              twd.bits(),    tbd.bits(),
+                              twu.bits(),    tbu.bits(),
+                              output.bits(), pre_activation.bits()};
+    if (has_residual) tensors.residual = separate_residual ? tr.bits() : th.bits();
+    require(bottleneck_adapter_forward(problem_of(c), tensors, c.plan, nullptr) == cudaSuccess, "launch");
+    if (check) require_close(output.values(), exact, c.name), require_close(pre_activation.values(), u, c.name);
+    return std::vector{output.copy(), pre_activation.copy()};
+  });
+}
+
+// wanted: a bit for grad_input, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias.
+void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
+  const size_t t = c.tokens, d = c.columns, m = c.m;
+  const Values dy = normal(t * d, 1, 1), h = normal(t * d, 1, 2), u = normal(t * m, 1, 3);
+  const Values wd = normal(m * d, 1 / std::sqrt(d), 4), wu = normal(d * m, 1 / std::sqrt(m), 5);
+  Values du = matmul(dy, wu, t, d, m, false, false), a = u;
+  for (size_t i = 0; i < t * m; ++i) du[i] *= kScaling * gelu_derivative(u[i]), a[i] = gelu(u[i]);
+  Values dh = matmul(du, wd, t, m, d, false, false), dwu = matmul(dy, a, d, t, m, true, false), dbd(m), dbu(d);
+  for (size_t i = 0; i < t * d; ++i) dh[i] += add_grad_output ? dy[i] : 0, dbu[i % d] += kScaling * dy[i];
+  for (size_t i = 0; i < t * m; ++i) dbd[i % m] += du[i];
+  for (double& x : dwu) x *= kScaling;
+  const Values exact[] = {dh, matmul(du, h, m, t, d, true, false), dbd, dwu, dbu};
+  const Tensor tdy(dy), th(h), tu(u), twd(wd), twu(wu);
+  on_every_schedule(c.name, [&](bool check) {
+    std::vector<Tensor> results;
+    void* pointers[5];
+    for (int i = 0; i < 5; ++i) {
+      results.emplace_back(exact[i].size());
+      pointers[i] = wanted >> i & 1 ? results.back().bits() : nullptr;
+    }
+    const auto stride = static_cast<int64_t>(d);
+    const BackwardTensors tensors = {tdy.bits(),  stride,      th.bits(),       stride,      tu.bits(),
+                                     twd.bits(),  twu.bits(),  add_grad_output, pointers[0], pointers[1],
+                                     pointers[2], pointers[3], pointers[4]};
+    const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem_of(c), tensors));
+    require(bottleneck_adapter_backward(problem_of(c), tensors, c.plan, workspace.data(), nullptr) == cudaSuccess,
+            "launch");
+    std::vector<std::vector<uint16_t>> bits;
+    for (int i = 0; i < 5; ++i) {
+      if (check && pointers[i]) require_close(results[i].values(), exact[i], c.name);
+      bits.push_back(results[i].copy());
+    }
+    return bits;
+  });
+}
+
+constexpr double kBig = 32768;  // kBig^2 + 1 == kBig^2 in fp32: a sum of such terms shows its order
+
+// Three blocks contribute 2^30, -2^30 and 1 to a pre-activation: in rank order the sum is 1, in other orders 0.
+void test_order_of_blocks() {
+  const size_t d = 3 * 64;
+  Values h(d), wd(d), wu(d);
+  h[0] = h[64] = kBig, h[128] = 1;
+  wd[0] = kBig, wd[64] = -kBig, wd[128] = 1;
+  const Tensor th(h), twd(wd), twu(wu), output(d), pre_activation(1);
+  ForwardTensors tensors;
+  tensors.hidden_states = th.bits(), tensors.hidden_states_stride = static_cast<int64_t>(d);
+  tensors.down_weight = twd.bits(), tensors.up_weight = twu.bits();
+  tensors.output = output.bits(), tensors.pre_activation = pre_activation.bits();
+  const Problem problem = problem_of({1, d, 1, {}, ""});
+  require(bottleneck_adapter_forward(problem, tensors, {16, 3}, nullptr) == cudaSuccess, "launch");
+  require(pre_activation.values()[0] == 1.0, "order of the sum over blocks");
+}
+
+// Three ranges of tokens contribute 2^30, -2^30 and 1 to a weight gradient.
+void test_order_of_ranges() {
+  const size_t t = 3 * 256, d = 8, m = 8;
+  Values dy(t * d), u(t * m);
+  dy[0] = kBig, u[0] = kBig, dy[300 * d] = -kBig, u[300 * m] = kBig, dy[700 * d] = 1, u[700 * m] = 1;
+  const Tensor tdy(dy), tu(u), gradient(d * m);
+  BackwardTensors tensors;
+  tensors.grad_output = tdy.bits(), tensors.grad_output_stride = static_cast<int64_t>(d);
+  tensors.pre_activation = tu.bits(), tensors.grad_up_weight = gradient.bits();
+  Problem problem = problem_of({t, d, m, {}, ""});
+  problem.activation = Activation::identity, problem.scaling = 1;
+  const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, tensors));
+  require(bottleneck_adapter_backward(problem, tensors, {64, 1}, workspace.data(), nullptr) == cudaSuccess, "launch");
+  require(gradient.values()[0] == 1.0, "order of the sum over token ranges");
+}
+
+struct Floats {
+  emulator::GuardedMemory memory;
+  explicit Floats(const std::vector<float>& values) : memory(values.size() * 4) {
+    std::memcpy(memory.data(), values.data(), memory.size());
+  }
+  float* data() const { return reinterpret_cast<float*>(memory.data()); }
+};
+
+double activation_of(Activation activation, double x) {
+  switch (activation) {
+    case Activation::relu: return std::max(x, 0.0);
+    case Activation::gelu: return gelu(x);
+    case Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::silu: return x / (1 + std::exp(-x));
+    case Activation::tanh: return std::tanh(x);
+    case Activation::sigmoid: return 1 / (1 + std::exp(-x));
+    case Activation::leaky_relu: return x > 0 ? x : 0.01 * x;
+    default: return x;
+  }
+}
+
+void require_near(double actual, double exact, const char* what) {
+  require(std::fabs(actual - exact) <= 1e-5 * (1 + std::fabs(exact)), what);
+}
+
+// Every activation and derivative, with bias and column sums, in fp32; 3 columns take the scalar path, 8 the vectors.
+void test_rowwise(int64_t rows, int64_t columns) {
+  const auto count = static_cast<size_t>(rows * columns);
+  std::vector<float> x(count), g(count), bias(columns, 0.25f);
+  for (size_t i = 0; i < count; ++i) x[i] = -3.f + 6.f * (i % 97) / 97, g[i] = 0.5f + (i % 13) * 0.1f;
+  const Floats tx(x), tg(g), tbias(bias), result(x), pre(x), sums(bias);
+  const RowShape shape = {ScalarType::float32, rows, columns};
+  const emulator::GuardedMemory workspace(column_sum_workspace(shape));
+  for (int32_t i = 0; i < 8; ++i) {
+    const auto activation = static_cast<Activation>(i);
+    bias_activation(shape, activation, tx.data(), tbias.data(), result.data(), pre.data(), nullptr);
+    for (size_t k = 0; k < count; ++k) {
+      require_near(result.data()[k], activation_of(activation, x[k] + 0.25), "bias_activation");
+      require_near(pre.data()[k], x[k] + 0.25, "bias_activation, pre_activation");
+    }
+    activation_gradient(shape, activation, 0.5, tx.data(), tg.data(), result.data(), sums.data(), workspace.data(),
+                        nullptr);
+    std::vector<double> exact_sums(columns);
+    for (size_t k = 0; k < count; ++k) {
+      const double step = 1e-6, u = x[k];  // no x lies at a kink
+      const double slope = (activation_of(activation, u + step) - activation_of(activation, u - step)) / (2 * step);
+      require_near(result.data()[k], 0.5 * g[k] * slope, "activation_gradient");
+      exact_sums[k % columns] += result.data()[k];
+    }
+    for (int64_t c = 0; c < columns; ++c) require_near(sums.data()[c], exact_sums[c], "bias gradient");
+  }
+  scaled_residual(shape, 0.5, tx.data(), tbias.data(), tg.data(), columns, result.data(), nullptr);
+  for (size_t k = 0; k < count; ++k) require_near(result.data()[k], g[k] + 0.5 * (x[k] + 0.25), "scaled_residual");
+  column_sum(shape, 0.5, tg.data(), columns, sums.data(), workspace.data(), nullptr);
+  std::vector<double> exact_sums(columns);
+  for (size_t k = 0; k < count; ++k) exact_sums[k % columns] += 0.5 * g[k];
+  for (int64_t c = 0; c < columns; ++c) require_near(sums.data()[c], exact_sums[c], "column_sum");
+}
+
+// Rows 2^24, 1, -2^24 (in this order of ranges): the sum in order is 0, any other order of ranges gives 1.
+void test_order_of_rows() {
+  std::vector<float> x(3 * 64);
+  x[0] = 16777216.f, x[64] = 1.f, x[128] = -16777216.f;
+  const RowShape shape = {ScalarType::float32, 3 * 64, 1};
+  const Floats tx(x), sum({9.f});
+  const emulator::GuardedMemory workspace(column_sum_workspace(shape));
+  column_sum(shape, 1.0, tx.data(), 1, sum.data(), workspace.data(), nullptr);
+  require(sum.data()[0] == 0.f, "order of the sum over row ranges");
+}
+
+void run_all() {
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{70, 3}, {130, 8}, {1, 40}}) {
+    on_every_schedule("rowwise", [rows = rows, columns = columns](bool) {
+      test_rowwise(rows, columns);
+      return std::vector<std::vector<uint16_t>>();
+    });
+  }
+  test_order_of_rows();
+  test_forward({17, 327, 27, {16, 1}, "forward, one narrow block, unaligned"}, false, true);
+  test_forward({70, 200, 24, {64, 1}, "forward, one wide block"}, false, false);
+  test_forward({20, 712, 32, {16, 2}, "forward, narrow cluster"}, false, false);
+  test_forward({65, 488, 24, {64, 3}, "forward, wide cluster, separate residual"}, true, true);
+  test_forward({1, 72, 8, {16, 8}, "forward, blocks without columns"}, false, false);
+  test_order_of_blocks();
+  test_backward({20, 712, 32, {16, 2}, "backward, narrow cluster"}, false, 31);
+  test_backward({600, 40, 24, {64, 1}, "backward, several ranges"}, true, 31);
+  test_backward({33, 171, 27, {64, 2}, "backward, unaligned wide cluster"}, false, 31);
+  test_backward({18, 40, 8, {16, 1}, "backward, up gradients only"}, false, 24);
+  test_backward({18, 40, 8, {16, 1}, "backward, down bias only"}, false, 4);
+  test_order_of_ranges();
+}
+
+}  // namespace
+
+int main() {
+  try {
+    run_all();
+  } catch (const std::exception& error) {
+    std::printf("caught: %s\n", error.what());
+    return 1;
+  }
+  std::printf("all passed\n");
+  return 0;
+}

@@ -1,0 +1,169 @@
+"""Mutation test of the emulator: plant one bug at a time in the CUDA kernels and see that the suite catches it.
+
+A mutant is a text patch of one kernel file. It is compiled with only one padded bottleneck size and one dtype, linked
+with mutant_suite.cpp, and run; it counts as caught when the program fails or does not end. The unpatched kernels must
+pass. A patch that no longer applies, or does not compile, is an error: the list has to follow the code.
+
+    python tests/emulator/mutants.py --jobs 2 [--only SUBSTRING]
+"""
+
+import argparse
+import concurrent.futures
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from mutant_list import MUTANTS, Mutant  # noqa: E402
+
+ROOT = HERE.parents[1]
+KERNELS = ROOT / "csrc" / "kernels" / "cuda"
+SOURCES = ("plan.cu", "forward.cu", "backward.cu", "rowwise.cu")
+TIME_LIMIT = 120  # seconds; the suite takes a few
+FLAGS = ["-std=c++17", "-O1", "-DADAPTERX_EMULATE", "-Wno-unknown-pragmas", "-w", "-fno-strict-aliasing"]
+
+# Which objects a file goes into. Everything else of an unpatched build is shared by all mutants.
+USERS = {
+    "tile.cuh": ("forward.cu", "backward.cu"),
+    "bottleneck_tile.cuh": ("forward.cu", "backward.cu", "plan.cu"),
+    "bottleneck_middle.cuh": ("forward.cu", "backward.cu"),
+    "dispatch.cuh": ("forward.cu", "backward.cu", "plan.cu"),
+    "weight_gradient.cuh": ("backward.cu",),
+    "activation.cuh": ("rowwise.cu", "forward.cu", "backward.cu"),
+    "rowwise.cuh": ("rowwise.cu",),
+    "rowwise.cu": ("rowwise.cu",),
+    "forward.cu": ("forward.cu",),
+    "backward.cu": ("backward.cu",),
+}
+
+# Fewer templates, for compile time: one padded size, one dtype.
+SHRINK = [
+    ("dispatch.cuh", "integral_constant<int, 16>", "integral_constant<int, 32>"),
+    ("dispatch.cuh", "integral_constant<int, 64>", "integral_constant<int, 32>"),
+    ("dispatch.cuh", "integral_constant<int, 128>", "integral_constant<int, 32>"),
+    ("dispatch.cuh", "visitor(Tag<float16>())", "visitor(Tag<bfloat16>())"),
+    ("rowwise.cu", "return visitor(Tag<double>());", "return visitor(Tag<float>());"),
+    ("rowwise.cu", "return visitor(Tag<float16>());", "return visitor(Tag<bfloat16>());"),
+]
+
+
+def replace_nth(text: str, old: str, new: str, nth: int) -> str:
+    """Replace the nth occurrence; raise ValueError where there are fewer."""
+    position = -1
+    for _ in range(nth):
+        position = text.index(old, position + 1)
+    return text[:position] + new + text[position + len(old) :]
+
+
+def copy_kernels(folder: Path) -> None:
+    """Copy the kernels, shrunk, so that `folder`/cuda/*.cu finds ../types.h."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(KERNELS, folder / "cuda")
+    shutil.copy(KERNELS.parent / "types.h", folder / "types.h")
+    for file, old, new in SHRINK:
+        path = folder / "cuda" / file
+        text = path.read_text()
+        if old not in text:
+            raise ValueError(f"mutants: {file} no longer contains {old!r}")
+        path.write_text(text.replace(old, new))
+
+
+def compile_object(source: Path, target: Path, kernels: Path) -> None:
+    """Compile one file; raise RuntimeError with the compiler's words where that fails."""
+    command = ["g++", *FLAGS, f"-I{HERE}", f"-I{kernels}", "-x", "c++", "-c", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{source.name} does not compile: {done.stderr[:600]}")
+
+
+def build_base(folder: Path) -> None:
+    """Compile the unpatched kernels and the suite."""
+    copy_kernels(folder)
+    jobs = [(folder / "cuda" / name, folder / f"{name}.o", folder / "cuda") for name in SOURCES]
+    jobs.append((HERE / "mutant_suite.cpp", folder / "suite.o", folder / "cuda"))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: compile_object(*job), jobs))
+
+
+def link_and_run(objects: list[Path], program: Path) -> str:
+    """Return what the suite says: 'all passed', the failure, or that it did not end."""
+    subprocess.run(["g++", *map(str, objects), "-o", str(program)], check=True)
+    try:
+        done = subprocess.run([str(program)], capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return "caught: does not end"
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0:
+        return "all passed"
+    return lines[-1] if lines and done.returncode == 1 else f"caught: exit status {done.returncode}"
+
+
+def run_mutant(mutant: Mutant, base: Path, folder: Path) -> str:
+    """Patch, compile what the patch touches, link, run."""
+    copy_kernels(folder)
+    path = folder / "cuda" / mutant.file
+    path.write_text(replace_nth(path.read_text(), mutant.old, mutant.new, mutant.nth))
+    objects = [base / "suite.o"]
+    for name in SOURCES:
+        if name in USERS[mutant.file]:
+            compile_object(folder / "cuda" / name, folder / f"{name}.o", folder / "cuda")
+            objects.append(folder / f"{name}.o")
+        else:
+            objects.append(base / f"{name}.o")
+    verdict = link_and_run(objects, folder / "suite")
+    shutil.rmtree(folder)
+    return verdict
+
+
+def judge(number_and_mutant: tuple[int, Mutant], base: Path) -> tuple[Mutant, str, float]:
+    """Run one mutant; problems of the list itself become a verdict that counts as a failure."""
+    number, mutant = number_and_mutant
+    start = time.monotonic()
+    try:
+        verdict = run_mutant(mutant, base, base.parent / f"mutant_{number}")
+    except (ValueError, RuntimeError) as error:
+        verdict = f"ERROR: {error}"
+    return mutant, verdict, time.monotonic() - start
+
+
+def run(mutants: list[Mutant], build: Path, jobs: int) -> tuple[list[str], int]:
+    """Run all; return the lines of those that were not caught and the number of those that were."""
+    base = build / "base"
+    build_base(base)
+    objects = [base / "suite.o", *(base / f"{name}.o" for name in SOURCES)]
+    verdict = link_and_run(objects, base / "suite")
+    if verdict != "all passed":
+        return [f"the unpatched kernels fail: {verdict}"], 0
+    missed, caught = [], 0
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for mutant, verdict, seconds in pool.map(lambda m: judge(m, base), enumerate(mutants)):
+            line = f"{mutant.name:45s} {mutant.file:22s} {seconds:5.1f} s  {verdict[:110]}"
+            print(line, flush=True)
+            if verdict.startswith("caught"):
+                caught += 1
+            else:
+                missed.append(line)
+    return missed, caught
+
+
+def main() -> int:
+    """Print one line a mutant and the score."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "mutants")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="", help="run the mutants whose name contains this")
+    arguments = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if arguments.only in mutant.name]
+    start = time.monotonic()
+    missed, caught = run(chosen, arguments.build.resolve(), arguments.jobs)
+    print(f"{caught} of {len(chosen)} mutants caught in {time.monotonic() - start:.0f} s")
+    for line in missed:
+        print(f"NOT CAUGHT: {line}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
