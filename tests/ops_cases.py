@@ -7,6 +7,8 @@ from adapterx import ops, reference
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
 NAMES = ("hidden_states", "residual", "down_weight", "down_bias", "up_weight", "up_bias")
+WEIGHTS = NAMES[2:]
+LAYOUTS = ("parallel", "sequential", "bare")
 
 # Leading dimensions, input_size, hidden_size, bottleneck_dim: one row, primes, no dimension, four dimensions, a
 # bottleneck that no vector width divides, one wider than a register panel, one wider than the model, blocks of 64 rows
@@ -40,6 +42,15 @@ def make_arguments(
         None if name in without else tensor.requires_grad_(name in requires_grad)
         for name, tensor in zip(NAMES, tensors, strict=True)
     ]
+
+
+def arguments_of(layout, *shape, dtype=torch.float64, without=(), requires_grad=NAMES):
+    """Make arguments with a separate residual, with the same tensor in both places, or without a residual."""
+    without = (*without, "residual") if layout == "bare" else without
+    arguments = make_arguments(*shape, dtype=dtype, without=without, requires_grad=requires_grad)
+    if layout == "sequential":
+        arguments[1] = arguments[0]
+    return arguments
 
 
 def compute(arguments, activation="gelu", scaling=0.7) -> Tensor:
