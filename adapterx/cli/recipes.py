@@ -27,8 +27,8 @@ class Recipe:
 
 
 RECIPES = {
-    "adapters": Recipe(6, 1e-3, 1e-2, 16, warmup_ratio=0.1, weight_decay=0.01, head_dropout=0.1),
-    "head": Recipe(20, 1e-2, None, 16, warmup_ratio=0.1, weight_decay=0.01, head_dropout=0.1),
+    "adapters": Recipe(6, 1e-3, None, 16, warmup_ratio=0.1, weight_decay=0.01, head_dropout=0.1),
+    "head": Recipe(10, 1e-2, None, 16, warmup_ratio=0.1, weight_decay=0.01, head_dropout=0.1),
     "full": Recipe(4, 1e-4, None, 16, warmup_ratio=0.1, weight_decay=0.01, head_dropout=0.1),
 }
 BOTTLENECK_DIM = 32
