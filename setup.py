@@ -36,8 +36,10 @@ setup(
         CppExtension(
             "adapterx.libadapterx",
             SOURCES,
-            # -g0: debug information would make the library ten times as large; torch's headers leave parameters unused.
-            extra_compile_args={"cxx": ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]},
+            # -g0: debug information makes the library ten times as large. torch's headers leave parameters unused.
+            extra_compile_args={
+                "cxx": ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+            },
             define_macros=[("ADAPTERX_VERSION", f'"{VERSION}"')],
             py_limited_api=True,  # do not link libtorch_python: the library has no Python dependency
         )

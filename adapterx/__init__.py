@@ -24,6 +24,7 @@ from adapterx.errors import (
     UnknownAdapterError,
 )
 from adapterx.modules import AdapterSet, BottleneckAdapter
+from adapterx.ops import build_info
 from adapterx.storage import PACKAGE_VERSION as __version__
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "adapter_parameters",
     "attach",
     "build_head",
+    "build_info",
     "detach",
     "disabled",
     "load_adapter",

@@ -17,8 +17,8 @@ enum class Activation : int32_t { relu, gelu, gelu_tanh, silu, tanh, sigmoid, le
 // Slope of leaky_relu for negative arguments; torch.nn.functional.leaky_relu's default.
 inline constexpr double kLeakyReluSlope = 0.01;
 
-inline constexpr std::string_view kActivationNames[] = {"relu",    "gelu",       "gelu_tanh", "silu", "tanh",
-                                                        "sigmoid", "leaky_relu", "identity"};
+inline constexpr std::string_view kActivationNames[] = {"relu", "gelu",    "gelu_tanh",  "silu",
+                                                        "tanh", "sigmoid", "leaky_relu", "identity"};
 
 // The activation called `name`, or nothing where no activation has that name.
 inline std::optional<Activation> parse_activation(std::string_view name) {
