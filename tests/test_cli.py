@@ -241,6 +241,61 @@ def test_moved_base_model_can_be_named(trained, model, tmp_path):
     assert invoke("predict", tmp_path, "good", "--model", model).stdout.startswith("positive")
 
 
+def save_architecture(name, folder):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30}
+    if name == "gpt2":
+        config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=24, **sizes)
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    elif name == "distilbert":
+        config = transformers.DistilBertConfig(
+            dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=24, **sizes
+        )
+        transformers.DistilBertForMaskedLM(config).save_pretrained(folder)
+    elif name == "t5":
+        config = transformers.T5Config(d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, **sizes)
+        transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    else:
+        config = transformers.LlamaConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, **sizes
+        )
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_training.save_tiny_tokenizer(folder)
+    if name in ("gpt2", "llama"):  # decoders often have an end token and no padding token
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"), [("gpt2", "last"), ("llama", "last"), ("distilbert", "cls"), ("t5", "mean")]
+)
+def test_other_architectures(data, tmp_path, name, pooling):
+    folder = save_architecture(name, tmp_path / "model")
+    train(folder, data, tmp_path / "run", "--pooling", pooling, "--epochs", "1")
+    scores = json.loads(invoke("evaluate", tmp_path / "run", "--data", data, "--json").stdout)
+    assert scores["examples"] == 60
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert 0 < metrics["trainable_fraction"] < 0.5
+
+
+def test_export_writes_a_model_with_its_tokenizer_and_labels(trained, tmp_path):
+    invoke("export", trained, "--format", "torchscript", "--output", tmp_path / "out")
+    assert json.loads((tmp_path / "out/labels.json").read_text()) == ["negative", "positive"]
+    assert (tmp_path / "out/tokenizer.json").exists()
+    from transformers import AutoTokenizer
+
+    batch = AutoTokenizer.from_pretrained(tmp_path / "out")(["word1 good"], return_tensors="pt")
+    scripted = torch.jit.load(tmp_path / "out/model.pt")
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    logits = scripted(*(batch.get(name, torch.zeros_like(batch["input_ids"])) for name in names))
+    answer = json.loads(invoke("predict", trained, "word1 good", "--format", "jsonl").stdout)
+    assert logits.softmax(-1)[0, 1].item() == pytest.approx(answer["probabilities"]["positive"], abs=1e-5)
+
+
 # -- wrong input: one line, nothing lost
 
 

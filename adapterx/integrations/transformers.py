@@ -27,7 +27,7 @@ try:
     from transformers.utils import logging
 except ImportError as error:
     raise ExtensionError(
-        "adapterx.integrations.transformers needs transformers and accelerate: pip install 'adapterx[train]'"
+        f"adapterx.integrations.transformers needs transformers and accelerate ({error}): pip install 'adapterx[train]'"
     ) from error
 
 logger = logging.get_logger(__name__)
