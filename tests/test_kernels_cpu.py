@@ -202,7 +202,7 @@ def test_every_combination_of_absent_arguments(dtype, capability):
         )
 
 
-@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_subset_of_gradients_gives_the_same_bits(dtype):
     case = Case(61, 45, 45, 9, dtype, threads=2)
     inputs = make_inputs(case)
@@ -251,7 +251,7 @@ def test_no_tokens_give_zero_weight_gradients(dtype):
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bit_conversions_round_to_nearest_even(dtype, capability):
     """The identity adapter with a zero branch converts every value to float and back."""
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(getattr(torch, dtype))

@@ -1,5 +1,7 @@
 // The kernels compiled for avx512f,avx512bw,avx512dq,avx512vl,fma,f16c.
 // The target is set after the system headers: their inline functions must stay runnable on every machine.
+#include <utility>
+
 #include "dispatch.h"
 #include "scratch.h"
 

@@ -1,4 +1,6 @@
 // The kernels in plain vector code, for every machine the compiler targets.
+#include <utility>
+
 #include "dispatch.h"
 #include "scratch.h"
 

@@ -133,22 +133,14 @@ struct ActivationConstant {
 template <typename Body>
 AX_INLINE void with_activation(Activation activation, Body&& body) {
   switch (activation) {
-    case Activation::relu:
-      return body(ActivationConstant<Activation::relu>{});
-    case Activation::gelu:
-      return body(ActivationConstant<Activation::gelu>{});
-    case Activation::gelu_tanh:
-      return body(ActivationConstant<Activation::gelu_tanh>{});
-    case Activation::silu:
-      return body(ActivationConstant<Activation::silu>{});
-    case Activation::tanh:
-      return body(ActivationConstant<Activation::tanh>{});
-    case Activation::sigmoid:
-      return body(ActivationConstant<Activation::sigmoid>{});
-    case Activation::leaky_relu:
-      return body(ActivationConstant<Activation::leaky_relu>{});
-    case Activation::identity:
-      return body(ActivationConstant<Activation::identity>{});
+    case Activation::relu: return body(ActivationConstant<Activation::relu>{});
+    case Activation::gelu: return body(ActivationConstant<Activation::gelu>{});
+    case Activation::gelu_tanh: return body(ActivationConstant<Activation::gelu_tanh>{});
+    case Activation::silu: return body(ActivationConstant<Activation::silu>{});
+    case Activation::tanh: return body(ActivationConstant<Activation::tanh>{});
+    case Activation::sigmoid: return body(ActivationConstant<Activation::sigmoid>{});
+    case Activation::leaky_relu: return body(ActivationConstant<Activation::leaky_relu>{});
+    case Activation::identity: return body(ActivationConstant<Activation::identity>{});
   }
 }
 

@@ -211,28 +211,46 @@ AX_INLINE Vec<T> sum_partials(const BackwardJob<T>& job, Part part, int64_t at) 
   return sum;
 }
 
+// Rows [r, r + kLanes) of the up gradient's partial panel at column c, vector v, to columns of grad_up_weight.
+template <typename T>
+void write_up_square(const BackwardJob<T>& job, int64_t c, int64_t v, int64_t r, int64_t width) {
+  constexpr int64_t kSide = kLanes<T>;
+  const int64_t size = job.problem.bottleneck_dim;
+  const Acc<T> scaling = static_cast<Acc<T>>(job.problem.scaling);
+  const auto part = [](const Partials<T>& partials) { return partials.up; };
+  const int64_t rows = min_of(kSide, size - r);
+  const int64_t columns = min_of(kSide, job.problem.hidden_size - c - v);
+  T* to = static_cast<T*>(job.tensors.grad_up_weight) + (c + v) * size + r;
+  Vec<T> square[kSide] = {};
+  for (int64_t i = 0; i < rows; ++i) square[i] = scaling * sum_partials(job, part, c * size + (r + i) * width + v);
+  if constexpr (sizeof(Acc<T>) == 4) {
+    Words bits[kSide];
+    __builtin_memcpy(&bits, &square, sizeof(bits));
+    transpose(bits);
+    for (int64_t i = 0; i < columns; ++i) store_some(to + i * size, bit_cast<Vec<T>>(bits[i]), rows);
+  } else {
+    for (int64_t i = 0; i < columns; ++i) {
+      for (int64_t j = 0; j < rows; ++j) to[i * size + j] = square[j][i];
+    }
+  }
+}
+
 // Writes the gradients of the weights' panel at column c.
 template <typename T>
 void write_weight_gradients(const BackwardJob<T>& job, int64_t c) {
   const Problem& problem = job.problem;
-  const Acc<T> scaling = static_cast<Acc<T>>(problem.scaling);
   T* down = static_cast<T*>(job.tensors.grad_down_weight);
-  T* up = static_cast<T*>(job.tensors.grad_up_weight);
   const int64_t in_width = min_of(kPanelColumns<T>, job.in_columns - c);
   const int64_t out_width = min_of(kPanelColumns<T>, job.out_columns - c);
-  for (int64_t r = 0; r < problem.bottleneck_dim; ++r) {
-    for (int64_t v = 0; down && v < in_width; v += kLanes<T>) {
+  for (int64_t r = 0; down && r < problem.bottleneck_dim; ++r) {
+    for (int64_t v = 0; v < in_width; v += kLanes<T>) {
       const auto part = [](const Partials<T>& partials) { return partials.down; };
       store_some(down + r * problem.input_size + c + v,
                  sum_partials(job, part, c * problem.bottleneck_dim + r * in_width + v), problem.input_size - c - v);
     }
-    for (int64_t v = 0; up && v < out_width; v += kLanes<T>) {
-      const auto part = [](const Partials<T>& partials) { return partials.up; };
-      T column[kLanes<T>];
-      store(static_cast<T*>(column), scaling * sum_partials(job, part, c * problem.bottleneck_dim + r * out_width + v));
-      const int64_t count = min_of(kLanes<T>, problem.hidden_size - c - v);
-      for (int64_t i = 0; i < count; ++i) up[(c + v + i) * problem.bottleneck_dim + r] = column[i];
-    }
+  }
+  for (int64_t r = 0; job.tensors.grad_up_weight && r < problem.bottleneck_dim; r += kLanes<T>) {
+    for (int64_t v = 0; v < out_width; v += kLanes<T>) write_up_square(job, c, v, r, out_width);
   }
 }
 

@@ -33,7 +33,11 @@ void pack_rows(const T* from, int64_t stride, int64_t depth, int64_t count, int6
       if constexpr (kDot<T>) {
         const auto bits = [&](const T* at) AX_LAMBDA {
           HalfWords words = {};
-          __builtin_memcpy(&words, at, static_cast<size_t>(min_of(left, kLanes<T>)) * sizeof(T));
+          if (left >= kLanes<T>) {  // a copy of constant size is one load; one of variable size is a call
+            __builtin_memcpy(&words, at, sizeof(words));
+          } else {
+            __builtin_memcpy(&words, at, static_cast<size_t>(left) * sizeof(T));
+          }
           return words;
         };
         const HalfWords first = bits(row + c);
@@ -46,18 +50,69 @@ void pack_rows(const T* from, int64_t stride, int64_t depth, int64_t count, int6
   }
 }
 
+// One stage of the transposition: exchanges the off-diagonal blocks of size kHalf of rows i and i + kHalf.
+template <int64_t kHalf, size_t... kLane>
+AX_INLINE void exchange(Words& a, Words& b, std::index_sequence<kLane...>) {
+  constexpr size_t kCount = sizeof...(kLane);
+#if defined(__clang__)
+  const Words low = __builtin_shufflevector(a, b, ((kLane & kHalf) == 0 ? kLane : kCount + kLane - kHalf)...);
+  const Words high = __builtin_shufflevector(a, b, ((kLane & kHalf) == 0 ? kLane + kHalf : kCount + kLane)...);
+#else
+  const Words low =
+      __builtin_shuffle(a, b, Words{static_cast<uint32_t>((kLane & kHalf) == 0 ? kLane : kCount + kLane - kHalf)...});
+  const Words high =
+      __builtin_shuffle(a, b, Words{static_cast<uint32_t>((kLane & kHalf) == 0 ? kLane + kHalf : kCount + kLane)...});
+#endif
+  a = low;
+  b = high;
+}
+
+template <int64_t kHalf>
+AX_INLINE void transpose_blocks(Words (&rows)[kLanes<float>]) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes<float>; ++i) {
+    if ((i & kHalf) == 0) exchange<kHalf>(rows[i], rows[i + kHalf], std::make_index_sequence<kLanes<float>>{});
+  }
+  if constexpr (kHalf > 1) transpose_blocks<kHalf / 2>(rows);
+}
+
+// A square of 32-bit lanes, in registers.
+AX_INLINE void transpose(Words (&rows)[kLanes<float>]) { transpose_blocks<kLanes<float> / 2>(rows); }
+
+// Steps [k, k + kPair) of the element by element path.
+template <typename T>
+AX_INLINE void pack_step(const T* from, int64_t stride, int64_t k, int64_t depth, int64_t count, int64_t width,
+                         Operand<T>* to) {
+  for (int64_t c = 0; c < width; ++c) {
+    for (int64_t p = 0; p < kPair<T>; ++p) {
+      Operand<T>* at = to + k * width + c * kPair<T> + p;
+      *at = Operand<T>{};
+      if (c < count && k + p < depth) copy_row(from + c * stride + k + p, 1, at);
+    }
+  }
+}
+
 // A panel from a matrix whose depth is contiguous: element (k, c) at from[c * stride + k].
 template <typename T>
 void pack_columns(const T* from, int64_t stride, int64_t depth, int64_t count, int64_t width, Operand<T>* to) {
-  for (int64_t c = 0; c < width; ++c) {
-    Operand<T>* column = to + c * kPair<T>;
-    for (int64_t k = 0; k < depth; k += kPair<T>, column += width * kPair<T>) {
-      for (int64_t p = 0; p < kPair<T>; ++p) {
-        column[p] = Operand<T>{};
-        if (c < count && k + p < depth) copy_row(from + c * stride + k + p, 1, column + p);
+  int64_t k = 0;
+  if constexpr (sizeof(Operand<T>) * kPair<T> == 4) {
+    constexpr int64_t kSide = kLanes<float>;
+    constexpr int64_t kDeep = kSide * kPair<T>;
+    for (; k + kDeep <= depth; k += kDeep) {
+      for (int64_t c = 0; c < width; c += kSide) {
+        Words square[kSide] = {};
+        for (int64_t i = 0; i < min_of(kSide, count - c); ++i) {
+          copy_row(from + (c + i) * stride + k, kDeep, reinterpret_cast<Operand<T>*>(&square[i]));
+        }
+        transpose(square);
+        for (int64_t i = 0; i < kSide; ++i) {
+          __builtin_memcpy(to + k * width + (i * width + c) * kPair<T>, &square[i], sizeof(Words));
+        }
       }
     }
   }
+  for (; k < depth; k += kPair<T>) pack_step(from, stride, k, depth, count, width, to);
 }
 
 // All panels of a matrix with `count` columns padded to `columns`.
