@@ -117,7 +117,11 @@ def run_torch(case, inputs, dtype):
         if tensors[name.removeprefix("grad_").replace("input", "hidden_states")] is not None
     }
     gradients = torch.autograd.grad(output, list(sources.values()), output_gradient)
-    return {"output": output.detach(), "pre_activation": pre_activation.detach(), **dict(zip(sources, gradients))}
+    return {
+        "output": output.detach(),
+        "pre_activation": pre_activation.detach(),
+        **dict(zip(sources, gradients, strict=True)),
+    }
 
 
 def relative_error(got, expected):
