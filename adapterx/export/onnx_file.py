@@ -65,12 +65,12 @@ def to_onnx(
     out_dir, name = Path(out_dir), FILES[mode]
     with prepared(model, function="to_onnx", example=example) as ready:
         _check_place(ready, validate)
-        graph = _convert(ready, opset)
-        nodes, variants = len(adapter_nodes(graph)), attach_functions(graph)
-        _tidy(graph, inline=mode == "portable")
-        facts = {"kind": "onnx", "mode": mode, "opset": opset, "adapter_nodes": nodes, "variants": variants}
-        document = describe(model, ready, **facts)
-        with staging(out_dir, function="to_onnx") as folder:
+        with staging(out_dir, function="to_onnx") as folder:  # first: an unusable folder is known before the work
+            graph = _convert(ready, opset)
+            nodes, variants = len(adapter_nodes(graph)), attach_functions(graph)
+            _tidy(graph, inline=mode == "portable")
+            facts = {"kind": "onnx", "mode": mode, "opset": opset, "adapter_nodes": nodes, "variants": variants}
+            document = describe(model, ready, **facts)
             _save(graph, folder / name, document)
             if validate:
                 document["validation"] = check_onnx(folder / name, ready, function="to_onnx")

@@ -184,7 +184,7 @@ def _config(model: nn.Module, function: str) -> Any:
 def _input_names(
     model: nn.Module, config: Any, parameters: Mapping[str, inspect.Parameter], function: str
 ) -> tuple[str, ...]:
-    known = set(parameters)
+    known = list(parameters)
     if "decoder_input_ids" in known:
         raise ExportError(
             f"{function}: encoder-decoder models such as {type(model).__name__} cannot be exported yet; "
@@ -195,7 +195,7 @@ def _input_names(
             f"{function}: the model's forward must take input_ids, {type(model).__name__} takes {', '.join(known)}"
         )
     if not (getattr(config, "type_vocab_size", None) or 0) > 1:
-        known.discard("token_type_ids")  # GPT-2 would look them up among the words
+        known = [name for name in known if name != "token_type_ids"]  # GPT-2 would look them up among the words
     return tuple(name for name in INPUTS if name in known)
 
 

@@ -52,19 +52,21 @@ def to_torchscript(
     path = Path(path)
     if path.is_dir():
         raise ExportError(f"to_torchscript: path must be a file, {path} is a folder")
-    with prepared(model, function="to_torchscript", example=example) as ready:
+    with (
+        prepared(model, function="to_torchscript", example=example) as ready,
+        staging(path.parent, function="to_torchscript") as folder,
+    ):
         traced = _trace(ready, freeze=freeze)
         nodes = sum(node.kind() == OPERATOR for node in traced.inlined_graph.nodes())
         document = describe(model, ready, kind="torchscript", frozen=freeze, adapter_nodes=nodes)
-        with staging(path.parent, function="to_torchscript") as folder:
-            raw, final = folder / "raw.pt", folder / "final.pt"
-            _save(traced, raw)
-            _without_sources(raw, final)
-            if validate:
-                document["validation"] = check_torchscript(final, ready, function="to_torchscript")
-            with zipfile.ZipFile(final, "a") as archive:
-                archive.writestr(f"{_root(archive)}/extra/{DOCUMENT}", json.dumps(document, indent=2))
-            os.replace(final, path)
+        raw, final = folder / "raw.pt", folder / "final.pt"
+        _save(traced, raw)
+        _without_sources(raw, final)
+        if validate:
+            document["validation"] = check_torchscript(final, ready, function="to_torchscript")
+        with zipfile.ZipFile(final, "a") as archive:
+            archive.writestr(f"{_root(archive)}/extra/{DOCUMENT}", json.dumps(document, indent=2))
+        os.replace(final, path)
     return document
 
 
