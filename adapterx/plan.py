@@ -232,8 +232,6 @@ def _copy_module(modules: dict[str, nn.Module], path: str, selection: Selection)
         raise TargetError(f"attach: modules_to_save must name modules with floating-point parameters, got {path!r}")
     duplicate = copy.deepcopy(modules[path])
     remove_adapters(duplicate, adapter_names(duplicate))
-    for module in duplicate.modules():
-        module.__dict__.pop(_FORMER_FLAGS, None)
     return duplicate
 
 

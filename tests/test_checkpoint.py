@@ -560,6 +560,26 @@ def test_killed_twice_in_a_row(tmp_path, monkeypatch):
             assert torch.equal(model(HIDDEN_STATES), expected[committed])
 
 
+def test_an_error_while_repeating_an_interrupted_save(tmp_path, monkeypatch):
+    """The same tensors again: the file that waits beside the old one is what the document relies on."""
+    save_adapter(adapted_plain(seed=1), tmp_path)
+    assert run_killed(tmp_path, adapted_plain(seed=2), "replace", 3, monkeypatch)
+    calls = []
+
+    def failing(source, target, function=os.replace):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        function(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError):
+        patch.setattr(os, "replace", failing)
+        save_adapter(adapted_plain(seed=2), tmp_path)
+    model = plain_model()
+    load_adapter(model, tmp_path)
+    assert torch.equal(model(HIDDEN_STATES), adapted_plain(seed=2)(HIDDEN_STATES))
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 def test_errors_of_the_disk_leave_the_old_pair_and_no_litter(saved, number, step, monkeypatch):

@@ -86,6 +86,14 @@ def test_active_adapters_are_the_trainable_ones(model):
         assert trainable == set(names or ())
 
 
+def test_a_detached_adapter_is_not_active_when_its_name_comes_back(model):
+    set_active(model, ["b", "a"])
+    detach(model, "a")
+    assert active_adapters(model) == ("b",)
+    attach(model, CONFIG, "a", active=False)
+    assert active_adapters(model) == ("b",)
+
+
 def test_unknown_and_repeated_names_change_nothing(model):
     with pytest.raises(
         UnknownAdapterError, match="set_active: name must be an attached adapter, got 'x', 'y'; attached"

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from tiny_models import FAMILIES, build, plain_model
@@ -81,6 +83,13 @@ def test_bert_suffix_trap():
     model = build("bert")
     assert names(find(model, positions=("feed_forward",))) == [BERT[1].format(0), BERT[1].format(1)]
     assert len(names(find(model, target_modules=("output.dense",)))) == 4  # suffixes mean what they say
+
+
+def test_tables_match_whole_components_of_names():
+    model = build("gpt2")
+    before = names(find(model))
+    model.branch = copy.deepcopy(model.h)  # ends in h, but is not called h
+    assert names(find(model)) == before
 
 
 def test_prefix_of_a_model_with_a_head():
