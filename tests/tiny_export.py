@@ -40,11 +40,16 @@ def bert_classifier():
 
 
 def roberta_classifier():
-    """Hugging Face's classifier, parallel; RoBERTa counts positions by the padding token."""
+    """Hugging Face's classifier, parallel, with a trained copy of its head; its positions depend on the padding token."""
     config = transformers.RobertaConfig(
         **SIZES | {"max_position_embeddings": 42, "type_vocab_size": 1, "num_labels": 2}
     )
-    return adapt(transformers.RobertaForSequenceClassification(config), placement="parallel", activation="relu")
+    return adapt(
+        transformers.RobertaForSequenceClassification(config),
+        placement="parallel",
+        activation="relu",
+        modules_to_save=("classifier",),
+    )
 
 
 def distilbert_encoder():
