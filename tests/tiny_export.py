@@ -40,7 +40,7 @@ def bert_classifier():
 
 
 def roberta_classifier():
-    """Hugging Face's classifier, parallel, with a trained copy of its head; its positions depend on the padding token."""
+    """Hugging Face's classifier, parallel, with a trained copy of its head; positions depend on the padding token."""
     config = transformers.RobertaConfig(
         **SIZES | {"max_position_embeddings": 42, "type_vocab_size": 1, "num_labels": 2}
     )
