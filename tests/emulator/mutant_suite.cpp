@@ -199,6 +199,89 @@ void test_order_of_ranges() {
   require(gradient.values()[0] == 1.0, "order of the sum over token ranges");
 }
 
+// Tokens picked one of three adapters or none; one adapter is used by nobody. Each token's results and each adapter's
+// gradients must have the bits that the adapter gives alone.
+struct GroupedCase {
+  static constexpr size_t t = 300, d = 40, m = 8, groups = 4;
+  const TilePlan plan = {64, 2};
+  Values h = normal(t * d, 1, 1), u = normal(t * m, 1, 2), wd = normal(groups * m * d, 0.2, 3);
+  Values wu = normal(groups * d * m, 0.3, 4), bd = normal(groups * m, 0.5, 5), bu = normal(groups * d, 0.5, 6);
+  std::vector<int64_t> indices;
+
+  GroupedCase() {
+    for (size_t i = 0; i < t; ++i) indices.push_back(static_cast<int64_t>(i * i % 7 % 4) - 1);
+  }
+
+  // The rows of `values` whose token picked `group`.
+  Values rows_of(const Values& values, int64_t group) const {
+    const size_t width = values.size() / t;
+    Values result;
+    for (size_t i = 0; i < t; ++i) {
+      if (indices[i] == group) result.insert(result.end(), &values[i * width], &values[i * width] + width);
+    }
+    return result;
+  }
+  static Values part_of(const Values& values, int64_t group) {
+    const size_t size = values.size() / groups;
+    return Values(&values[group * size], &values[group * size] + size);
+  }
+
+  // output, pre_activation and the five gradients.
+  std::vector<Values> run(const Values& h, const Values& u, const Values& wd, const Values& wu, const Values& bd,
+                          const Values& bu, const Grouping* grouping) const {
+    const size_t tokens = u.size() / m, width = d;
+    const Problem problem = problem_of({tokens, d, m, {}, ""});
+    const Tensor th(h), tu(u), twd(wd), twu(wu), tbd(bd), tbu(bu), output(h.size()), pre_activation(u.size());
+    const Tensor dh(h.size()), dwd(wd.size()), dbd(bd.size()), dwu(wu.size()), dbu(bu.size());
+    const auto stride = static_cast<int64_t>(width);
+    const ForwardTensors forward = {th.bits(),  stride,     th.bits(),  stride,        twd.bits(),
+                                    tbd.bits(), twu.bits(), tbu.bits(), output.bits(), pre_activation.bits()};
+    require(bottleneck_adapter_forward(problem, forward, plan, nullptr, grouping) == cudaSuccess, "launch");
+    const BackwardTensors backward = {th.bits(), stride,    th.bits(),  stride,     tu.bits(),  twd.bits(), twu.bits(),
+                                      true,      dh.bits(), dwd.bits(), dbd.bits(), dwu.bits(), dbu.bits()};
+    const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, backward, grouping));
+    require(bottleneck_adapter_backward(problem, backward, plan, workspace.data(), nullptr, grouping) == cudaSuccess,
+            "launch");
+    return {output.values(), pre_activation.values(), dh.values(), dwd.values(), dbd.values(), dwu.values(),
+            dbu.values()};
+  }
+};
+
+void test_grouped() {
+  const GroupedCase c;
+  const auto sort = [&](const emulator::GuardedMemory& workspace) {
+    emulator::GuardedMemory indices(c.indices.size() * 8);
+    std::memcpy(indices.data(), c.indices.data(), indices.size());
+    group_tokens(reinterpret_cast<const int64_t*>(indices.data()), c.t, c.groups, c.plan.row_tile, workspace.data(),
+                 nullptr);
+    return grouping_in(workspace.data(), c.t, c.groups, c.plan.row_tile);
+  };
+  const emulator::GuardedMemory workspace(grouping_workspace(c.t, c.groups, c.plan.row_tile));
+  const Grouping grouping = sort(workspace);
+  const std::vector<Values> all = c.run(c.h, c.u, c.wd, c.wu, c.bd, c.bu, &grouping);
+  for (int64_t group = 0; group < static_cast<int64_t>(c.groups); ++group) {
+    const std::vector<Values> single =
+        c.run(c.rows_of(c.h, group), c.rows_of(c.u, group), c.part_of(c.wd, group), c.part_of(c.wu, group),
+              c.part_of(c.bd, group), c.part_of(c.bu, group), nullptr);
+    for (size_t i = 0; i < 3; ++i) require(c.rows_of(all[i], group) == single[i], "grouped, token by token");
+    for (size_t i = 3; i < 7; ++i) require(c.part_of(all[i], group) == single[i], "grouped, weight gradients");
+  }
+  require(c.rows_of(all[0], -1) == c.rows_of(c.h, -1), "grouped, tokens without adapter");
+  require(c.rows_of(all[1], -1) == Values(c.rows_of(c.u, -1).size()), "grouped, pre-activation without adapter");
+  require(c.rows_of(all[2], -1) == c.rows_of(c.h, -1), "grouped, gradient without adapter");
+  GroupedCase wrong;
+  wrong.indices[77] = static_cast<int64_t>(c.groups);
+  bool trapped = false;
+  try {
+    emulator::GuardedMemory indices(wrong.indices.size() * 8);
+    std::memcpy(indices.data(), wrong.indices.data(), indices.size());
+    group_tokens(reinterpret_cast<const int64_t*>(indices.data()), c.t, c.groups, 64, workspace.data(), nullptr);
+  } catch (const emulator::Error&) {
+    trapped = true;
+  }
+  require(trapped, "grouped, index out of range");
+}
+
 struct Floats {
   emulator::GuardedMemory memory;
   explicit Floats(const std::vector<float>& values) : memory(values.size() * 4) {
@@ -289,6 +372,10 @@ void run_all() {
   test_backward({18, 40, 8, {16, 1}, "backward, up gradients only"}, false, 24);
   test_backward({18, 40, 8, {16, 1}, "backward, down bias only"}, false, 4);
   test_order_of_ranges();
+  for (int schedule = 0; schedule < 6; ++schedule) {
+    emulator::machine().options = {static_cast<emulator::Order>(schedule % 3), schedule >= 3, 7u + schedule};
+    test_grouped();
+  }
 }
 
 }  // namespace
