@@ -572,9 +572,10 @@ def test_an_error_while_repeating_an_interrupted_save(tmp_path, monkeypatch):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         function(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(CheckpointError):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", failing)
-        save_adapter(adapted_plain(seed=2), tmp_path)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            save_adapter(adapted_plain(seed=2), tmp_path)
     model = plain_model()
     load_adapter(model, tmp_path)
     assert torch.equal(model(HIDDEN_STATES), adapted_plain(seed=2)(HIDDEN_STATES))
