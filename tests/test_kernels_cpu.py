@@ -3,13 +3,16 @@
 import dataclasses
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from adapterx import reference
-from tests.kernel_build import build_kernel_module
+from tests.kernel_build import ROOT, build_kernel_module
 
 kernels = build_kernel_module()
 CAPABILITIES = tuple(kernels.capabilities())
@@ -303,3 +306,16 @@ def test_activations_and_derivatives_are_accurate_to_a_few_ulp(activation, capab
 def test_an_unknown_capability_is_refused():
     with pytest.raises(ValueError, match="capability must be available here, got sse9"):
         run_kernels(dataclasses.replace(Case(1, 1, 1, 1), capability="sse9"), make_inputs(Case(1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("wanted", [*CAPABILITIES, "sse9"])
+def test_the_environment_lowers_the_instruction_set(wanted):
+    code = "from tests.kernel_build import ROOT, build_kernel_module as b; print(b().cpu_capability())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"ADAPTERX_CPU_CAPABILITY": wanted},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if wanted in CAPABILITIES:
+        assert done.stdout.strip() == wanted
+    else:
+        assert "ADAPTERX_CPU_CAPABILITY must be avx512_bf16, avx512, avx2 or baseline, got sse9" in done.stderr

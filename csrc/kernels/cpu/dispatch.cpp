@@ -1,6 +1,9 @@
 #include "dispatch.h"
 
 #include <cstdlib>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
 
 namespace adapterx::cpu {
 namespace {
@@ -41,12 +44,22 @@ const Available& available() {
   return kernels;
 }
 
-const Kernels& chosen() {
-  static const Kernels* const kernels = [] {
-    const char* wanted = std::getenv("ADAPTERX_CPU_CAPABILITY");
-    const Kernels* found = wanted == nullptr ? nullptr : find_kernels(wanted);
+// The best kernels of this machine, or those the environment asks for where the machine has them.
+const Kernels* choose() {
+  const char* wanted = std::getenv("ADAPTERX_CPU_CAPABILITY");
+  if (wanted == nullptr) return &available().entries[0];
+  for (const std::string_view known : {"avx512_bf16", "avx512", "avx2", "baseline"}) {
+    if (wanted != known) continue;
+    const Kernels* found = find_kernels(known);
     return found == nullptr ? &available().entries[0] : found;
-  }();
+  }
+  throw std::invalid_argument(
+      "cpu_capability: ADAPTERX_CPU_CAPABILITY must be avx512_bf16, avx512, avx2 or baseline, got " +
+      std::string(wanted));
+}
+
+const Kernels& chosen() {
+  static const Kernels* const kernels = choose();
   return *kernels;
 }
 
