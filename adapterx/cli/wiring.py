@@ -92,6 +92,7 @@ def build_trainer(
         report_to="none",
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=options.method == "full",  # adapters and a head are always used
         **{warmup: recipe.warmup_ratio},
     )
     watched = None
