@@ -313,6 +313,15 @@ def test_every_schedule_gives_the_same_bits(emulator, row_tile, cluster_size):
             np.testing.assert_array_equal(first, other)
 
 
+@pytest.mark.parametrize(("tokens", "hidden", "bottleneck", "row_tile", "cluster_size"), SHAPES, ids=SHAPE_IDS)
+def test_nothing_before_the_first_element(emulator, tokens, hidden, bottleneck, row_tile, cluster_size):
+    """The guard page before the tensors, in place of the one behind them: no access at negative indices."""
+    emulator.configure(guard="begin")
+    case = Case(emulator, tokens, hidden, bottleneck)
+    case.forward(residual="other", row_tile=row_tile, cluster_size=cluster_size)
+    case.backward(row_tile=row_tile, cluster_size=cluster_size)
+
+
 def test_no_tokens(emulator):
     """No tokens: nothing to compute, and the weights' gradients are zero."""
     case = Case(emulator, 0, 32, 8)

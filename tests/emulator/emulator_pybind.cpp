@@ -147,7 +147,8 @@ void column_sum_binding(const py::array& input, py::array sums, double scaling) 
   check(column_sum(shape, scaling, input.data(), row_stride(input), sums.mutable_data(), workspace.data(), nullptr));
 }
 
-void configure(const std::string& order, bool eager_copies, unsigned seed) {
+void configure(const std::string& order, bool eager_copies, unsigned seed, const std::string& guard) {
+  emulator::guarded_edge = guard == "begin" ? emulator::Edge::begin : emulator::Edge::end;
   auto& options = emulator::machine().options;
   options.order = order == "reverse"  ? emulator::Order::reverse
                   : order == "random" ? emulator::Order::random
@@ -173,7 +174,8 @@ py::dict take_counters() {
 PYBIND11_MODULE(adapterx_emulator, m) {
   py::register_exception<emulator::Error>(m, "EmulatorError", PyExc_RuntimeError);
   m.def("guarded", &guarded, py::arg("shape"), py::arg("dtype"));
-  m.def("configure", &configure, py::arg("order") = "forward", py::arg("eager_copies") = false, py::arg("seed") = 1);
+  m.def("configure", &configure, py::arg("order") = "forward", py::arg("eager_copies") = false, py::arg("seed") = 1,
+        py::arg("guard") = "end");
   m.def("take_counters", &take_counters);
   m.def("half_bits", py::vectorize(&emulator::half_bits));
   m.def("half_float", py::vectorize(&emulator::half_float));

@@ -1,5 +1,5 @@
-// Memory that ends at an unreadable page, filled with a NaN pattern: an access past the end faults at once, and a value
-// that nobody wrote shows up in the result.
+// Memory that ends (or begins, see `Edge`) at an unreadable page, filled with a NaN pattern: an access outside faults
+// at once, and a value that nobody wrote shows up in the result.
 #pragma once
 
 #include <signal.h>
@@ -16,6 +16,10 @@ namespace emulator {
 
 inline constexpr int kPoison = 0xff;  // every float type reads these bytes as NaN
 
+// Which side of new memory lies directly at its guard page.
+enum class Edge { end, begin };
+inline Edge guarded_edge = Edge::end;
+
 class GuardedMemory {
  public:
   GuardedMemory() = default;
@@ -27,7 +31,7 @@ class GuardedMemory {
     if (base == MAP_FAILED) throw std::bad_alloc();
     base_ = static_cast<unsigned char*>(base);
     if (usable > 0 && mprotect(base_ + page, usable, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
-    data_ = base_ + page + usable - bytes;
+    data_ = base_ + page + (guarded_edge == Edge::end ? usable - bytes : 0);
     poison();
   }
   GuardedMemory(GuardedMemory&& other) noexcept { *this = std::move(other); }

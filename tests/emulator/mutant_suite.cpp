@@ -204,7 +204,7 @@ void test_order_of_ranges() {
 struct GroupedCase {
   static constexpr size_t t = 300, d = 40, m = 8, groups = 4;
   const TilePlan plan = {64, 2};
-  Values h = normal(t * d, 1, 1), u = normal(t * m, 1, 2), wd = normal(groups * m * d, 0.2, 3);
+  Values h = normal(t * d, 1, 1), r = normal(t * d, 1, 7), u = normal(t * m, 1, 2), wd = normal(groups * m * d, 0.2, 3);
   Values wu = normal(groups * d * m, 0.3, 4), bd = normal(groups * m, 0.5, 5), bu = normal(groups * d, 0.5, 6);
   std::vector<int64_t> indices;
 
@@ -227,14 +227,14 @@ struct GroupedCase {
   }
 
   // output, pre_activation and the five gradients.
-  std::vector<Values> run(const Values& h, const Values& u, const Values& wd, const Values& wu, const Values& bd,
-                          const Values& bu, const Grouping* grouping) const {
+  std::vector<Values> run(const Values& h, const Values& r, const Values& u, const Values& wd, const Values& wu,
+                          const Values& bd, const Values& bu, const Grouping* grouping) const {
     const size_t tokens = u.size() / m, width = d;
     const Problem problem = problem_of({tokens, d, m, {}, ""});
-    const Tensor th(h), tu(u), twd(wd), twu(wu), tbd(bd), tbu(bu), output(h.size()), pre_activation(u.size());
+    const Tensor th(h), tr(r), tu(u), twd(wd), twu(wu), tbd(bd), tbu(bu), output(h.size()), pre_activation(u.size());
     const Tensor dh(h.size()), dwd(wd.size()), dbd(bd.size()), dwu(wu.size()), dbu(bu.size());
     const auto stride = static_cast<int64_t>(width);
-    const ForwardTensors forward = {th.bits(),  stride,     th.bits(),  stride,        twd.bits(),
+    const ForwardTensors forward = {th.bits(),  stride,     tr.bits(),  stride,        twd.bits(),
                                     tbd.bits(), twu.bits(), tbu.bits(), output.bits(), pre_activation.bits()};
     require(bottleneck_adapter_forward(problem, forward, plan, nullptr, grouping) == cudaSuccess, "launch");
     const BackwardTensors backward = {th.bits(), stride,    th.bits(),  stride,     tu.bits(),  twd.bits(), twu.bits(),
@@ -258,15 +258,15 @@ void test_grouped() {
   };
   const emulator::GuardedMemory workspace(grouping_workspace(c.t, c.groups, c.plan.row_tile));
   const Grouping grouping = sort(workspace);
-  const std::vector<Values> all = c.run(c.h, c.u, c.wd, c.wu, c.bd, c.bu, &grouping);
+  const std::vector<Values> all = c.run(c.h, c.r, c.u, c.wd, c.wu, c.bd, c.bu, &grouping);
   for (int64_t group = 0; group < static_cast<int64_t>(c.groups); ++group) {
     const std::vector<Values> single =
-        c.run(c.rows_of(c.h, group), c.rows_of(c.u, group), c.part_of(c.wd, group), c.part_of(c.wu, group),
-              c.part_of(c.bd, group), c.part_of(c.bu, group), nullptr);
+        c.run(c.rows_of(c.h, group), c.rows_of(c.r, group), c.rows_of(c.u, group), c.part_of(c.wd, group),
+              c.part_of(c.wu, group), c.part_of(c.bd, group), c.part_of(c.bu, group), nullptr);
     for (size_t i = 0; i < 3; ++i) require(c.rows_of(all[i], group) == single[i], "grouped, token by token");
     for (size_t i = 3; i < 7; ++i) require(c.part_of(all[i], group) == single[i], "grouped, weight gradients");
   }
-  require(c.rows_of(all[0], -1) == c.rows_of(c.h, -1), "grouped, tokens without adapter");
+  require(c.rows_of(all[0], -1) == c.rows_of(c.r, -1), "grouped, tokens without adapter");
   require(c.rows_of(all[1], -1) == Values(c.rows_of(c.u, -1).size()), "grouped, pre-activation without adapter");
   require(c.rows_of(all[2], -1) == c.rows_of(c.h, -1), "grouped, gradient without adapter");
   GroupedCase wrong;
@@ -382,7 +382,10 @@ void run_all() {
 
 int main() {
   try {
-    run_all();
+    for (const emulator::Edge edge : {emulator::Edge::end, emulator::Edge::begin}) {
+      emulator::guarded_edge = edge;
+      run_all();
+    }
   } catch (const std::exception& error) {
     std::printf("caught: %s\n", error.what());
     return 1;

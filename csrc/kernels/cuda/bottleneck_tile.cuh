@@ -224,18 +224,22 @@ __device__ __forceinline__ void finish_output(const float (&product)[4], const T
                                               const TileArguments<typename Config::Element>& arguments, int column) {
   using Element = typename Config::Element;
   const int row = block.row_group * 16 + block.lane / 4;
+  float bias[2] = {};
+  if (arguments.output_bias != nullptr) {
+    const int first = block.column0 + column, columns = arguments.tile.columns;
+    const Element* from = arguments.output_bias + static_cast<int64_t>(block.group) * columns + first;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) bias[i] = first + i < columns ? to_compute(from[i]) : 0.f;
+  }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    Element* place = block.tile + (row + half * 8) * block.tile_stride + column;
+    auto* place = reinterpret_cast<Vector<Element, 2>*>(block.tile + (row + half * 8) * block.tile_stride + column);
     float values[2];
+    const Vector<Element, 2> base = *place;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int global_column = block.column0 + column + i;
-      const bool has_bias = arguments.output_bias != nullptr && global_column < arguments.tile.columns;
-      const int64_t group_bias = static_cast<int64_t>(block.group) * arguments.tile.columns;
-      const float bias = has_bias ? to_compute(arguments.output_bias[group_bias + global_column]) : 0.f;
-      const float base = arguments.add_base ? to_compute(place[i]) : 0.f;
-      values[i] = base + arguments.scale * (product[half * 2 + i] + bias);
+      const float term = arguments.scale * (product[half * 2 + i] + bias[i]);
+      values[i] = arguments.add_base ? to_compute(base.values[i]) + term : term;
     }
     *reinterpret_cast<uint32_t*>(place) = pack<Element>(values[0], values[1]);
   }
