@@ -46,8 +46,9 @@ def data(tmp_path):
 def trained(model, tmp_path_factory):
     """A complete run that tests read and never change."""
     folder = tmp_path_factory.mktemp("trained")
-    data = tiny_training.write_csv(folder / "train.csv", tiny_training.sentences(120))
-    invoke("train", "--model", model, "--data", data, "--output", folder / "run", "--epochs", "8", "--seed", "3")
+    data = tiny_training.write_csv(folder / "train.csv", tiny_training.sentences(200))
+    more = ("--epochs", "8", "--seed", "3", "--learning-rate", "0.005", "--batch-size", "4", "--init", "xavier")
+    invoke("train", "--model", model, "--data", data, "--output", folder / "run", *more)
     return folder / "run"
 
 
@@ -91,8 +92,8 @@ def test_run_folder_is_complete_and_the_model_has_learnt(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["accuracy"] > metrics["majority_baseline"] + 0.3
     assert metrics["macro_f1"] > 0.8
-    assert metrics["eval_examples"] == 12
-    assert metrics["train_examples"] == 108
+    assert metrics["eval_examples"] == 20
+    assert metrics["train_examples"] == 180
     assert metrics["adapter_file_bytes"] == (trained / "adapter_model.safetensors").stat().st_size
     assert 0 < metrics["trainable_fraction"] < 0.5
     assert [entry["epoch"] for entry in metrics["history"] if "eval_accuracy" in entry] == list(range(1, 9))
@@ -131,7 +132,7 @@ def test_evaluate_agrees_with_a_count_by_hand(trained, tmp_path):
 
 
 def test_predict_from_arguments_stdin_and_files(trained, tmp_path):
-    texts = ["word1 good word2", "awful word3"]
+    texts = ["word1 good word2 great", "awful word3 bad poor"]
     as_text = invoke("predict", trained, *texts).stdout
     assert [line.split()[0] for line in as_text.splitlines()] == ["positive", "negative"]
     assert invoke("predict", trained, "-", stdin="\n".join(texts) + "\n").stdout == as_text
