@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kBlockTokens = 256;  // tokens and threads of a block
 constexpr int64_t kAlignment = 256;
+constexpr int64_t kMaxRanges = 65535;  // the weight gradients launch one row of blocks a range
 
 struct GroupingTables {
   const int64_t* indices = nullptr;
@@ -158,6 +159,7 @@ Grouping grouping_in(void* workspace, int64_t num_tokens, int64_t num_groups, in
 cudaError_t group_tokens(const int64_t* indices, int64_t num_tokens, int64_t num_groups, int32_t row_tile,
                          void* workspace, cudaStream_t stream) {
   if (num_groups < 1 || num_groups > kMaxGroups || num_tokens >= int64_t{1} << 31) return cudaErrorInvalidValue;
+  if (num_tokens / kRangeTokens + num_groups > kMaxRanges) return cudaErrorInvalidValue;
   if (num_tokens == 0) return cudaSuccess;
   GroupingTables tables = lay_out(workspace, num_tokens, num_groups, row_tile, nullptr);
   tables.indices = indices;

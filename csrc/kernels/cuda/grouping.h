@@ -28,7 +28,7 @@ struct Grouping {
   const int32_t* first_range = nullptr;  // num_groups + 1 entries
 };
 
-inline constexpr int64_t kMaxGroups = 4096;    // the scan keeps three integers a group in shared memory
+inline constexpr int64_t kMaxGroups = 4096;    // the scan keeps one count a group in shared memory
 inline constexpr int64_t kRangeTokens = 2048;  // each range costs a set of partial sums of both weights
 
 // Bytes of device memory for the sorted order and its tables, 256-byte aligned.
