@@ -53,7 +53,7 @@ def dynamic_shared_memory(name: str) -> int | None:
         rows = 16 * row_groups
         stage = max(size * (chunk + 8), chunk * (size + 8))
         shared = 2 * (rows * (HEADLINE_SLICE + 8) + stages * stage + rows * (size + 8))
-        return shared + 4 * column_groups * rows * (size + 4)
+        return shared + 4 * column_groups * rows * (size + 4) + 8 * rows
     if name.startswith("weight_gradient_kernel"):
         size = numbers[0]
         return 2 * 4 * 32 * ((64 if size > 64 else 128) + 8 + size + 8)
