@@ -13,7 +13,7 @@ from adapterx.errors import CheckpointError, ConfigError, TargetError, UnknownAd
 from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.modules import ADAPTERS, AdapterSet, ModuleCopies, Record
 from adapterx.plan import Attachment, Plan, base_modules, plan_attachment
-from adapterx.storage import read_tensors, write_tensors
+from adapterx.storage import public_name, read_tensors, write_tensors
 
 
 def save_adapter(
@@ -197,17 +197,11 @@ def _describe_base(model: nn.Module) -> dict[str, Any]:
     name = getattr(model, "name_or_path", None) or getattr(config, "_name_or_path", None)
     commit = getattr(config, "_commit_hash", None)
     return {
-        "name": _public_name(name) if isinstance(name, str) and name else None,
+        "name": public_name(name) if isinstance(name, str) and name else None,
         "commit": commit if isinstance(commit, str) else None,
         "model_type": getattr(config, "model_type", None),
         "class": type(model).__name__,
     }
-
-
-def _public_name(name: str) -> str:
-    """Keep a hub id such as `organisation/model`; of a local path keep the last part, the rest is private."""
-    is_path = Path(name).exists() or name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_path else name
 
 
 def _parse(document: dict[str, Any], folder: str | Path, function: str) -> tuple[AdapterConfig, str, list[str]]:

@@ -138,6 +138,34 @@ def read_document(folder: str | Path, stem: str, *, function: str) -> dict[str, 
     return document
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that its name holds the old bytes or the new ones, whatever happens meanwhile."""
+    temporary = _write_temporary(path.parent, path.stem, content)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames so far outlive a power cut, in their order."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def public_name(name: str) -> str:
+    """Keep a hub id such as `organisation/model`; of a local path keep the last part, the rest is private."""
+    is_path = Path(name).exists() or name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_path else name
+
+
 def _document(folder: Path, stem: str) -> Path:
     return folder / f"{stem}_config.json"
 
@@ -164,12 +192,12 @@ def _replace_pair(folder: Path, stem: str, document: bytes, content: bytes, dige
         os.replace(temporary[0], pending)
         if not was_pending:
             temporary[0] = pending
-        _sync_folder(folder)
+        sync_folder(folder)
         os.replace(temporary[1], _document(folder, stem))  # from here on the new pair counts
         temporary.clear()
-        _sync_folder(folder)
+        sync_folder(folder)
         os.replace(pending, _tensors(folder, stem))
-        _sync_folder(folder)
+        sync_folder(folder)
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)
@@ -196,17 +224,6 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames so far outlive a power cut, in their order."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

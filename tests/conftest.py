@@ -14,6 +14,10 @@ from hypothesis import settings
 settings.register_profile("adapterx", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("adapterx")
 
+# Where other processes want the cores too, a second OpenMP thread waits longer than it computes. The tests of threading
+# ask for more threads themselves.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed():

@@ -23,15 +23,6 @@ ROWS = tiny_training.sentences(60)
 QUICK = ("--epochs", "2", "--bottleneck-dim", "4", "--batch-size", "8")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a busy machine, threads that wait for each other make a tiny model ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny_training.save_tiny_model(tmp_path_factory.mktemp("model"))

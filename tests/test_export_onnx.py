@@ -30,14 +30,6 @@ LOCAL = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def adapter_nodes(path):
     return [node for node in onnx.load(path).graph.node if node.domain == "adapterx"]
 

@@ -24,14 +24,6 @@ LOCAL = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def load(path):
     module = torch.jit.load(str(path))
     return lambda named: module(*named.values())

@@ -21,15 +21,6 @@ from adapterx.integrations.transformers import AdapterTrainer, restore_trained, 
 CONFIG = AdapterConfig(bottleneck_dim=4, dropout=0.1)  # dropout, so that a lost generator state would show
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a busy machine, threads that wait for each other make a tiny model ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Rows(torch.utils.data.Dataset):
     def __init__(self, count=24, seed=0):
         generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from ops_cases import ACTIVATIONS, SHAPES, compute, copy_of, error, expect, make_arguments
+from ops_cases import ACTIVATIONS, NAMES, SHAPES, compute, copy_of, error, expect, make_arguments
 
 from adapterx import ops
 from adapterx.errors import ExtensionError
@@ -205,3 +205,21 @@ def test_damaged_library_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(ops, "LIBRARY", damaged)
     with pytest.raises(ExtensionError, match="does not load under torch"):
         ops._load_library()
+
+
+def test_threads_share_the_rows_and_agree():
+    arguments = make_arguments((700,), 96, 96, 24, dtype=torch.float32, requires_grad=NAMES)
+    outputs, gradients = [], []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            output = compute(arguments, "gelu", 0.7)
+            outputs.append(output.detach())
+            gradients.append(torch.autograd.grad(output.square().sum(), arguments))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)  # a row is computed by one thread
+    for gradient in gradients[1:]:  # sums over tokens are formed per thread
+        for ours, single in zip(gradient, gradients[0], strict=True):
+            torch.testing.assert_close(ours, single, rtol=1e-4, atol=1e-4)

@@ -33,7 +33,8 @@ from adapterx.cli.runs import (
 )
 from adapterx.errors import AdapterxError, ConfigError, TrainingError
 from adapterx.heads import SequenceClassifier
-from adapterx.integrations.sealing import discard, newest_complete, write_atomically
+from adapterx.integrations.sealing import discard, newest_complete
+from adapterx.storage import write_atomically
 from adapterx.training import examples_per_class, seed_everything, stratified_split
 
 if TYPE_CHECKING:

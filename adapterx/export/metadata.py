@@ -18,7 +18,7 @@ from adapterx.composition import active_adapters
 from adapterx.errors import ExportError
 from adapterx.export.positional import Prepared
 from adapterx.modules import AdapterSet
-from adapterx.storage import PACKAGE_VERSION
+from adapterx.storage import PACKAGE_VERSION, public_name
 
 FORMAT_VERSION = 1
 DOCUMENT = "adapterx_export.json"  # beside ONNX files, and inside TorchScript files
@@ -149,16 +149,10 @@ def _base_model(model: nn.Module) -> dict[str, Any]:
     config = getattr(base, "config", None)
     name = getattr(config, "_name_or_path", None)
     return {
-        "name": _public_name(name) if isinstance(name, str) and name else None,
+        "name": public_name(name) if isinstance(name, str) and name else None,
         "model_type": getattr(config, "model_type", None),
         "class": type(model).__name__,
     }
-
-
-def _public_name(name: str) -> str:
-    """Keep a hub id such as `organisation/model`; of a local path keep the last part, the rest is private."""
-    is_path = Path(name).exists() or name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_path else name
 
 
 def _adapters(model: nn.Module) -> list[dict[str, Any]]:

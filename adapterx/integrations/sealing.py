@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adapterx.errors import CheckpointError
+from adapterx.storage import sync_folder, write_atomically
 
 SEAL = "complete.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -35,32 +36,6 @@ def _sha256(file: Iterator[bytes]) -> "hashlib._Hash":  # Python 3.10 has no has
 
 def _contents(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that its name holds the old bytes or the new ones, whatever happens meanwhile."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable (a rename is not, until its folder is flushed)."""
-    if os.name == "nt":  # Windows cannot open folders
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def seal(folder: Path) -> None:
