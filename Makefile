@@ -7,7 +7,7 @@ SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format bench bench-table cmake-check sanitize clean
+.PHONY: help install demo test emulate lint format bench bench-table cmake-check clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,15 @@ demo: install  ## train on real data, compare, export, verify (about ten minutes
 
 test: install  ## run the whole test suite
 	$(VENV)/bin/python -m pytest
+
+emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about five minutes)
+	$(VENV)/bin/python -m pytest tests/test_emulator.py
+	$(VENV)/bin/python tests/emulator/mutants.py --jobs 2
+
+cmake-check: install  ## build the same library with CMake, install it and find it from another project
+	$(VENV)/bin/cmake -S . -B build/cmake -GNinja -DCMAKE_PREFIX_PATH="$$($(VENV)/bin/python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	$(VENV)/bin/cmake --build build/cmake
+	$(VENV)/bin/cmake --install build/cmake --prefix build/cmake/installed
 
 lint: install  ## ruff and clang-format, changing nothing
 	$(VENV)/bin/ruff check .
