@@ -95,7 +95,7 @@ def read_tensors(folder: str | Path, stem: str, *, function: str) -> tuple[dict[
                     break
     else:
         if content is None:
-            raise CheckpointError(f"{function}: {path} does not exist")
+            raise _missing(path, function)
         raise CheckpointError(
             f"{function}: {path} is damaged or belongs to another checkpoint: its SHA-256 is not the one in "
             f"{_document(folder, stem).name}"
@@ -117,9 +117,7 @@ def read_document(folder: str | Path, stem: str, *, function: str) -> dict[str, 
     path = _document(folder, stem)
     with _named_errors(path, function):
         if not path.is_file():
-            pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
-            refusal = f"; {', '.join(pickles)} will not be read, because a pickle file can run any program"
-            raise CheckpointError(f"{function}: {path} does not exist{refusal if pickles else ''}")
+            raise _missing(path, function)
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise CheckpointError(f"{function}: {path} must not exceed {MAX_DOCUMENT_BYTES} bytes")
         raw = path.read_bytes()
@@ -136,6 +134,14 @@ def read_document(folder: str | Path, stem: str, *, function: str) -> dict[str, 
             "a newer adapterx may have written it"
         )
     return document
+
+
+def _missing(path: Path, function: str) -> CheckpointError:
+    """Say that a file is not there, and why what may stand beside it is no substitute."""
+    folder = path.parent
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
+    refusal = f"; {', '.join(pickles)} will not be read, because a pickle file can run any program"
+    return CheckpointError(f"{function}: {path} does not exist{refusal if pickles else ''}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -448,6 +448,11 @@ def test_pickle_files_are_refused_unread(tmp_path, name, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
+def test_pickle_beside_a_valid_document_is_refused_in_words(saved):
+    (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
+    assert_refused(saved, "adapter_model.bin will not be read, because a pickle file can run any program")
+
+
 def test_pickle_under_the_name_of_safetensors_is_not_executed(saved, monkeypatch):
     monkeypatch.setenv("ADAPTERX_TEST_FOLDER", str(saved))
     archive = io.BytesIO()
