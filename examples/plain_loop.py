@@ -40,7 +40,7 @@ def main() -> None:
     # 1. A base model, a head on top of it, adapters inside it. Attaching freezes the base model.
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = SequenceClassifier(AutoModel.from_pretrained(options.model), num_labels=len(names), pooling="mean")
-    print(adapterx.attach(model.base_model, adapterx.AdapterConfig(bottleneck_dim=32), "sentiment", seed=0))
+    print(adapterx.attach(model.base_model, adapterx.AdapterConfig(bottleneck_dim=64, init="he"), "sentiment", seed=0))
     print(adapterx.summary(model))
 
     # 2. An optimizer over what is trainable; the fresh head may learn faster than the adapters.

@@ -65,7 +65,7 @@ def train(
     seed: Annotated[int, _option("Seed of everything that is drawn (default 0).", TRAINING)] = 0,
     threads: Annotated[int | None, _option("CPU threads.", TRAINING)] = None,
     device: Annotated[str, _option("auto (default: a GPU where there is one) or cpu.", TRAINING)] = "auto",
-    bottleneck_dim: Annotated[int | None, _option("Width of the bottleneck (default 32).", ADAPTER)] = None,
+    bottleneck_dim: Annotated[int | None, _option("Width of the bottleneck (default 64).", ADAPTER)] = None,
     reduction_factor: Annotated[float | None, _option("Hidden size divided by the width, instead.", ADAPTER)] = None,
     placement: Annotated[str | None, _option("sequential (default) or parallel.", ADAPTER)] = None,
     positions: Annotated[
@@ -76,7 +76,7 @@ def train(
     dropout: Annotated[float | None, _option("Dropout of the branch (default 0).", ADAPTER)] = None,
     down_bias: Annotated[bool | None, _option("Bias of the down projection (default: yes).", ADAPTER)] = None,
     up_bias: Annotated[bool | None, _option("Bias of the up projection (default: yes).", ADAPTER)] = None,
-    init: Annotated[str | None, _option("houlsby (default), xavier, he.", ADAPTER)] = None,
+    init: Annotated[str | None, _option("he (default), houlsby, xavier.", ADAPTER)] = None,
     init_up: Annotated[str | None, _option("zero (default: starts as the base model) or near_zero.", ADAPTER)] = None,
     layers: Annotated[str | None, _option("Only these blocks, such as 0,1,8-11 (default: all).", ADAPTER)] = None,
     target_modules: Annotated[

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from adapterx.cli.recipes import BOTTLENECK_DIM, EVAL_FRACTION, RECIPES, Recipe
+from adapterx.cli.recipes import BOTTLENECK_DIM, EVAL_FRACTION, INIT, RECIPES, Recipe
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError
 from adapterx.heads import POOLINGS
@@ -81,7 +81,7 @@ class TrainOptions:
                 named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(self.adapter))
                 raise ConfigError(f"{named} can only be used with --method adapters, got --method {self.method}")
             return None
-        given = dict(self.adapter)
+        given = {"init": INIT} | self.adapter
         if given.get("bottleneck_dim") is None and given.get("reduction_factor") is None:
             given["bottleneck_dim"] = BOTTLENECK_DIM
         return AdapterConfig(**given)
