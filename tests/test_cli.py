@@ -38,7 +38,20 @@ def trained(model, tmp_path_factory):
     """A complete run that tests read and never change."""
     folder = tmp_path_factory.mktemp("trained")
     data = tiny_training.write_csv(folder / "train.csv", tiny_training.sentences(200))
-    more = ("--epochs", "8", "--seed", "3", "--learning-rate", "0.005", "--batch-size", "4", "--init", "xavier")
+    more = (
+        "--epochs",
+        "8",
+        "--seed",
+        "3",
+        "--learning-rate",
+        "0.005",
+        "--batch-size",
+        "4",
+        "--init",
+        "xavier",
+        "--bottleneck-dim",
+        "32",
+    )
     invoke("train", "--model", model, "--data", data, "--output", folder / "run", *more)
     return folder / "run"
 

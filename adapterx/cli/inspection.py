@@ -68,7 +68,8 @@ def base_model(model: str) -> str:
 
     quiet_transformers()
     base = load_base(model)
-    attached = attach(base, AdapterConfig(bottleneck_dim=BOTTLENECK_DIM))
+    width = min(BOTTLENECK_DIM, getattr(base.config, "hidden_size", BOTTLENECK_DIM))  # toy models are narrower
+    attached = attach(base, AdapterConfig(bottleneck_dim=width))
     return f"{attached}\n{summary(base)}"
 
 
