@@ -27,12 +27,12 @@ class Recipe:
 
 
 RECIPES = {
-    "adapters": Recipe(6, 1e-3, None, 16, warmup_ratio=0.1, weight_decay=0.01, head_dropout=0.1),
+    "adapters": Recipe(6, 1e-3, 5e-3, 16, warmup_ratio=0.1, weight_decay=0.01, head_dropout=0.1),
     "head": Recipe(10, 1e-2, None, 16, warmup_ratio=0.1, weight_decay=0.01, head_dropout=0.1),
     "full": Recipe(4, 1e-4, None, 16, warmup_ratio=0.1, weight_decay=0.01, head_dropout=0.1),
 }
-# On the development split of MR this width and start gave 0.760 in the mean of three seeds (32 and "houlsby" 0.755,
-# full fine-tuning 0.749).
+# Chosen on the development split of MR, means of three seeds: these values with the head at 5e-3 0.764, at 1e-3 0.760,
+# width 32 and "houlsby" 0.755; full fine-tuning 0.749.
 BOTTLENECK_DIM = 64
 INIT = "he"
 MAX_LENGTH = 128
