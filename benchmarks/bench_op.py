@@ -19,13 +19,15 @@ from adapterx import ops, reference
 TARGET_SHAPE = (2048, 768, 48)
 SHAPES = (
     TARGET_SHAPE,
-    (512, 768, 48),
-    (64, 768, 48),
+    (1, 8, 2),  # nothing but the overhead of a call
     (8, 768, 48),
+    (64, 768, 48),
+    (512, 768, 48),
     (2048, 384, 16),
     (4096, 1024, 32),
     (2048, 4096, 64),
 )
+BF16_SHAPES = (TARGET_SHAPE, (64, 768, 48))
 MODES = ("forward", "forward_backward")
 CLOCKS = {"wall": (time.perf_counter, "time"), "cpu": (time.process_time, "cpu time")}
 ACTIVATION = "gelu"
@@ -108,8 +110,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     cases = [
         Case(mode, *shape, dtype)
-        for shape in ((TARGET_SHAPE,) if options.quick else SHAPES)
-        for dtype in (torch.float32, torch.bfloat16)
+        for dtype, shapes in ((torch.float32, SHAPES), (torch.bfloat16, BF16_SHAPES))
+        for shape in ((TARGET_SHAPE,) if options.quick else shapes)
         for mode in MODES
     ]
     for case in cases:
