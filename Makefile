@@ -7,7 +7,7 @@ SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test emulate lint format bench bench-table cmake-check clean
+.PHONY: help install demo test emulate cuda-check lint format bench bench-table cmake-check clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ test: install  ## run the whole test suite
 emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about five minutes)
 	$(VENV)/bin/python -m pytest tests/test_emulator.py
 	$(VENV)/bin/python tests/emulator/mutants.py --jobs 2
+
+cuda-check: install  ## compile the CUDA kernels for sm_80, sm_90, sm_100 + PTX (needs nvcc, no GPU): no spills, no local memory
+	$(VENV)/bin/python tests/cuda/check_ptxas.py --arch 80 90 100 --jobs 2
 
 cmake-check: install  ## build the same library with CMake, install it and find it from another project
 	$(VENV)/bin/cmake -S . -B build/cmake -GNinja -DCMAKE_PREFIX_PATH="$$($(VENV)/bin/python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
