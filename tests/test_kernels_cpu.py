@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from kernel_build import ROOT, build_kernel_module
 
 from adapterx import reference
-from tests.kernel_build import ROOT, build_kernel_module
 
 kernels = build_kernel_module()
 CAPABILITIES = tuple(kernels.capabilities())
