@@ -93,18 +93,18 @@ Tensor run_forward(Activation activation, const Tensor& hidden_states, const Opt
                    const OptTensor& up_bias, double scaling, const Tensor& pre_activation) {
   auto output = empty_tokens(hidden_states, up_weight.size(0));
   if (output.numel() == 0) return output;
-  const cpu::Problem problem{kernel_dtype(hidden_states.scalar_type()),
-                             activation,
-                             scaling,
-                             count_tokens(hidden_states),
-                             hidden_states.size(-1),
-                             up_weight.size(0),
-                             down_weight.size(0)};
+  const Problem problem{kernel_dtype(hidden_states.scalar_type()),
+                        activation,
+                        scaling,
+                        count_tokens(hidden_states),
+                        hidden_states.size(-1),
+                        up_weight.size(0),
+                        down_weight.size(0)};
   const Rows hidden_rows(hidden_states);
   const auto residual_rows = residual ? std::optional<Rows>(*residual) : std::nullopt;
   const auto down_w = down_weight.contiguous(), up_w = up_weight.contiguous();
   const auto down_b = contiguous(down_bias), up_b = contiguous(up_bias);
-  cpu::ForwardTensors tensors;
+  ForwardTensors tensors;
   tensors.hidden_states = hidden_rows.data();
   tensors.hidden_states_stride = hidden_rows.stride;
   tensors.residual = residual_rows ? residual_rows->data() : nullptr;
@@ -172,17 +172,17 @@ Gradients backward_cpu(const Tensor& grad_output, const OptTensor& hidden_states
   const int64_t input_size = output_mask[kHiddenStates] ? down_weight->size(1)
                              : output_mask[kDownWeight] ? hidden_states->size(-1)
                                                         : 0;
-  const cpu::Problem problem{kernel_dtype(grad_output.scalar_type()),
-                             parsed,
-                             scaling,
-                             count_tokens(grad_output),
-                             input_size,
-                             grad_output.size(-1),
-                             pre_activation ? pre_activation->size(-1) : 0};
+  const Problem problem{kernel_dtype(grad_output.scalar_type()),
+                        parsed,
+                        scaling,
+                        count_tokens(grad_output),
+                        input_size,
+                        grad_output.size(-1),
+                        pre_activation ? pre_activation->size(-1) : 0};
   const Rows grad_rows(grad_output);
   const auto hidden_rows = output_mask[kDownWeight] ? std::optional<Rows>(*hidden_states) : std::nullopt;
   const auto pre = contiguous(pre_activation), down_w = contiguous(down_weight), up_w = contiguous(up_weight);
-  cpu::BackwardTensors tensors;
+  BackwardTensors tensors;
   tensors.grad_output = grad_rows.data();
   tensors.grad_output_stride = grad_rows.stride;
   tensors.hidden_states = hidden_rows ? hidden_rows->data() : nullptr;

@@ -66,7 +66,8 @@ def copy_kernels(folder: Path) -> None:
     """Copy the kernels, shrunk, so that `folder`/cuda/*.cu finds ../types.h."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(KERNELS, folder / "cuda")
-    shutil.copy(KERNELS.parent / "types.h", folder / "types.h")
+    for name in ("types.h", "problem.h"):
+        shutil.copy(KERNELS.parent / name, folder / name)
     for file, old, new in SHRINK:
         path = folder / "cuda" / file
         text = path.read_text()

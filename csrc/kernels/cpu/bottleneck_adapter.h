@@ -1,52 +1,9 @@
 // The bottleneck adapter on the CPU, forward and backward: the interface of the torch-free kernels.
 #pragma once
 
-#include "../types.h"
+#include "../problem.h"
 
 namespace adapterx::cpu {
-
-// Sizes in elements. Matrices are row-major; weights as in nn.Linear: down_weight (bottleneck_dim, input_size),
-// up_weight (hidden_size, bottleneck_dim). The rows of token matrices may be strided, their columns may not.
-struct Problem {
-  ScalarType dtype = ScalarType::float32;
-  Activation activation = Activation::relu;
-  double scaling = 1.0;
-  int64_t num_tokens = 0;
-  int64_t input_size = 0;   // columns of hidden_states
-  int64_t hidden_size = 0;  // columns of residual and output
-  int64_t bottleneck_dim = 0;
-};
-
-// output = residual + scaling * (activation(hidden_states @ down_weight^T + down_bias) @ up_weight^T + up_bias)
-struct ForwardTensors {
-  const void* hidden_states = nullptr;
-  int64_t hidden_states_stride = 0;  // elements between two rows
-  const void* residual = nullptr;    // null: the bare branch, nothing is added
-  int64_t residual_stride = 0;
-  const void* down_weight = nullptr;
-  const void* down_bias = nullptr;  // null: no bias
-  const void* up_weight = nullptr;
-  const void* up_bias = nullptr;   // null: no bias
-  void* output = nullptr;          // contiguous (num_tokens, hidden_size)
-  void* pre_activation = nullptr;  // contiguous (num_tokens, bottleneck_dim); null: not wanted
-};
-
-// A gradient pointer that is null is not computed and costs nothing.
-struct BackwardTensors {
-  const void* grad_output = nullptr;
-  int64_t grad_output_stride = 0;
-  const void* hidden_states = nullptr;  // may be null when grad_down_weight is
-  int64_t hidden_states_stride = 0;
-  const void* pre_activation = nullptr;  // contiguous
-  const void* down_weight = nullptr;
-  const void* up_weight = nullptr;
-  bool add_grad_output = false;  // grad_input += grad_output: the residual is hidden_states itself
-  void* grad_input = nullptr;    // contiguous (num_tokens, input_size)
-  void* grad_down_weight = nullptr;
-  void* grad_down_bias = nullptr;
-  void* grad_up_weight = nullptr;
-  void* grad_up_bias = nullptr;
-};
 
 void bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const ThreadPool& pool);
 void bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors, const ThreadPool& pool);
