@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../../csrc/kernels/cpu/dispatch.h"
+#include "run_on_threads.h"
 
 namespace {
 
@@ -19,16 +20,6 @@ using namespace adapterx;
 using namespace adapterx::cpu;
 
 constexpr const char* kDtypes[] = {"float32", "float64", "bfloat16", "float16"};
-
-void run_on_threads(void* context, int64_t count, ThreadPool::Body body, void* closure) {
-  const int64_t shares = std::min<int64_t>(count, *static_cast<int32_t*>(context));
-  std::vector<std::thread> threads;
-  for (int64_t i = 1; i < shares; ++i) {
-    threads.emplace_back([=] { body(closure, count * i / shares, count * (i + 1) / shares); });
-  }
-  body(closure, 0, count / shares);
-  for (auto& thread : threads) thread.join();
-}
 
 // A buffer of exactly the size asked for, so that the address sanitizer sees every access beyond it.
 class Buffer {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../../csrc/kernels/cpu/dispatch.h"
+#include "run_on_threads.h"
 
 namespace py = pybind11;
 
@@ -16,17 +17,6 @@ namespace {
 
 using namespace adapterx;
 using namespace adapterx::cpu;
-
-// Splits [0, count) evenly over context = int32_t threads and waits for them.
-void run_on_threads(void* context, int64_t count, ThreadPool::Body body, void* closure) {
-  const int64_t shares = std::min<int64_t>(count, *static_cast<int32_t*>(context));
-  std::vector<std::thread> threads;
-  for (int64_t i = 1; i < shares; ++i) {
-    threads.emplace_back([=] { body(closure, count * i / shares, count * (i + 1) / shares); });
-  }
-  body(closure, 0, count / shares);
-  for (auto& thread : threads) thread.join();
-}
 
 ScalarType parse_dtype(const std::string& name) {
   if (name == "float32") return ScalarType::float32;
