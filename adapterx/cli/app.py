@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from adapterx.cli import help
+from adapterx.cli.recipes import BOTTLENECK_DIM, EVAL_FRACTION, INIT, MAX_LENGTH
 from adapterx.cli.reporting import errors_in_one_line, print_figures, say
 from adapterx.errors import ConfigError
 
@@ -35,14 +36,15 @@ def train(
     output: Annotated[Path, _option("Folder of the run; new or empty.", OUTPUT)],
     eval_data: Annotated[str | None, _option("Held-out data, likewise.", DATA)] = None,
     eval_fraction: Annotated[
-        float | None, _option("Without --eval-data: share of the data to hold out (default 0.1, 0 for none).", DATA)
+        float | None,
+        _option(f"Without --eval-data: share of the data to hold out (default {EVAL_FRACTION}, 0 for none).", DATA),
     ] = None,
     text_column: Annotated[
         str | None, _option("Column of the texts (default: text, sentence, review, ...).", DATA)
     ] = None,
     label_column: Annotated[str | None, _option("Column of the labels (default: label, category, ...).", DATA)] = None,
     examples_per_class: Annotated[int | None, _option("Few-shot: train on K examples of each class.", DATA)] = None,
-    max_length: Annotated[int | None, _option("Tokens read of each text (default 128).", DATA)] = None,
+    max_length: Annotated[int | None, _option(f"Tokens read of each text (default {MAX_LENGTH}).", DATA)] = None,
     method: Annotated[
         str,
         _option("What is trained: adapters (default), head (on the frozen model), or full (every weight).", TRAINING),
@@ -65,7 +67,9 @@ def train(
     seed: Annotated[int, _option("Seed of everything that is drawn (default 0).", TRAINING)] = 0,
     threads: Annotated[int | None, _option("CPU threads.", TRAINING)] = None,
     device: Annotated[str, _option("auto (default: a GPU where there is one) or cpu.", TRAINING)] = "auto",
-    bottleneck_dim: Annotated[int | None, _option("Width of the bottleneck (default 64).", ADAPTER)] = None,
+    bottleneck_dim: Annotated[
+        int | None, _option(f"Width of the bottleneck (default {BOTTLENECK_DIM}).", ADAPTER)
+    ] = None,
     reduction_factor: Annotated[float | None, _option("Hidden size divided by the width, instead.", ADAPTER)] = None,
     placement: Annotated[str | None, _option("sequential (default) or parallel.", ADAPTER)] = None,
     positions: Annotated[
@@ -76,7 +80,7 @@ def train(
     dropout: Annotated[float | None, _option("Dropout of the branch (default 0).", ADAPTER)] = None,
     down_bias: Annotated[bool | None, _option("Bias of the down projection (default: yes).", ADAPTER)] = None,
     up_bias: Annotated[bool | None, _option("Bias of the up projection (default: yes).", ADAPTER)] = None,
-    init: Annotated[str | None, _option("he (default), houlsby, xavier.", ADAPTER)] = None,
+    init: Annotated[str | None, _option(f"houlsby, xavier or he (default {INIT}).", ADAPTER)] = None,
     init_up: Annotated[str | None, _option("zero (default: starts as the base model) or near_zero.", ADAPTER)] = None,
     layers: Annotated[str | None, _option("Only these blocks, such as 0,1,8-11 (default: all).", ADAPTER)] = None,
     target_modules: Annotated[

@@ -18,8 +18,7 @@ def installation() -> dict[str, Any]:
     facts: dict[str, Any] = dict(versions())
     facts["python"] = platform.python_version()
     facts["operator library"] = ops.LIBRARY
-    if hasattr(ops, "build_info"):
-        facts |= dict(ops.build_info())
+    facts |= ops.build_info()
     facts["threads"] = torch.get_num_threads()
     facts["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return facts
