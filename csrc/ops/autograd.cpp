@@ -5,10 +5,10 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "checks.h"
 #include "composite.h"
+#include "registration.h"
 
 namespace adapterx::ops {
 namespace {
@@ -22,6 +22,18 @@ bool requires_grad(const OptTensor& tensor) { return tensor.has_value() && requi
 bool has_tangent(const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(/*level=*/0).defined(); }
 bool has_tangent(const OptTensor& tensor) { return tensor.has_value() && has_tangent(*tensor); }
 
+// Whether `test` holds for one of the tensors that gradients flow to.
+template <class Test>
+bool any(const ForwardArguments& a, const Test& test) {
+  return test(a.hidden_states) || test(a.residual) || test(a.down_weight) || test(a.down_bias) || test(a.up_weight) ||
+         test(a.up_bias);
+}
+template <class Test>
+bool any(const BackwardArguments& a, const Test& test) {
+  return test(a.grad_output) || test(a.hidden_states) || test(a.pre_activation) || test(a.down_weight) ||
+         test(a.up_weight);
+}
+
 // A functorch transform (grad, vjp, jvp, ...) differentiates the level above ours and knows no C++ autograd node. The
 // dispatch key says so only while a transform runs; functorch's thread-local accessor is also set while torch.compile
 // and torch.export trace, and asking it would decompose the operator in their graphs.
@@ -29,14 +41,14 @@ bool in_functorch_transform() {
   return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
 }
 
-template <class... Tensors>
-bool needs_formula(const Tensors&... tensors) {
-  return in_functorch_transform() || (has_tangent(tensors) || ...);
+template <class Arguments>
+bool needs_formula(const Arguments& arguments) {
+  return in_functorch_transform() || any(arguments, [](const auto& tensor) { return has_tangent(tensor); });
 }
 
-template <class... Tensors>
-bool needs_graph(const Tensors&... tensors) {
-  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
+template <class Arguments>
+bool needs_graph(const Arguments& arguments) {
+  return at::GradMode::is_enabled() && any(arguments, [](const auto& tensor) { return requires_grad(tensor); });
 }
 
 // What a node remembers besides tensors, in one integer: entries of `saved_data` cost an allocation each.
@@ -58,20 +70,24 @@ struct NodeState {
 // very node: nothing is recomputed, and hidden_states is kept only where the gradient of down_weight needs it.
 struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden_states, const OptTensor& residual,
-                               const Tensor& down_weight, const OptTensor& down_bias, const Tensor& up_weight,
-                               const OptTensor& up_bias, std::string_view activation, double scaling,
-                               bool residual_is_hidden_states) {
+                               const OptTensor& adapter_indices, const Tensor& down_weight, const OptTensor& down_bias,
+                               const Tensor& up_weight, const OptTensor& up_bias, std::string_view activation,
+                               double scaling, bool residual_is_hidden_states) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto actual_residual = residual_is_hidden_states ? OptTensor(hidden_states) : residual;
-    auto [output, pre_activation] = train_operator().call(hidden_states, actual_residual, down_weight, down_bias,
-                                                          up_weight, up_bias, activation, scaling);
+    auto [output, pre_activation] = call_train({hidden_states, actual_residual, adapter_indices, down_weight, down_bias,
+                                                up_weight, up_bias, activation, scaling});
     const bool through_activation =
         hidden_states.requires_grad() || down_weight.requires_grad() || requires_grad(down_bias);
     const auto keep_if = [](bool needed, const Tensor& tensor) { return needed ? tensor : Tensor(); };
-    ctx->save_for_backward({keep_if(down_weight.requires_grad(), hidden_states),
-                            keep_if(through_activation || up_weight.requires_grad(), pre_activation),
-                            keep_if(hidden_states.requires_grad(), down_weight),
-                            keep_if(through_activation, up_weight)});
+    variable_list saved{keep_if(down_weight.requires_grad(), hidden_states),
+                        keep_if(through_activation || up_weight.requires_grad(), pre_activation),
+                        keep_if(hidden_states.requires_grad(), down_weight), keep_if(through_activation, up_weight)};
+    if (adapter_indices) {
+      saved.push_back(*adapter_indices);
+      ctx->saved_data["num_groups"] = down_weight.sym_size(0).guard_int(__FILE__, __LINE__);
+    }
+    ctx->save_for_backward(std::move(saved));
     const NodeState state{checked_activation("bottleneck_adapter", activation), residual_is_hidden_states,
                           residual.has_value(), down_bias.has_value(), up_bias.has_value()};
     ctx->saved_data["state"] = state.pack();
@@ -83,9 +99,8 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto &grad_output = grads[0], &grad_pre_activation = grads[1];
     const auto state = NodeState::unpack(ctx->saved_data["state"].toInt());
-    const double scaling = ctx->saved_data["scaling"].toDouble();
     const auto saved = ctx->get_saved_variables();
-    const auto &hidden_states = saved[0], &pre_activation = saved[1], &down_weight = saved[2], &up_weight = saved[3];
+    const bool grouped = saved.size() > 4;
 
     // The node has one edge for each tensor argument that was given.
     size_t edge = 0;
@@ -93,24 +108,36 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
     OutputMask mask{};
     mask[kHiddenStates] = wanted(true);
     const bool want_residual = wanted(state.has_residual);
+    wanted(grouped);  // the edge of the indices, which have no gradient
     mask[kDownWeight] = wanted(true);
     mask[kDownBias] = wanted(state.has_down_bias);
     mask[kUpWeight] = wanted(true);
     mask[kUpBias] = wanted(state.has_up_bias);
 
+    const auto given = [](const Tensor& tensor) { return tensor.defined() ? OptTensor(tensor) : std::nullopt; };
+    const auto hidden_states = given(saved[0]), pre_activation = given(saved[1]);
+    const auto down_weight = given(saved[2]), up_weight = given(saved[3]);
+    const OptTensor adapter_indices = grouped ? OptTensor(saved[4]) : std::nullopt;
+    const BackwardArguments arguments{grad_output,
+                                      hidden_states,
+                                      pre_activation,
+                                      adapter_indices,
+                                      down_weight,
+                                      up_weight,
+                                      grouped ? ctx->saved_data["num_groups"].toInt() : 1,
+                                      activation_name(state.activation),
+                                      ctx->saved_data["scaling"].toDouble(),
+                                      state.residual_is_hidden_states,
+                                      mask};
     Gradients gradients;
-    const auto name = activation_name(state.activation);
     if (at::GradMode::is_enabled() || grad_pre_activation.defined()) {  // create_graph=True, or a second derivative
-      gradients =
-          composite_backward_of_both(grad_output, grad_pre_activation, hidden_states, pre_activation, down_weight,
-                                     up_weight, name, scaling, state.residual_is_hidden_states, mask);
+      gradients = composite_backward_of_both(arguments, grad_pre_activation);
     } else if (grad_output.defined() && mask != OutputMask{}) {
-      const auto given = [](const Tensor& tensor) { return tensor.defined() ? OptTensor(tensor) : std::nullopt; };
-      gradients = backward_operator().call(grad_output, given(hidden_states), given(pre_activation), given(down_weight),
-                                           given(up_weight), name, scaling, state.residual_is_hidden_states, mask);
+      gradients = call_backward(arguments);
     }
     return {std::get<kHiddenStates>(gradients),
             want_residual ? grad_output : Tensor(),
+            Tensor(),  // adapter_indices
             std::get<kDownWeight>(gradients),
             std::get<kDownBias>(gradients),
             std::get<kUpWeight>(gradients),
@@ -121,66 +148,68 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
   }
 
   // `apply`, with the residual left out where it is hidden_states itself: one edge then carries both gradients.
-  static variable_list record(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
-                              const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                              std::string_view activation, double scaling) {
-    check_given(hidden_states, down_weight, up_weight);
-    const bool fused = residual.has_value() && residual->is_same(hidden_states);
-    return apply(hidden_states, fused ? std::nullopt : residual, down_weight, down_bias, up_weight, up_bias, activation,
-                 scaling, fused);
+  static variable_list record(const ForwardArguments& a) {
+    check_given(a);
+    const bool fused = a.residual.has_value() && a.residual->is_same(a.hidden_states);
+    return apply(a.hidden_states, fused ? kNone : a.residual, a.adapter_indices, a.down_weight, a.down_bias,
+                 a.up_weight, a.up_bias, a.activation, a.scaling, fused);
   }
 };
 
 Tensor forward_autograd(c10::DispatchKeySet keys, const Tensor& hidden_states, const OptTensor& residual,
                         const Tensor& down_weight, const OptTensor& down_bias, const Tensor& up_weight,
                         const OptTensor& up_bias, std::string_view activation, double scaling) {
-  if (needs_formula(hidden_states, residual, down_weight, down_bias, up_weight, up_bias)) {
-    return composite_forward(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling);
-  }
-  if (needs_graph(hidden_states, residual, down_weight, down_bias, up_weight, up_bias)) {
-    return BottleneckAdapter::record(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation,
-                                     scaling)[0];
-  }
+  const ForwardArguments arguments{hidden_states, residual, kNone,      down_weight, down_bias,
+                                   up_weight,     up_bias,  activation, scaling};
+  if (needs_formula(arguments)) return composite_forward(arguments);
+  if (needs_graph(arguments)) return BottleneckAdapter::record(arguments)[0];
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   return forward_operator().redispatch(keys & c10::after_autograd_keyset, hidden_states, residual, down_weight,
                                        down_bias, up_weight, up_bias, activation, scaling);
 }
 
-TrainOutputs train_autograd(c10::DispatchKeySet keys, const Tensor& hidden_states, const OptTensor& residual,
-                            const Tensor& down_weight, const OptTensor& down_bias, const Tensor& up_weight,
-                            const OptTensor& up_bias, std::string_view activation, double scaling) {
-  if (needs_formula(hidden_states, residual, down_weight, down_bias, up_weight, up_bias)) {
-    return composite_train(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling);
-  }
-  if (needs_graph(hidden_states, residual, down_weight, down_bias, up_weight, up_bias)) {
-    auto outputs = BottleneckAdapter::record(hidden_states, residual, down_weight, down_bias, up_weight, up_bias,
-                                             activation, scaling);
+Tensor grouped_forward_autograd(c10::DispatchKeySet keys, const Tensor& hidden_states, const OptTensor& residual,
+                                const Tensor& adapter_indices, const Tensor& down_weight, const OptTensor& down_bias,
+                                const Tensor& up_weight, const OptTensor& up_bias, std::string_view activation,
+                                double scaling) {
+  const OptTensor indices = adapter_indices;
+  const ForwardArguments arguments{hidden_states, residual, indices,    down_weight, down_bias,
+                                   up_weight,     up_bias,  activation, scaling};
+  if (needs_formula(arguments)) return composite_forward(arguments);
+  if (needs_graph(arguments)) return BottleneckAdapter::record(arguments)[0];
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return grouped_forward_operator().redispatch(keys & c10::after_autograd_keyset, hidden_states, residual,
+                                               adapter_indices, down_weight, down_bias, up_weight, up_bias, activation,
+                                               scaling);
+}
+
+// The operators that autograd itself calls: rarely called by users, so a call through the dispatcher is good enough.
+TrainOutputs train_autograd(const ForwardArguments& arguments) {
+  if (needs_formula(arguments)) return composite_train(arguments);
+  if (needs_graph(arguments)) {
+    auto outputs = BottleneckAdapter::record(arguments);
     return {std::move(outputs[0]), std::move(outputs[1])};
   }
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return train_operator().redispatch(keys & c10::after_autograd_keyset, hidden_states, residual, down_weight, down_bias,
-                                     up_weight, up_bias, activation, scaling);
+  return call_train(arguments);
 }
 
-Gradients backward_autograd(c10::DispatchKeySet keys, const Tensor& grad_output, const OptTensor& hidden_states,
-                            const OptTensor& pre_activation, const OptTensor& down_weight, const OptTensor& up_weight,
-                            std::string_view activation, double scaling, bool add_grad_output, OutputMask output_mask) {
-  if (needs_formula(grad_output, hidden_states, pre_activation, down_weight, up_weight) ||
-      needs_graph(grad_output, hidden_states, pre_activation, down_weight, up_weight)) {
-    return composite_backward(grad_output, hidden_states, pre_activation, down_weight, up_weight, activation, scaling,
-                              add_grad_output, output_mask);
-  }
+Gradients backward_autograd(const BackwardArguments& arguments) {
+  if (needs_formula(arguments) || needs_graph(arguments)) return composite_backward(arguments);
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return backward_operator().redispatch(keys & c10::after_autograd_keyset, grad_output, hidden_states, pre_activation,
-                                        down_weight, up_weight, activation, scaling, add_grad_output, output_mask);
+  return call_backward(arguments);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(adapterx, Autograd, m) {
+  using F = Flat<nullptr, train_autograd, backward_autograd>;
   m.impl("bottleneck_adapter", TORCH_FN(forward_autograd));
-  m.impl("bottleneck_adapter_train", TORCH_FN(train_autograd));
-  m.impl("bottleneck_adapter_backward", TORCH_FN(backward_autograd));
+  m.impl("bottleneck_adapter_train", TORCH_FN(F::plain_train));
+  m.impl("bottleneck_adapter_backward", TORCH_FN(F::plain_backward));
+  m.impl("grouped_bottleneck_adapter", TORCH_FN(grouped_forward_autograd));
+  m.impl("grouped_bottleneck_adapter_train", TORCH_FN(F::grouped_train));
+  m.impl("grouped_bottleneck_adapter_backward", TORCH_FN(F::grouped_backward));
 }
 
 }  // namespace adapterx::ops

@@ -6,8 +6,10 @@
 namespace adapterx::ops {
 namespace {
 
-constexpr const char* kForward = "bottleneck_adapter";
-constexpr const char* kBackward = "bottleneck_adapter_backward";
+const char* forward_name(bool grouped) { return grouped ? "grouped_bottleneck_adapter" : "bottleneck_adapter"; }
+const char* backward_name(bool grouped) {
+  return grouped ? "grouped_bottleneck_adapter_backward" : "bottleneck_adapter_backward";
+}
 
 std::string_view dtype_name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
 
@@ -21,6 +23,7 @@ struct Checker {
   const char* function;
   const char* anchor_name;
   const Tensor& anchor;
+  bool grouped;
 
   void is_given(const char* name, const Tensor& tensor) const {
     TORCH_CHECK_TYPE(tensor.defined(), function, ": ", name, " must be a tensor, got None");
@@ -46,17 +49,48 @@ struct Checker {
                       anchor_name, " (", anchor.device(), "), got ", tensor.device());
   }
 
-  void matrix(const char* name, const Tensor& tensor, const char* rule) const {
+  // A weight: a matrix, or in the grouped form a stack of them.
+  void matrix(const char* name, const Tensor& tensor, const char* rows, const char* columns) const {
     matches_anchor(name, tensor);
-    TORCH_CHECK_VALUE(tensor.dim() == 2, function, ": ", name, " must have shape ", rule, ", got ", tensor.sym_sizes());
-    TORCH_CHECK_VALUE(positive(tensor.sym_size(0)) && positive(tensor.sym_size(1)), function, ": ", name,
-                      " must have at least one row and one column, got shape ", tensor.sym_sizes());
+    TORCH_CHECK_VALUE(tensor.dim() == (grouped ? 3 : 2), function, ": ", name, " must have shape (",
+                      grouped ? "num_adapters, " : "", rows, ", ", columns, "), got ", tensor.sym_sizes());
+    bool filled = true;
+    for (int64_t i = 0; i < tensor.dim(); ++i) filled = filled && positive(tensor.sym_size(i));
+    TORCH_CHECK_VALUE(filled, function, ": ", name, " must have at least one row and one column",
+                      grouped ? " and one adapter" : "", ", got shape ", tensor.sym_sizes());
   }
 
-  void vector(const char* name, const Tensor& tensor, const c10::SymInt& size, const char* size_name) const {
+  // A bias of `size` elements, or in the grouped form of `num_groups` rows of them.
+  void bias(const char* name, const Tensor& tensor, const c10::SymInt& num_groups, const c10::SymInt& size,
+            const char* size_name) const {
     matches_anchor(name, tensor);
-    TORCH_CHECK_VALUE(tensor.dim() == 1 && same(tensor.sym_size(0), size), function, ": ", name, " must have shape (",
-                      size_name, ",) = (", size, ",), got ", tensor.sym_sizes());
+    const bool fits = tensor.dim() == (grouped ? 2 : 1) && same(tensor.sym_size(-1), size) &&
+                      (!grouped || same(tensor.sym_size(0), num_groups));
+    if (grouped) {
+      TORCH_CHECK_VALUE(fits, function, ": ", name, " must have shape (num_adapters, ", size_name, ") = (", num_groups,
+                        ", ", size, "), got ", tensor.sym_sizes());
+    }
+    TORCH_CHECK_VALUE(fits, function, ": ", name, " must have shape (", size_name, ",) = (", size, ",), got ",
+                      tensor.sym_sizes());
+  }
+
+  void has_groups(const char* name, const Tensor& tensor, const c10::SymInt& num_groups) const {
+    TORCH_CHECK_VALUE(!grouped || same(tensor.sym_size(0), num_groups), function, ": ", name,
+                      " must be for as many adapters as the other arguments (", num_groups, "), got shape ",
+                      tensor.sym_sizes());
+  }
+
+  // One index for each token, or for each entry of the first leading dimensions.
+  void indices(const char* name, const Tensor& tensor) const {
+    is_given(name, tensor);
+    TORCH_CHECK_TYPE(tensor.scalar_type() == at::kLong, function, ": ", name, " must have dtype int64, got ",
+                     dtype_name(tensor.scalar_type()));
+    TORCH_CHECK_VALUE(tensor.device() == anchor.device(), function, ": ", name, " must be on the device of ",
+                      anchor_name, " (", anchor.device(), "), got ", tensor.device());
+    bool fits = tensor.dim() < anchor.dim();
+    for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = same(tensor.sym_size(i), anchor.sym_size(i));
+    TORCH_CHECK_VALUE(fits, function, ": ", name, " must have the first of the leading dimensions of ", anchor_name,
+                      " ", anchor.sym_sizes(), ", got shape ", tensor.sym_sizes());
   }
 
   // Same leading dimensions as the anchor, and `columns` columns.
@@ -74,10 +108,38 @@ struct Checker {
   }
 };
 
-const Tensor& required(const OptTensor& tensor, const char* name, const char* gradient) {
-  TORCH_CHECK_VALUE(tensor.has_value() && tensor->defined(), kBackward, ": ", name, " must be given when ", gradient,
+const Tensor& required(const char* function, const OptTensor& tensor, const char* name, const char* gradient) {
+  TORCH_CHECK_VALUE(tensor.has_value() && tensor->defined(), function, ": ", name, " must be given when ", gradient,
                     " is wanted, got None");
   return *tensor;
+}
+
+// What the gradients need that pass through the activation.
+void check_through_activation(const Checker& check, const BackwardArguments& a) {
+  constexpr const char* kGradients = "grad_hidden_states, grad_down_weight or grad_down_bias";
+  const auto& pre_activation = required(check.function, a.pre_activation, "pre_activation", kGradients);
+  const auto& up_weight = required(check.function, a.up_weight, "up_weight", kGradients);
+  const auto hidden_size = a.grad_output.sym_size(-1);
+  check.matrix("up_weight", up_weight, "hidden_size", "bottleneck_dim");
+  check.has_groups("up_weight", up_weight, a.num_groups);
+  TORCH_CHECK_VALUE(same(up_weight.sym_size(-2), hidden_size), check.function,
+                    ": up_weight must have as many rows as grad_output has columns (", hidden_size, "), got shape ",
+                    up_weight.sym_sizes());
+  check.tokens("pre_activation", pre_activation, up_weight.sym_size(-1), "bottleneck_dim");
+}
+
+// What the gradient of the hidden states needs besides.
+void check_input_gradient(const Checker& check, const BackwardArguments& a) {
+  const auto& down_weight = required(check.function, a.down_weight, "down_weight", "grad_hidden_states");
+  const auto hidden_size = a.grad_output.sym_size(-1), bottleneck_dim = a.pre_activation->sym_size(-1);
+  check.matrix("down_weight", down_weight, "bottleneck_dim", "input_size");
+  check.has_groups("down_weight", down_weight, a.num_groups);
+  TORCH_CHECK_VALUE(same(down_weight.sym_size(-2), bottleneck_dim), check.function,
+                    ": down_weight must have as many rows as pre_activation has columns (", bottleneck_dim,
+                    "), got shape ", down_weight.sym_sizes());
+  TORCH_CHECK_VALUE(!a.add_grad_output || same(down_weight.sym_size(-1), hidden_size), check.function,
+                    ": down_weight must have as many columns as grad_output (", hidden_size,
+                    ") when add_grad_output is set, got shape ", down_weight.sym_sizes());
 }
 
 }  // namespace
@@ -92,69 +154,56 @@ Activation checked_activation(const char* function, std::string_view name) {
   return *activation;
 }
 
-void check_given(const Tensor& hidden_states, const Tensor& down_weight, const Tensor& up_weight) {
-  const Checker check{kForward, "hidden_states", hidden_states};
-  check.is_given("hidden_states", hidden_states);
-  check.is_given("down_weight", down_weight);
-  check.is_given("up_weight", up_weight);
+void check_given(const ForwardArguments& a) {
+  const Checker check{forward_name(a.grouped()), "hidden_states", a.hidden_states, a.grouped()};
+  check.is_given("hidden_states", a.hidden_states);
+  if (a.grouped()) check.is_given("adapter_indices", *a.adapter_indices);
+  check.is_given("down_weight", a.down_weight);
+  check.is_given("up_weight", a.up_weight);
 }
 
-Activation check_forward(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
-                         const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                         std::string_view activation, double scaling) {
-  const Checker check{kForward, "hidden_states", hidden_states};
-  const auto parsed = checked_activation(kForward, activation);
-  check.scaling_is_finite(scaling);
+Activation check_forward(const ForwardArguments& a) {
+  const Checker check{forward_name(a.grouped()), "hidden_states", a.hidden_states, a.grouped()};
+  const auto parsed = checked_activation(check.function, a.activation);
+  check.scaling_is_finite(a.scaling);
   check.anchor_is_usable();
-  check.matrix("down_weight", down_weight, "(bottleneck_dim, input_size)");
-  check.matrix("up_weight", up_weight, "(hidden_size, bottleneck_dim)");
-  TORCH_CHECK_VALUE(same(down_weight.sym_size(1), hidden_states.sym_size(-1)), kForward,
-                    ": down_weight must have as many columns as hidden_states (", hidden_states.sym_size(-1),
-                    "), got shape ", down_weight.sym_sizes());
-  TORCH_CHECK_VALUE(same(up_weight.sym_size(1), down_weight.sym_size(0)), kForward,
-                    ": up_weight must have as many columns as down_weight has rows (", down_weight.sym_size(0),
-                    "), got shape ", up_weight.sym_sizes());
-  if (down_bias) check.vector("down_bias", *down_bias, down_weight.sym_size(0), "bottleneck_dim");
-  if (up_bias) check.vector("up_bias", *up_bias, up_weight.sym_size(0), "hidden_size");
-  if (residual) check.tokens("residual", *residual, up_weight.sym_size(0), "hidden_size");
+  if (a.grouped()) check.indices("adapter_indices", *a.adapter_indices);
+  check.matrix("down_weight", a.down_weight, "bottleneck_dim", "input_size");
+  check.matrix("up_weight", a.up_weight, "hidden_size", "bottleneck_dim");
+  const auto num_groups = a.down_weight.sym_size(0);
+  const auto bottleneck_dim = a.down_weight.sym_size(-2), hidden_size = a.up_weight.sym_size(-2);
+  check.has_groups("up_weight", a.up_weight, num_groups);
+  TORCH_CHECK_VALUE(same(a.down_weight.sym_size(-1), a.hidden_states.sym_size(-1)), check.function,
+                    ": down_weight must have as many columns as hidden_states (", a.hidden_states.sym_size(-1),
+                    "), got shape ", a.down_weight.sym_sizes());
+  TORCH_CHECK_VALUE(same(a.up_weight.sym_size(-1), bottleneck_dim), check.function,
+                    ": up_weight must have as many columns as down_weight has rows (", bottleneck_dim, "), got shape ",
+                    a.up_weight.sym_sizes());
+  if (a.down_bias) check.bias("down_bias", *a.down_bias, num_groups, bottleneck_dim, "bottleneck_dim");
+  if (a.up_bias) check.bias("up_bias", *a.up_bias, num_groups, hidden_size, "hidden_size");
+  if (a.residual) check.tokens("residual", *a.residual, hidden_size, "hidden_size");
   return parsed;
 }
 
-Activation check_backward(const Tensor& grad_output, const OptTensor& hidden_states, const OptTensor& pre_activation,
-                          const OptTensor& down_weight, const OptTensor& up_weight, std::string_view activation,
-                          double scaling, bool add_grad_output, OutputMask output_mask) {
-  const Checker check{kBackward, "grad_output", grad_output};
-  const auto parsed = checked_activation(kBackward, activation);
-  check.scaling_is_finite(scaling);
+Activation check_backward(const BackwardArguments& a) {
+  const Checker check{backward_name(a.grouped()), "grad_output", a.grad_output, a.grouped()};
+  const auto parsed = checked_activation(check.function, a.activation);
+  check.scaling_is_finite(a.scaling);
   check.anchor_is_usable();
-  const auto hidden_size = grad_output.sym_size(-1);
-  if (output_mask[kHiddenStates] || output_mask[kDownWeight] || output_mask[kDownBias]) {
-    required(pre_activation, "pre_activation", "grad_hidden_states, grad_down_weight or grad_down_bias");
-    const auto& up = required(up_weight, "up_weight", "grad_hidden_states, grad_down_weight or grad_down_bias");
-    check.matrix("up_weight", up, "(hidden_size, bottleneck_dim)");
-    TORCH_CHECK_VALUE(same(up.sym_size(0), hidden_size), kBackward,
-                      ": up_weight must have as many rows as grad_output has columns (", hidden_size, "), got shape ",
-                      up.sym_sizes());
-    check.tokens("pre_activation", *pre_activation, up.sym_size(1), "bottleneck_dim");
+  if (a.grouped()) check.indices("adapter_indices", *a.adapter_indices);
+  TORCH_CHECK_VALUE(a.num_groups >= 1, check.function, ": num_groups must be positive, got ", a.num_groups);
+  if (a.output_mask[kHiddenStates] || a.output_mask[kDownWeight] || a.output_mask[kDownBias]) {
+    check_through_activation(check, a);
   }
-  if (output_mask[kUpWeight]) {
-    const auto& pre = required(pre_activation, "pre_activation", "grad_up_weight");
-    check.tokens("pre_activation", pre, pre.sym_size(-1), "bottleneck_dim");
+  if (a.output_mask[kUpWeight]) {
+    const auto& pre_activation = required(check.function, a.pre_activation, "pre_activation", "grad_up_weight");
+    check.tokens("pre_activation", pre_activation, pre_activation.sym_size(-1), "bottleneck_dim");
   }
-  if (output_mask[kDownWeight]) {
-    const auto& hidden = required(hidden_states, "hidden_states", "grad_down_weight");
-    check.tokens("hidden_states", hidden, hidden.sym_size(-1), "input_size");
+  if (a.output_mask[kDownWeight]) {
+    const auto& hidden_states = required(check.function, a.hidden_states, "hidden_states", "grad_down_weight");
+    check.tokens("hidden_states", hidden_states, hidden_states.sym_size(-1), "input_size");
   }
-  if (output_mask[kHiddenStates]) {
-    const auto& down = required(down_weight, "down_weight", "grad_hidden_states");
-    check.matrix("down_weight", down, "(bottleneck_dim, input_size)");
-    TORCH_CHECK_VALUE(same(down.sym_size(0), pre_activation->sym_size(-1)), kBackward,
-                      ": down_weight must have as many rows as pre_activation has columns (",
-                      pre_activation->sym_size(-1), "), got shape ", down.sym_sizes());
-    TORCH_CHECK_VALUE(!add_grad_output || same(down.sym_size(1), hidden_size), kBackward,
-                      ": down_weight must have as many columns as grad_output (", hidden_size,
-                      ") when add_grad_output is set, got shape ", down.sym_sizes());
-  }
+  if (a.output_mask[kHiddenStates]) check_input_gradient(check, a);
   return parsed;
 }
 

@@ -18,17 +18,12 @@ inline std::string_view activation_name(Activation activation) {
 }
 
 // Python's None arrives as an undefined tensor where the schema says Tensor; autograd must not meet one.
-void check_given(const Tensor& hidden_states, const Tensor& down_weight, const Tensor& up_weight);
+void check_given(const ForwardArguments& arguments);
 
-// Arguments of `bottleneck_adapter` and `bottleneck_adapter_train`; users see the first name only. Returns the
-// activation.
-Activation check_forward(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
-                         const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                         std::string_view activation, double scaling);
+// Arguments of the forward operators and their `_train` twins; users see the first name only. Returns the activation.
+Activation check_forward(const ForwardArguments& arguments);
 
-// Arguments of `bottleneck_adapter_backward`, and that all that the wanted gradients need is given.
-Activation check_backward(const Tensor& grad_output, const OptTensor& hidden_states, const OptTensor& pre_activation,
-                          const OptTensor& down_weight, const OptTensor& up_weight, std::string_view activation,
-                          double scaling, bool add_grad_output, OutputMask output_mask);
+// Arguments of the backward operators, and that all that the wanted gradients need is given.
+Activation check_backward(const BackwardArguments& arguments);
 
 }  // namespace adapterx::ops

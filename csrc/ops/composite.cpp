@@ -1,5 +1,8 @@
 #include "composite.h"
 
+#include <array>
+#include <vector>
+
 #include "checks.h"
 
 namespace adapterx::ops {
@@ -43,73 +46,143 @@ Tensor scaled(const Tensor& tensor, double scaling) { return scaling == 1.0 ? te
 
 Tensor or_undefined(const OptTensor& tensor) { return tensor.value_or(Tensor()); }
 
-}  // namespace
+OptTensor select(const OptTensor& stack, int64_t group) {
+  return stack ? OptTensor(stack->select(0, group)) : std::nullopt;
+}
 
-TrainOutputs composite_train(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
-                             const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                             std::string_view activation, double scaling) {
-  const auto parsed =
-      check_forward(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling);
-  auto pre_activation = at::linear(hidden_states, down_weight, down_bias);
-  const auto branch = at::linear(activate(parsed, pre_activation), up_weight, up_bias);
-  auto output = residual ? residual->add(branch, scaling) : branch.mul(scaling);
+// (..., 1): which tokens picked adapter `group`.
+Tensor tokens_of_group(const Tensor& adapter_indices, int64_t token_dims, int64_t group) {
+  auto picked = adapter_indices.eq(group);
+  while (picked.dim() < token_dims) picked = picked.unsqueeze(-1);
+  return picked;
+}
+
+TrainOutputs train_formula(const ForwardArguments& a, Activation activation) {
+  auto pre_activation = at::linear(a.hidden_states, a.down_weight, a.down_bias);
+  const auto branch = at::linear(activate(activation, pre_activation), a.up_weight, a.up_bias);
+  auto output = a.residual ? a.residual->add(branch, a.scaling) : branch.mul(a.scaling);
   return {std::move(output), std::move(pre_activation)};
 }
 
-Tensor composite_forward(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
-                         const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                         std::string_view activation, double scaling) {
-  return std::get<0>(
-      composite_train(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling));
+// Every adapter over all tokens, of which those that picked it keep the result.
+TrainOutputs grouped_train_formula(const ForwardArguments& a, Activation activation) {
+  Tensor output, pre_activation;
+  for (int64_t group = 0; group < a.down_weight.size(0); ++group) {
+    const OptTensor down_bias = select(a.down_bias, group), up_bias = select(a.up_bias, group);
+    const Tensor down_weight = a.down_weight.select(0, group), up_weight = a.up_weight.select(0, group);
+    const auto [own_output, own_pre] = train_formula(
+        {a.hidden_states, a.residual, kNone, down_weight, down_bias, up_weight, up_bias, a.activation, a.scaling},
+        activation);
+    if (group == 0) {
+      output = a.residual ? a.residual->expand_symint(own_output.sym_sizes()) : at::zeros_like(own_output);
+      pre_activation = at::zeros_like(own_pre);
+    }
+    const auto picked = tokens_of_group(*a.adapter_indices, a.hidden_states.dim(), group);
+    output = at::where(picked, own_output, output);
+    pre_activation = at::where(picked, own_pre, pre_activation);
+  }
+  return {std::move(output), std::move(pre_activation)};
 }
 
-Gradients composite_backward_of_both(const Tensor& grad_output, const Tensor& grad_pre_activation,
-                                     const Tensor& hidden_states, const Tensor& pre_activation,
-                                     const Tensor& down_weight, const Tensor& up_weight, std::string_view activation,
-                                     double scaling, bool add_grad_output, OutputMask output_mask) {
-  const auto parsed = checked_activation("bottleneck_adapter_backward", activation);
-  const auto& [want_hidden_states, want_down_weight, want_down_bias, want_up_weight, want_up_bias] = output_mask;
-  Tensor grad_hidden_states, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias;
-  const auto grad_rows = grad_output.defined() ? as_matrix(grad_output) : Tensor();
-
+// The gradients of one adapter from the gradients of its tokens, all (num_tokens, columns).
+Gradients backward_formula(const Tensor& grad_rows, const Tensor& grad_pre_rows, const Tensor& hidden_states,
+                           const Tensor& pre_activation, const Tensor& down_weight, const Tensor& up_weight,
+                           Activation activation, double scaling, const OutputMask& mask) {
+  Gradients gradients;
+  auto& [grad_hidden_states, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias] = gradients;
   // `scaling` is applied to the small products, never to the (num_tokens, hidden_size) gradient.
-  if (grad_rows.defined() && want_up_bias) grad_up_bias = scaled(grad_rows.sum(0), scaling);
-  if (grad_rows.defined() && want_up_weight) {
-    const auto activated = activate(parsed, as_matrix(pre_activation));
-    grad_up_weight = scaled(grad_rows.t().mm(activated), scaling);
+  if (grad_rows.defined() && mask[kUpBias]) grad_up_bias = scaled(grad_rows.sum(0), scaling);
+  if (grad_rows.defined() && mask[kUpWeight]) {
+    grad_up_weight = scaled(grad_rows.t().mm(activate(activation, pre_activation)), scaling);
   }
-  if (!want_hidden_states && !want_down_weight && !want_down_bias) {
-    return {grad_hidden_states, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias};
-  }
-
-  auto grad_pre = grad_pre_activation.defined() ? as_matrix(grad_pre_activation) : Tensor();
+  if (!mask[kHiddenStates] && !mask[kDownWeight] && !mask[kDownBias]) return gradients;
+  auto grad_pre = grad_pre_rows;
   if (grad_rows.defined()) {
-    const auto through = scaled(grad_rows.mm(up_weight), scaling);
-    const auto own = activate_backward(parsed, through, as_matrix(pre_activation));
+    const auto own = activate_backward(activation, scaled(grad_rows.mm(up_weight), scaling), pre_activation);
     grad_pre = grad_pre.defined() ? grad_pre + own : own;
   }
-  if (grad_pre.defined()) {
-    if (want_down_bias) grad_down_bias = grad_pre.sum(0);
-    if (want_down_weight) grad_down_weight = grad_pre.t().mm(as_matrix(hidden_states));
-    if (want_hidden_states) {
-      auto rows = add_grad_output && grad_rows.defined() ? at::addmm(grad_rows, grad_pre, down_weight)
-                                                         : grad_pre.mm(down_weight);
-      auto sizes = (grad_output.defined() ? grad_output : grad_pre_activation).sym_sizes().vec();
-      sizes.back() = down_weight.sym_size(1);
-      grad_hidden_states = rows.reshape_symint(sizes);
-    }
-  }
-  return {grad_hidden_states, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias};
+  if (!grad_pre.defined()) return gradients;
+  if (mask[kDownBias]) grad_down_bias = grad_pre.sum(0);
+  if (mask[kDownWeight]) grad_down_weight = grad_pre.t().mm(hidden_states);
+  if (mask[kHiddenStates]) grad_hidden_states = grad_pre.mm(down_weight);
+  return gradients;
 }
 
-Gradients composite_backward(const Tensor& grad_output, const OptTensor& hidden_states, const OptTensor& pre_activation,
-                             const OptTensor& down_weight, const OptTensor& up_weight, std::string_view activation,
-                             double scaling, bool add_grad_output, OutputMask output_mask) {
-  check_backward(grad_output, hidden_states, pre_activation, down_weight, up_weight, activation, scaling,
-                 add_grad_output, output_mask);
-  return composite_backward_of_both(grad_output, Tensor(), or_undefined(hidden_states), or_undefined(pre_activation),
-                                    or_undefined(down_weight), or_undefined(up_weight), activation, scaling,
-                                    add_grad_output, output_mask);
+// The rows of the tokens that picked an adapter; the others are zero.
+Tensor masked(const Tensor& rows, const Tensor& picked) {
+  return rows.defined() ? at::where(picked, rows, at::zeros({}, rows.options())) : rows;
+}
+
+Tensor matrix_or_undefined(const Tensor& tensor) { return tensor.defined() ? as_matrix(tensor) : tensor; }
+
+Tensor group_of(const Tensor& stack, int64_t group) { return stack.defined() ? stack.select(0, group) : stack; }
+
+void append(std::vector<Tensor>& list, const Tensor& tensor) {
+  if (tensor.defined()) list.push_back(tensor);
+}
+
+// backward_formula for every adapter: sums over the adapters for the tokens, stacks for the weights.
+Gradients grouped_backward_formula(const BackwardArguments& a, const Tensor& grad_rows, const Tensor& grad_pre_rows,
+                                   Activation activation) {
+  const auto& tokens = a.grad_output.defined() ? a.grad_output : *a.pre_activation;
+  std::array<std::vector<Tensor>, 5> parts;
+  for (int64_t group = 0; group < a.num_groups; ++group) {
+    auto sizes = tokens.sym_sizes().vec();
+    sizes.back() = 1;
+    const auto picked = as_matrix(tokens_of_group(*a.adapter_indices, tokens.dim(), group).expand_symint(sizes));
+    const auto own = backward_formula(
+        masked(grad_rows, picked), masked(grad_pre_rows, picked), matrix_or_undefined(or_undefined(a.hidden_states)),
+        matrix_or_undefined(or_undefined(a.pre_activation)), group_of(or_undefined(a.down_weight), group),
+        group_of(or_undefined(a.up_weight), group), activation, a.scaling, a.output_mask);
+    append(parts[kHiddenStates], std::get<kHiddenStates>(own));
+    append(parts[kDownWeight], std::get<kDownWeight>(own));
+    append(parts[kDownBias], std::get<kDownBias>(own));
+    append(parts[kUpWeight], std::get<kUpWeight>(own));
+    append(parts[kUpBias], std::get<kUpBias>(own));
+  }
+  Gradients gradients;
+  if (!parts[kHiddenStates].empty()) {
+    auto& sum = std::get<kHiddenStates>(gradients);
+    for (const auto& part : parts[kHiddenStates]) sum = sum.defined() ? sum + part : part;
+  }
+  const auto stacked = [&](Gradient which) { return parts[which].empty() ? Tensor() : at::stack(parts[which]); };
+  std::get<kDownWeight>(gradients) = stacked(kDownWeight);
+  std::get<kDownBias>(gradients) = stacked(kDownBias);
+  std::get<kUpWeight>(gradients) = stacked(kUpWeight);
+  std::get<kUpBias>(gradients) = stacked(kUpBias);
+  return gradients;
+}
+
+}  // namespace
+
+TrainOutputs composite_train(const ForwardArguments& arguments) {
+  const auto activation = check_forward(arguments);
+  return arguments.grouped() ? grouped_train_formula(arguments, activation) : train_formula(arguments, activation);
+}
+
+Tensor composite_forward(const ForwardArguments& arguments) { return std::get<0>(composite_train(arguments)); }
+
+Gradients composite_backward_of_both(const BackwardArguments& a, const Tensor& grad_pre_activation) {
+  const auto activation = checked_activation("bottleneck_adapter_backward", a.activation);
+  const auto grad_rows = matrix_or_undefined(a.grad_output), grad_pre_rows = matrix_or_undefined(grad_pre_activation);
+  auto gradients =
+      a.grouped() ? grouped_backward_formula(a, grad_rows, grad_pre_rows, activation)
+                  : backward_formula(grad_rows, grad_pre_rows, matrix_or_undefined(or_undefined(a.hidden_states)),
+                                     matrix_or_undefined(or_undefined(a.pre_activation)), or_undefined(a.down_weight),
+                                     or_undefined(a.up_weight), activation, a.scaling, a.output_mask);
+  auto& grad_hidden_states = std::get<kHiddenStates>(gradients);
+  if (grad_hidden_states.defined()) {
+    if (a.add_grad_output && grad_rows.defined()) grad_hidden_states = grad_hidden_states + grad_rows;
+    auto sizes = (a.grad_output.defined() ? a.grad_output : grad_pre_activation).sym_sizes().vec();
+    sizes.back() = a.down_weight->sym_size(-1);
+    grad_hidden_states = grad_hidden_states.reshape_symint(sizes);
+  }
+  return gradients;
+}
+
+Gradients composite_backward(const BackwardArguments& arguments) {
+  check_backward(arguments);
+  return composite_backward_of_both(arguments, Tensor());
 }
 
 }  // namespace adapterx::ops

@@ -6,22 +6,14 @@
 
 namespace adapterx::ops {
 
-// The three operators, arguments checked.
-Tensor composite_forward(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
-                         const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                         std::string_view activation, double scaling);
-TrainOutputs composite_train(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
-                             const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                             std::string_view activation, double scaling);
-Gradients composite_backward(const Tensor& grad_output, const OptTensor& hidden_states, const OptTensor& pre_activation,
-                             const OptTensor& down_weight, const OptTensor& up_weight, std::string_view activation,
-                             double scaling, bool add_grad_output, OutputMask output_mask);
+// The operators, arguments checked.
+Tensor composite_forward(const ForwardArguments& arguments);
+TrainOutputs composite_train(const ForwardArguments& arguments);
+Gradients composite_backward(const BackwardArguments& arguments);
 
-// As composite_backward, where the pre-activation has a gradient of its own, as it does in second derivatives. Either
-// gradient may be undefined, which means zero; a gradient that is zero for that reason is returned undefined.
-Gradients composite_backward_of_both(const Tensor& grad_output, const Tensor& grad_pre_activation,
-                                     const Tensor& hidden_states, const Tensor& pre_activation,
-                                     const Tensor& down_weight, const Tensor& up_weight, std::string_view activation,
-                                     double scaling, bool add_grad_output, OutputMask output_mask);
+// As composite_backward without the checks, where the pre-activation has a gradient of its own, as it does in second
+// derivatives. Either gradient (`grad_output` is that of the arguments) may be undefined, which means zero; a gradient
+// that is zero for that reason is returned undefined.
+Gradients composite_backward_of_both(const BackwardArguments& arguments, const Tensor& grad_pre_activation);
 
 }  // namespace adapterx::ops

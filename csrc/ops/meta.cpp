@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "registration.h"
 
 namespace adapterx::ops {
 namespace {
@@ -14,51 +15,37 @@ Tensor empty_tokens(const Tensor& tokens, const c10::SymInt& columns) {
   return at::empty_symint(sizes, tokens.options());
 }
 
-Tensor forward_meta(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
-                    const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                    std::string_view activation, double scaling) {
-  check_forward(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling);
-  return empty_tokens(hidden_states, up_weight.sym_size(0));
+Tensor forward_meta(const ForwardArguments& a) {
+  check_forward(a);
+  return empty_tokens(a.hidden_states, a.up_weight.sym_size(-2));
 }
 
-TrainOutputs train_meta(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
-                        const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                        std::string_view activation, double scaling) {
-  check_forward(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling);
-  return {empty_tokens(hidden_states, up_weight.sym_size(0)), empty_tokens(hidden_states, down_weight.sym_size(0))};
+TrainOutputs train_meta(const ForwardArguments& a) {
+  auto output = forward_meta(a);
+  return {std::move(output), empty_tokens(a.hidden_states, a.down_weight.sym_size(-2))};
 }
 
-Gradients backward_meta(const Tensor& grad_output, const OptTensor& hidden_states, const OptTensor& pre_activation,
-                        const OptTensor& down_weight, const OptTensor& up_weight, std::string_view activation,
-                        double scaling, bool add_grad_output, OutputMask output_mask) {
-  check_backward(grad_output, hidden_states, pre_activation, down_weight, up_weight, activation, scaling,
-                 add_grad_output, output_mask);
-  const auto options = grad_output.options();
-  const auto hidden_size = grad_output.sym_size(-1);
+Gradients backward_meta(const BackwardArguments& a) {
+  check_backward(a);
+  const auto empty = [&](std::vector<c10::SymInt> sizes) {
+    if (a.grouped()) sizes.insert(sizes.begin(), a.num_groups);
+    return at::empty_symint(sizes, a.grad_output.options());
+  };
+  const auto hidden_size = a.grad_output.sym_size(-1);
   Gradients gradients;
-  if (output_mask[kHiddenStates]) {
-    std::get<kHiddenStates>(gradients) = empty_tokens(grad_output, down_weight->sym_size(1));
+  auto& [grad_hidden_states, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias] = gradients;
+  if (a.output_mask[kHiddenStates]) grad_hidden_states = empty_tokens(a.grad_output, a.down_weight->sym_size(-1));
+  if (a.output_mask[kDownWeight]) {
+    grad_down_weight = empty({a.pre_activation->sym_size(-1), a.hidden_states->sym_size(-1)});
   }
-  if (output_mask[kDownWeight]) {
-    std::get<kDownWeight>(gradients) =
-        at::empty_symint({pre_activation->sym_size(-1), hidden_states->sym_size(-1)}, options);
-  }
-  if (output_mask[kDownBias]) {
-    std::get<kDownBias>(gradients) = at::empty_symint({pre_activation->sym_size(-1)}, options);
-  }
-  if (output_mask[kUpWeight]) {
-    std::get<kUpWeight>(gradients) = at::empty_symint({hidden_size, pre_activation->sym_size(-1)}, options);
-  }
-  if (output_mask[kUpBias]) std::get<kUpBias>(gradients) = at::empty_symint({hidden_size}, options);
+  if (a.output_mask[kDownBias]) grad_down_bias = empty({a.pre_activation->sym_size(-1)});
+  if (a.output_mask[kUpWeight]) grad_up_weight = empty({hidden_size, a.pre_activation->sym_size(-1)});
+  if (a.output_mask[kUpBias]) grad_up_bias = empty({hidden_size});
   return gradients;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapterx, Meta, m) {
-  m.impl("bottleneck_adapter", forward_meta);
-  m.impl("bottleneck_adapter_train", train_meta);
-  m.impl("bottleneck_adapter_backward", backward_meta);
-}
+TORCH_LIBRARY_IMPL(adapterx, Meta, m) { register_operators<forward_meta, train_meta, backward_meta>(m); }
 
 }  // namespace adapterx::ops

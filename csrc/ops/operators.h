@@ -32,6 +32,55 @@ using BackwardSignature = Gradients(const Tensor& grad_output, const OptTensor& 
                                     const OptTensor& up_weight, std::string_view activation, double scaling,
                                     bool add_grad_output, OutputMask output_mask);
 
+using GroupedForwardSignature = Tensor(const Tensor& hidden_states, const OptTensor& residual,
+                                       const Tensor& adapter_indices, const Tensor& down_weight,
+                                       const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
+                                       std::string_view activation, double scaling);
+using GroupedTrainSignature = TrainOutputs(const Tensor& hidden_states, const OptTensor& residual,
+                                           const Tensor& adapter_indices, const Tensor& down_weight,
+                                           const OptTensor& down_bias, const Tensor& up_weight,
+                                           const OptTensor& up_bias, std::string_view activation, double scaling);
+using GroupedBackwardSignature = Gradients(const Tensor& grad_output, const OptTensor& hidden_states,
+                                           const OptTensor& pre_activation, const Tensor& adapter_indices,
+                                           const OptTensor& down_weight, const OptTensor& up_weight, int64_t num_groups,
+                                           std::string_view activation, double scaling, bool add_grad_output,
+                                           OutputMask output_mask);
+
+inline const OptTensor kNone;
+
+// The arguments of a forward operator. The plain and the grouped operators share all code that does not touch the
+// kernels; `adapter_indices` tells them apart.
+struct ForwardArguments {
+  const Tensor& hidden_states;
+  const OptTensor& residual;
+  const OptTensor& adapter_indices;  // given: grouped, and the weights and biases have a leading dimension
+  const Tensor& down_weight;
+  const OptTensor& down_bias;
+  const Tensor& up_weight;
+  const OptTensor& up_bias;
+  std::string_view activation;
+  double scaling;
+
+  bool grouped() const { return adapter_indices.has_value(); }
+};
+
+// The arguments of a backward operator.
+struct BackwardArguments {
+  const Tensor& grad_output;
+  const OptTensor& hidden_states;
+  const OptTensor& pre_activation;
+  const OptTensor& adapter_indices;
+  const OptTensor& down_weight;
+  const OptTensor& up_weight;
+  int64_t num_groups;  // 1 where not grouped
+  std::string_view activation;
+  double scaling;
+  bool add_grad_output;
+  OutputMask output_mask;
+
+  bool grouped() const { return adapter_indices.has_value(); }
+};
+
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
@@ -50,6 +99,50 @@ inline const c10::TypedOperatorHandle<TrainSignature>& train_operator() {
 inline const c10::TypedOperatorHandle<BackwardSignature>& backward_operator() {
   static const auto handle = find_operator<BackwardSignature>("adapterx::bottleneck_adapter_backward");
   return handle;
+}
+
+inline const c10::TypedOperatorHandle<GroupedForwardSignature>& grouped_forward_operator() {
+  static const auto handle = find_operator<GroupedForwardSignature>("adapterx::grouped_bottleneck_adapter");
+  return handle;
+}
+
+inline const c10::TypedOperatorHandle<GroupedTrainSignature>& grouped_train_operator() {
+  static const auto handle = find_operator<GroupedTrainSignature>("adapterx::grouped_bottleneck_adapter_train");
+  return handle;
+}
+
+inline const c10::TypedOperatorHandle<GroupedBackwardSignature>& grouped_backward_operator() {
+  static const auto handle = find_operator<GroupedBackwardSignature>("adapterx::grouped_bottleneck_adapter_backward");
+  return handle;
+}
+
+// The operators with their arguments as a struct.
+inline Tensor call_forward(const ForwardArguments& a) {
+  if (!a.grouped()) {
+    return forward_operator().call(a.hidden_states, a.residual, a.down_weight, a.down_bias, a.up_weight, a.up_bias,
+                                   a.activation, a.scaling);
+  }
+  return grouped_forward_operator().call(a.hidden_states, a.residual, *a.adapter_indices, a.down_weight, a.down_bias,
+                                         a.up_weight, a.up_bias, a.activation, a.scaling);
+}
+
+inline TrainOutputs call_train(const ForwardArguments& a) {
+  if (!a.grouped()) {
+    return train_operator().call(a.hidden_states, a.residual, a.down_weight, a.down_bias, a.up_weight, a.up_bias,
+                                 a.activation, a.scaling);
+  }
+  return grouped_train_operator().call(a.hidden_states, a.residual, *a.adapter_indices, a.down_weight, a.down_bias,
+                                       a.up_weight, a.up_bias, a.activation, a.scaling);
+}
+
+inline Gradients call_backward(const BackwardArguments& a) {
+  if (!a.grouped()) {
+    return backward_operator().call(a.grad_output, a.hidden_states, a.pre_activation, a.down_weight, a.up_weight,
+                                    a.activation, a.scaling, a.add_grad_output, a.output_mask);
+  }
+  return grouped_backward_operator().call(a.grad_output, a.hidden_states, a.pre_activation, *a.adapter_indices,
+                                          a.down_weight, a.up_weight, a.num_groups, a.activation, a.scaling,
+                                          a.add_grad_output, a.output_mask);
 }
 
 }  // namespace adapterx::ops

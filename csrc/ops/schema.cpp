@@ -22,6 +22,23 @@ TORCH_LIBRARY(adapterx, m) {
       "bool[5] output_mask) -> (Tensor grad_hidden_states, Tensor grad_down_weight, Tensor grad_down_bias, "
       "Tensor grad_up_weight, Tensor grad_up_bias)",
       {at::Tag::pt2_compliant_tag});
+  // Each token picks one of several adapters by its entry in adapter_indices (int64, the leading dimensions of
+  // hidden_states or some of the first of them; -1: none). Weights and biases have a leading dimension, the adapters.
+  m.def(
+      "grouped_bottleneck_adapter(Tensor hidden_states, Tensor? residual, Tensor adapter_indices, Tensor down_weight, "
+      "Tensor? down_bias, Tensor up_weight, Tensor? up_bias, str activation, float scaling) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "grouped_bottleneck_adapter_train(Tensor hidden_states, Tensor? residual, Tensor adapter_indices, "
+      "Tensor down_weight, Tensor? down_bias, Tensor up_weight, Tensor? up_bias, str activation, float scaling) -> "
+      "(Tensor output, Tensor pre_activation)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "grouped_bottleneck_adapter_backward(Tensor grad_output, Tensor? hidden_states, Tensor? pre_activation, "
+      "Tensor adapter_indices, Tensor? down_weight, Tensor? up_weight, int num_groups, str activation, float scaling, "
+      "bool add_grad_output, bool[5] output_mask) -> (Tensor grad_hidden_states, Tensor grad_down_weight, "
+      "Tensor grad_down_bias, Tensor grad_up_weight, Tensor grad_up_bias)",
+      {at::Tag::pt2_compliant_tag});
   // What the library was built from and for, as JSON.
   m.def("build_info() -> str", {at::Tag::pt2_compliant_tag});
 }
