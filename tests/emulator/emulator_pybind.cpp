@@ -147,6 +147,20 @@ void column_sum_binding(const py::array& input, py::array sums, double scaling) 
   check(column_sum(shape, scaling, input.data(), row_stride(input), sums.mutable_data(), workspace.data(), nullptr));
 }
 
+// (row_tile, cluster_size, bytes of shared memory); num_groups 0 is the form without groups.
+py::tuple plan_tile_binding(const std::string& dtype, int64_t tokens, int64_t hidden_size, int64_t bottleneck_dim,
+                            int capability, int64_t shared_memory, const std::string& name, int64_t num_groups) {
+  const ScalarType type = dtype == "float16"   ? ScalarType::float16
+                          : dtype == "float32" ? ScalarType::float32
+                                               : ScalarType::bfloat16;
+  const Problem problem = {type, Activation::gelu, 1.0, tokens, hidden_size, hidden_size, bottleneck_dim};
+  const Device device = {capability, shared_memory};
+  const Direction direction = name == "backward" ? Direction::backward : Direction::forward;
+  const TilePlan plan = num_groups > 0 ? plan_grouped_tile(problem, device, direction, num_groups)
+                                       : plan_tile(problem, device, direction);
+  return py::make_tuple(plan.row_tile, plan.cluster_size, plan.row_tile == 0 ? 0 : tile_shared_memory(problem, plan));
+}
+
 void configure(const std::string& order, bool eager_copies, unsigned seed, const std::string& guard) {
   emulator::guarded_edge = guard == "begin" ? emulator::Edge::begin : emulator::Edge::end;
   auto& options = emulator::machine().options;
@@ -197,24 +211,8 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   m.def("activation_gradient", &activation_gradient_binding, array("pre_activation"), array("grad_activated"),
         array("gradient"), array("grad_bias"), py::kw_only(), py::arg("activation"), py::arg("scaling"));
   m.def("column_sum", &column_sum_binding, array("input"), array("sums"), py::kw_only(), py::arg("scaling"));
-  m.def(
-      "plan_tile",
-      [](const std::string& dtype, int64_t tokens, int64_t hidden_size, int64_t bottleneck_dim, int capability,
-         int64_t shared_memory) {
-        const Problem problem = {dtype == "float16"   ? ScalarType::float16
-                                 : dtype == "float32" ? ScalarType::float32
-                                                      : ScalarType::bfloat16,
-                                 Activation::gelu,
-                                 1.0,
-                                 tokens,
-                                 hidden_size,
-                                 hidden_size,
-                                 bottleneck_dim};
-        const Device device = {capability, shared_memory};
-        const TilePlan plan = plan_tile(problem, device);
-        const int64_t bytes = plan.row_tile == 0 ? 0 : tile_shared_memory(problem, plan);
-        return py::make_tuple(plan.row_tile, plan.cluster_size, bytes);
-      },
-      py::kw_only(), py::arg("dtype"), py::arg("tokens"), py::arg("hidden_size"), py::arg("bottleneck_dim"),
-      py::arg("capability"), py::arg("shared_memory"));
+  m.def("plan_tile", &plan_tile_binding, py::kw_only(), py::arg("dtype"), py::arg("tokens"), py::arg("hidden_size"),
+        py::arg("bottleneck_dim"), py::arg("capability"), py::arg("shared_memory"), py::arg("direction") = "forward",
+        py::arg("num_groups") = 0);
+  m.def("dispatch_source", &dispatch_source);
 }

@@ -30,8 +30,16 @@ inline constexpr int32_t kMaxClusterSize = 8;  // the portable limit
 // Null where the kernels of this header serve `problem` on `device` with `plan`, else the reason why not.
 const char* unsupported_reason(const Problem& problem, const TilePlan& plan, const Device& device);
 
-// The plan for `problem` on `device`; row_tile is 0 where there is none. From the roofline, not yet from measurements.
-TilePlan plan_tile(const Problem& problem, const Device& device);
+enum class Direction { forward, backward };
+
+// The plan for `problem` on `device` by dispatch_table.h; row_tile 0: no tile kernel, or cuBLASLt is faster.
+TilePlan plan_tile(const Problem& problem, const Device& device, Direction direction);
+
+// The same for the grouped form, which cuBLASLt cannot serve; row_tile 0: the kernels of segments.h.
+TilePlan plan_grouped_tile(const Problem& problem, const Device& device, Direction direction, int64_t num_groups);
+
+// Where the table comes from: "roofline" or "measured on <device>".
+const char* dispatch_source();
 
 // Bytes of shared memory that one block of the tile kernel takes, forward and backward alike.
 int64_t tile_shared_memory(const Problem& problem, const TilePlan& plan);

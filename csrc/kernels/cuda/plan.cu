@@ -1,23 +1,33 @@
-// Which tile serves a problem. The numbers come from the roofline; a measured table replaces them where there is one.
+// Which tile serves a problem: the first row of the generated table that matches and fits.
 #include "dispatch.cuh"
+#include "dispatch_table.h"
 
 namespace adapterx::cuda {
 namespace {
 
-// A block with at most this many columns of 64 tokens leaves room for a second one on its SM, which computes while the
-// first waits for its cluster.
-constexpr int64_t kSliceForTwoBlocks = 512;
-constexpr int64_t kBlocksThatFillTheDevice = 132;  // SMs of an H100 or H200
+// A tile never holds tokens of two groups: with fewer tokens a group, a tile of 64 would mostly be padding.
+constexpr int64_t kGroupTokensForWideTile = 64;
 
 bool fits(const Problem& problem, const TilePlan& plan, const Device& device) {
   return unsupported_reason(problem, plan, device) == nullptr;
 }
 
-// The smallest power of two with which a block owns at most `columns` columns.
-int32_t cluster_for(const Problem& problem, int64_t columns) {
-  int32_t size = 1;
-  while (size < kMaxClusterSize && ceil_div(problem.hidden_size, size) > columns) size *= 2;
-  return size;
+bool serves(const DispatchRow& row, const Problem& problem, const Device& device) {
+  return device.compute_capability >= row.capability && problem.num_tokens <= row.num_tokens &&
+         problem.hidden_size <= row.hidden_size && problem.bottleneck_dim <= row.bottleneck_dim;
+}
+
+// The first row that `accepts(plan)` too; a plan without tile where there is none.
+template <class Accepts>
+TilePlan find_plan(const Problem& problem, const Device& device, Direction direction, const Accepts& accepts) {
+  const auto search = [&](const auto& rows) -> TilePlan {
+    for (const DispatchRow& row : rows) {
+      const TilePlan plan = {row.row_tile, row.cluster_size};
+      if (serves(row, problem, device) && accepts(plan)) return plan;
+    }
+    return {};
+  };
+  return direction == Direction::forward ? search(kForwardRows) : search(kBackwardRows);
 }
 
 }  // namespace
@@ -49,15 +59,21 @@ const char* unsupported_reason(const Problem& problem, const TilePlan& plan, con
   return nullptr;
 }
 
-TilePlan plan_tile(const Problem& problem, const Device& device) {
-  const bool clusters = device.compute_capability >= 90;
-  const TilePlan wide = {64, clusters ? cluster_for(problem, kSliceForTwoBlocks) : 1};
-  const bool fills = ceil_div(problem.num_tokens, 64) * wide.cluster_size >= kBlocksThatFillTheDevice;
-  if (fills && fits(problem, wide, device)) return wide;
-  // Few tokens: small tiles, and as many SMs as possible to read the weights.
-  const TilePlan narrow = {16, clusters ? cluster_for(problem, 64) : 1};
-  if (fits(problem, narrow, device)) return narrow;
-  return {};
+TilePlan plan_tile(const Problem& problem, const Device& device, Direction direction) {
+  return find_plan(problem, device, direction,
+                   [&](const TilePlan& plan) { return plan.row_tile == 0 || fits(problem, plan, device); });
 }
+
+TilePlan plan_grouped_tile(const Problem& problem, const Device& device, Direction direction, int64_t num_groups) {
+  const bool narrow = problem.num_tokens < num_groups * kGroupTokensForWideTile;
+  return find_plan(problem, device, direction, [&](const TilePlan& plan) {
+    if (plan.row_tile == 0 || (narrow && plan.row_tile > 16)) return false;
+    Problem worst = problem;  // each group may end with a tile that is not full, and so may the tokens without adapter
+    worst.num_tokens += (num_groups + 1) * plan.row_tile;
+    return fits(worst, plan, device);
+  });
+}
+
+const char* dispatch_source() { return kDispatchSource; }
 
 }  // namespace adapterx::cuda
