@@ -76,6 +76,59 @@ def bottleneck_adapter(
     )
 
 
+def grouped_bottleneck_adapter(
+    hidden_states: Tensor,
+    residual: Tensor | None,
+    adapter_indices: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor | None,
+    up_weight: Tensor,
+    up_bias: Tensor | None,
+    *,
+    activation: str,
+    scaling: float,
+) -> Tensor:
+    """Compute `bottleneck_adapter` with weights that each token picks for itself among several adapters.
+
+    With `g` the index of a token: `residual + scaling * (activation(hidden_states @ down_weight[g].T + down_bias[g])
+    @ up_weight[g].T + up_bias[g])`. One compiled operator with the properties of `bottleneck_adapter`; what it costs
+    depends on the number of tokens, hardly on the number of adapters. Adapters of different widths are padded with
+    zeros to the widest: zero columns of `up_weight` add nothing, whatever the activation makes of zero.
+
+    Args:
+        hidden_states: `(..., input_size)`; float32, float64, bfloat16 or float16. Rows may be strided; other layouts
+            are copied.
+        residual: `(..., hidden_size)` with the leading dimensions of `hidden_states`, not broadcast; `None` gives the
+            scaled branch alone. In sequential placement the very same tensor as `hidden_states`.
+        adapter_indices: int64 in [-1, num_groups); its shape is the leading dimensions of `hidden_states`, or the
+            first few of these: `(batch,)` gives all tokens of a sequence one adapter. -1 means no adapter.
+        down_weight: `(num_groups, bottleneck_dim, input_size)`.
+        down_bias: `(num_groups, bottleneck_dim)` or `None`.
+        up_weight: `(num_groups, hidden_size, bottleneck_dim)`.
+        up_bias: `(num_groups, hidden_size)` or `None`.
+        activation: a key of `adapterx.reference.ACTIVATIONS`.
+        scaling: finite factor on the branch, bias included.
+
+    Returns:
+        `(..., hidden_size)`, a new contiguous tensor of the arguments' dtype. A token without an adapter gets its
+        residual bit for bit, or zeros.
+
+    Raises:
+        TypeError: a tensor has another dtype than `hidden_states`, or that dtype is not supported; `adapter_indices`
+            is not int64.
+        ValueError: a size, a device, an index, the activation's name or the scaling breaks a rule; the message names
+            it. On CUDA, where reading the indices would stop the queue, an index out of range is a device-side
+            assertion instead.
+        NotImplementedError: the tensors are on a device, or have a layout, that the library has no kernel for.
+
+    Source:
+        The formula: Houlsby et al. 2019, section 2.1; one batch over many adapters: Chen et al. 2023 (Punica) for LoRA.
+    """
+    return torch.ops.adapterx.grouped_bottleneck_adapter(
+        hidden_states, residual, adapter_indices, down_weight, down_bias, up_weight, up_bias, activation, scaling
+    )
+
+
 def build_info() -> dict[str, str | bool]:
     """Return what the library was built from and what it uses here.
 
