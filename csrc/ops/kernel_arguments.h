@@ -31,6 +31,7 @@ struct Rows {
     if (tensor.is_contiguous()) return true;
     if (tensor.stride(-1) != 1 && tensor.size(-1) != 1) return false;
     int64_t expected = row_stride(tensor);
+    if (expected < tensor.size(-1)) return false;  // rows that overlap, such as broadcast ones: cuBLASLt refuses them
     for (int64_t i = tensor.dim() - 2; i >= 0; --i) {
       if (tensor.size(i) == 1) continue;
       if (tensor.stride(i) != expected) return false;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "ptx.cuh"
+#include "sizes.h"
 
 namespace adapterx::cuda {
 
@@ -49,12 +50,5 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
 }
 
 #endif
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-inline bool is_aligned(const void* pointer, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
-}
 
 }  // namespace adapterx::cuda

@@ -1,0 +1,273 @@
+// The sequence of products and row-wise kernels. Epilogues are used where they compute exactly what is wanted:
+//   relu                 forward without saved pre-activation
+//   tanh-GELU            bfloat16 only (cuBLASLt's tanh is an approximation that fp16 and fp32 would show)
+//   column sums          with scaling 1 only (the sums would not be scaled)
+// Where cuBLASLt refuses an epilogue, the plain product and a row-wise kernel do the same.
+#include "blas.h"
+
+#include "blas_product.h"
+#include "rowwise.h"
+#include "sizes.h"
+
+namespace adapterx::cuda {
+namespace {
+
+constexpr int64_t kAlignment = 256;  // bytes, of every part of the workspace
+
+int64_t element_size(ScalarType dtype) {
+  return dtype == ScalarType::float64 ? 8 : dtype == ScalarType::float32 ? 4 : 2;
+}
+
+// Hands out consecutive aligned parts of the workspace; with a null workspace only the size matters.
+struct Parts {
+  unsigned char* base = nullptr;
+  int64_t used = 0;
+
+  void* take(int64_t bytes) {
+    void* part = base == nullptr ? nullptr : base + used;
+    used += round_up(bytes, kAlignment);
+    return part;
+  }
+};
+
+const char* in_words(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+// A narrow matrix: (num_tokens, bottleneck_dim), contiguous.
+RowMajor narrow(const Problem& problem, const void* data) {
+  return {data, problem.num_tokens, problem.bottleneck_dim, problem.bottleneck_dim};
+}
+
+RowShape narrow_shape(const Problem& problem) { return {problem.dtype, problem.num_tokens, problem.bottleneck_dim}; }
+
+RowMajor down_weight_of(const Problem& problem, const void* data) {
+  return {data, problem.bottleneck_dim, problem.input_size, problem.input_size};
+}
+
+RowMajor up_weight_of(const Problem& problem, const void* data) {
+  return {data, problem.hidden_size, problem.bottleneck_dim, problem.bottleneck_dim};
+}
+
+// The product with a bias for its columns (null: none), which is added row-wise where no epilogue does it.
+const char* multiply_with_bias(Product p, const void* bias, const RowShape& result, const Blas& blas,
+                               cudaStream_t stream) {
+  if (bias == nullptr) return multiply(p, blas, stream);
+  p.epilogue = Epilogue::bias;
+  p.bias = const_cast<void*>(bias);
+  const char* error = multiply(p, blas, stream);
+  if (error != kNoAlgorithm) return error;
+  p.epilogue = Epilogue::none;
+  p.bias = nullptr;
+  if (const char* failed = multiply(p, blas, stream)) return failed;
+  return in_words(scaled_residual(result, 1.0, p.result, bias, nullptr, 0, p.result, stream));
+}
+
+// ---- forward ----
+
+struct ForwardWorkspace {
+  void* activated = nullptr;  // (num_tokens, bottleneck_dim)
+  void* scaled_bias = nullptr;
+
+  ForwardWorkspace(const Problem& problem, const ForwardTensors& tensors, Parts& parts) {
+    const int64_t size = element_size(problem.dtype);
+    const bool identity = problem.activation == Activation::identity && tensors.pre_activation != nullptr;
+    activated = identity ? tensors.pre_activation : parts.take(problem.num_tokens * problem.bottleneck_dim * size);
+    if (tensors.up_bias != nullptr && problem.scaling != 1.0) scaled_bias = parts.take(problem.hidden_size * size);
+  }
+};
+
+// The epilogue that does all that stands between the two products, if there is one.
+Epilogue activation_epilogue(const Problem& problem, const ForwardTensors& tensors) {
+  const bool save = tensors.pre_activation != nullptr;
+  if (problem.activation == Activation::relu && !save) return Epilogue::relu;
+  if (problem.activation == Activation::gelu_tanh && problem.dtype == ScalarType::bfloat16) {
+    if (!save) return Epilogue::gelu_tanh;
+    if (problem.bottleneck_dim % 8 == 0) return Epilogue::gelu_tanh_aux;
+  }
+  return Epilogue::none;
+}
+
+// activated = activation(hidden_states @ down_weight^T + down_bias); the pre-activation where it is wanted.
+const char* down(const Problem& problem, const ForwardTensors& tensors, const Blas& blas, void* activated,
+                 cudaStream_t stream) {
+  Product p;
+  p.dtype = problem.dtype;
+  p.a = {tensors.hidden_states, problem.num_tokens, problem.input_size, tensors.hidden_states_stride};
+  p.b = down_weight_of(problem, tensors.down_weight);
+  p.b_transposed = true;
+  p.epilogue = activation_epilogue(problem, tensors);
+  if (p.epilogue != Epilogue::none) {
+    p.result = activated;
+    p.bias = const_cast<void*>(tensors.down_bias);
+    p.aux = tensors.pre_activation;
+    const char* error = multiply(p, blas, stream);
+    if (error != kNoAlgorithm) return error;
+  }
+  p.epilogue = Epilogue::none;
+  p.bias = p.aux = nullptr;
+  p.result = tensors.pre_activation == nullptr ? activated : tensors.pre_activation;
+  if (const char* error = multiply_with_bias(p, tensors.down_bias, narrow_shape(problem), blas, stream)) return error;
+  if (problem.activation == Activation::identity) return nullptr;  // both are one buffer
+  return in_words(
+      bias_activation(narrow_shape(problem), problem.activation, p.result, nullptr, activated, nullptr, stream));
+}
+
+// output = residual + scaling * (activated @ up_weight^T + up_bias)
+const char* up(const Problem& problem, const ForwardTensors& tensors, const Blas& blas, const ForwardWorkspace& parts,
+               cudaStream_t stream) {
+  const void* bias = tensors.up_bias;
+  if (parts.scaled_bias != nullptr) {  // an epilogue adds its bias after alpha
+    const RowShape row = {problem.dtype, 1, problem.hidden_size};
+    const cudaError_t error =
+        scaled_residual(row, problem.scaling, bias, nullptr, nullptr, 0, parts.scaled_bias, stream);
+    if (error != cudaSuccess) return in_words(error);
+    bias = parts.scaled_bias;
+  }
+  Product p;
+  p.dtype = problem.dtype;
+  p.a = narrow(problem, parts.activated);
+  p.b = up_weight_of(problem, tensors.up_weight);
+  p.b_transposed = true;
+  p.addend = {tensors.residual, problem.num_tokens, problem.hidden_size, tensors.residual_stride};
+  p.result = tensors.output;
+  p.alpha = problem.scaling;
+  const RowShape wide = {problem.dtype, problem.num_tokens, problem.hidden_size};
+  return multiply_with_bias(p, bias, wide, blas, stream);
+}
+
+// ---- backward ----
+
+struct BackwardWorkspace {
+  bool through_activation;    // a wanted gradient passes through the activation
+  void* gradient = nullptr;   // of the pre-activation, (num_tokens, bottleneck_dim)
+  void* activated = nullptr;  // (num_tokens, bottleneck_dim)
+  void* sums = nullptr;       // of the column sums
+
+  BackwardWorkspace(const Problem& problem, const BackwardTensors& tensors, Parts& parts) {
+    through_activation =
+        tensors.grad_input != nullptr || tensors.grad_down_weight != nullptr || tensors.grad_down_bias != nullptr;
+    const int64_t bytes = problem.num_tokens * problem.bottleneck_dim * element_size(problem.dtype);
+    if (through_activation) gradient = parts.take(bytes);
+    if (tensors.grad_up_weight != nullptr) activated = parts.take(bytes);
+    int64_t sum_bytes = 0;
+    if (tensors.grad_down_bias != nullptr) sum_bytes = column_sum_workspace(narrow_shape(problem));
+    if (tensors.grad_up_bias != nullptr) {
+      const RowShape wide = {problem.dtype, problem.num_tokens, problem.hidden_size};
+      const int64_t wide_bytes = column_sum_workspace(wide);
+      sum_bytes = wide_bytes > sum_bytes ? wide_bytes : sum_bytes;
+    }
+    if (sum_bytes > 0) sums = parts.take(sum_bytes);
+  }
+};
+
+RowMajor grad_output_of(const Problem& problem, const BackwardTensors& tensors) {
+  return {tensors.grad_output, problem.num_tokens, problem.hidden_size, tensors.grad_output_stride};
+}
+
+const char* up_bias_gradient(const Problem& problem, const BackwardTensors& tensors, const BackwardWorkspace& parts,
+                             cudaStream_t stream) {
+  const RowShape wide = {problem.dtype, problem.num_tokens, problem.hidden_size};
+  return in_words(column_sum(wide, problem.scaling, tensors.grad_output, tensors.grad_output_stride,
+                             tensors.grad_up_bias, parts.sums, stream));
+}
+
+// up_weight += scaling * grad_output^T @ activated; its bias in the same sweep where cuBLASLt can.
+const char* up_gradients(const Problem& problem, const BackwardTensors& tensors, const Blas& blas,
+                         const BackwardWorkspace& parts, cudaStream_t stream) {
+  if (tensors.grad_up_weight == nullptr) {
+    return tensors.grad_up_bias == nullptr ? nullptr : up_bias_gradient(problem, tensors, parts, stream);
+  }
+  const cudaError_t error = bias_activation(narrow_shape(problem), problem.activation, tensors.pre_activation, nullptr,
+                                            parts.activated, nullptr, stream);
+  if (error != cudaSuccess) return in_words(error);
+  Product p;
+  p.dtype = problem.dtype;
+  p.a = grad_output_of(problem, tensors);
+  p.a_transposed = true;
+  p.b = narrow(problem, parts.activated);
+  p.result = tensors.grad_up_weight;
+  p.alpha = problem.scaling;
+  const bool low = problem.dtype == ScalarType::bfloat16 || problem.dtype == ScalarType::float16;
+  if (tensors.grad_up_bias != nullptr && problem.scaling == 1.0 && low) {
+    p.epilogue = Epilogue::sum_of_first;
+    p.bias = tensors.grad_up_bias;
+    const char* failed = multiply(p, blas, stream);
+    if (failed != kNoAlgorithm) return failed;
+    p.epilogue = Epilogue::none;
+    p.bias = nullptr;
+  }
+  if (const char* failed = multiply(p, blas, stream)) return failed;
+  return tensors.grad_up_bias == nullptr ? nullptr : up_bias_gradient(problem, tensors, parts, stream);
+}
+
+// The gradient of the pre-activation, and that of down_bias.
+const char* pre_activation_gradient(const Problem& problem, const BackwardTensors& tensors, const Blas& blas,
+                                    const BackwardWorkspace& parts, cudaStream_t stream) {
+  Product p;
+  p.dtype = problem.dtype;
+  p.a = grad_output_of(problem, tensors);
+  p.b = up_weight_of(problem, tensors.up_weight);
+  p.result = parts.gradient;
+  if (const char* error = multiply(p, blas, stream)) return error;
+  return in_words(activation_gradient(narrow_shape(problem), problem.activation, problem.scaling,
+                                      tensors.pre_activation, parts.gradient, parts.gradient, tensors.grad_down_bias,
+                                      tensors.grad_down_bias == nullptr ? nullptr : parts.sums, stream));
+}
+
+const char* down_weight_gradient(const Problem& problem, const BackwardTensors& tensors, const Blas& blas,
+                                 const BackwardWorkspace& parts, cudaStream_t stream) {
+  Product p;
+  p.dtype = problem.dtype;
+  p.a = narrow(problem, parts.gradient);
+  p.a_transposed = true;
+  p.b = {tensors.hidden_states, problem.num_tokens, problem.input_size, tensors.hidden_states_stride};
+  p.result = tensors.grad_down_weight;
+  return multiply(p, blas, stream);
+}
+
+const char* input_gradient(const Problem& problem, const BackwardTensors& tensors, const Blas& blas,
+                           const BackwardWorkspace& parts, cudaStream_t stream) {
+  Product p;
+  p.dtype = problem.dtype;
+  p.a = narrow(problem, parts.gradient);
+  p.b = down_weight_of(problem, tensors.down_weight);
+  if (tensors.add_grad_output) p.addend = grad_output_of(problem, tensors);
+  p.result = tensors.grad_input;
+  return multiply(p, blas, stream);
+}
+
+}  // namespace
+
+int64_t blas_forward_workspace(const Problem& problem, const ForwardTensors& tensors) {
+  Parts parts;
+  ForwardWorkspace(problem, tensors, parts);
+  return parts.used;
+}
+
+int64_t blas_backward_workspace(const Problem& problem, const BackwardTensors& tensors) {
+  Parts parts;
+  BackwardWorkspace(problem, tensors, parts);
+  return parts.used;
+}
+
+const char* blas_forward(const Problem& problem, const ForwardTensors& tensors, const Blas& blas, void* workspace,
+                         cudaStream_t stream) {
+  Parts parts{static_cast<unsigned char*>(workspace)};
+  const ForwardWorkspace own(problem, tensors, parts);
+  if (const char* error = down(problem, tensors, blas, own.activated, stream)) return error;
+  return up(problem, tensors, blas, own, stream);
+}
+
+const char* blas_backward(const Problem& problem, const BackwardTensors& tensors, const Blas& blas, void* workspace,
+                          cudaStream_t stream) {
+  Parts parts{static_cast<unsigned char*>(workspace)};
+  const BackwardWorkspace own(problem, tensors, parts);
+  if (const char* error = up_gradients(problem, tensors, blas, own, stream)) return error;
+  if (!own.through_activation) return nullptr;
+  if (const char* error = pre_activation_gradient(problem, tensors, blas, own, stream)) return error;
+  if (tensors.grad_down_weight != nullptr) {
+    if (const char* error = down_weight_gradient(problem, tensors, blas, own, stream)) return error;
+  }
+  return tensors.grad_input == nullptr ? nullptr : input_gradient(problem, tensors, blas, own, stream);
+}
+
+}  // namespace adapterx::cuda

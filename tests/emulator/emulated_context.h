@@ -1,0 +1,43 @@
+// The twin of csrc/ops/cuda_context.h: the CUDA operators on CPU tensors, with the kernels emulated on the host.
+// The device is an H200 (compute capability 9.0) unless ADAPTERX_EMULATED_CAPABILITY says 80 (A100) or 89 (L40).
+#pragma once
+
+#include <ATen/Context.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "bottleneck_adapter.h"
+#include "fake_cublaslt.h"
+#include "operators.h"
+
+#define ADAPTERX_CUDA_KEY CPU
+
+namespace adapterx::ops {
+
+struct CudaContext {
+  explicit CudaContext(const Tensor&) {
+    const char* refuse = std::getenv("ADAPTERX_EMULATED_EPILOGUES");
+    fake_cublaslt::refuse_epilogues = refuse != nullptr && std::string_view(refuse) == "0";
+  }
+
+  static cuda::Device device() {
+    const char* wanted = std::getenv("ADAPTERX_EMULATED_CAPABILITY");
+    const int capability = wanted == nullptr ? 90 : std::stoi(wanted);
+    // Opt-in shared memory of a block: CUDA programming guide, technical specifications per compute capability.
+    return {capability, (capability >= 90 ? 227 : capability == 80 ? 163 : 99) * int64_t{1024}};
+  }
+
+  static cublasLtHandle_t blas_handle() {
+    static int handle = 0;
+    return &handle;
+  }
+
+  static bool allow_tf32() { return at::globalContext().allowTF32CuBLAS(); }
+
+  static void check(cudaError_t error) { TORCH_CHECK(error == cudaSuccess, "CUDA error: ", cudaGetErrorString(error)); }
+
+  cudaStream_t stream = nullptr;
+};
+
+}  // namespace adapterx::ops
