@@ -9,8 +9,9 @@ from adapterx.attachment import (
     merge_adapter,
     summary,
 )
+from adapterx.bottleneck import BottleneckAdapter
 from adapterx.checkpoint import build_head, load_adapter, load_head, restore_adapter, save_adapter, save_head
-from adapterx.composition import active_adapters, adapter_names, disabled, set_active
+from adapterx.composition import active_adapters, adapter_names, disabled, mixed, set_active
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
     AdapterxError,
@@ -23,7 +24,7 @@ from adapterx.errors import (
     TrainingError,
     UnknownAdapterError,
 )
-from adapterx.modules import AdapterSet, BottleneckAdapter
+from adapterx.modules import AdapterSet
 from adapterx.ops import build_info
 from adapterx.storage import PACKAGE_VERSION as __version__
 
@@ -54,6 +55,7 @@ __all__ = [
     "load_adapter",
     "load_head",
     "merge_adapter",
+    "mixed",
     "restore_adapter",
     "save_adapter",
     "save_head",

@@ -7,7 +7,7 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from adapterx.composition import adapter_names, check_known
+from adapterx.composition import adapter_names, check_known, check_not_mixed
 from adapterx.config import AdapterConfig
 from adapterx.errors import UnknownAdapterError
 from adapterx.modules import SwitchableModules
@@ -32,6 +32,7 @@ def attach(
     Raises:
         ConfigError: the name or the bottleneck does not fit.
         TargetError: the modules to adapt cannot be chosen. The model is then as it was.
+        RuntimeError: the model is inside a `mixed` block.
     """
     generator = None if seed is None else torch.Generator(device="cpu").manual_seed(seed)
     return plan_attachment(model, config, name, generator=generator).commit(active=active)
@@ -46,7 +47,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 
     Raises:
         UnknownAdapterError: it is not attached, or nothing is.
+        RuntimeError: the model is inside a `mixed` block.
     """
+    check_not_mixed(model, function="detach")
     if name is not None or not adapter_names(model):
         check_known(model, [name] if name is not None else [], function="detach")
         if name is None:

@@ -1,6 +1,7 @@
 """The operator: loads the compiled library and offers it as Python functions."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from adapterx.errors import ExtensionError
 
-LIBRARY = Path(__file__).parent / "libadapterx.so"
+# Another build of the same operators, for tests: one whose CUDA kernels are emulated on the host, for example.
+LIBRARY = Path(os.environ.get("ADAPTERX_LIBRARY") or Path(__file__).parent / "libadapterx.so")
 
 
 def _load_library() -> None:
@@ -134,6 +136,8 @@ def build_info() -> dict[str, str | bool]:
 
     Returns:
         `version` (of adapterx), `compiler`, `torch` (built against), `cpu_capability` (instruction set in use on this
-        machine), `cuda` (toolkit version, or `False` where the library has no CUDA kernels).
+        machine), `cuda` (version of the toolkit), `cuda_architectures` (for which the kernels were compiled),
+        `dispatch_table` (what the choice among the CUDA paths rests on: `"roofline"`, or `"measured on ..."`); the last
+        three are `False` where the library has no CUDA kernels.
     """
     return json.loads(torch.ops.adapterx.build_info())

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from adapterx.composition import active_adapters, adapter_names, set_active, switchable_modules
+from adapterx.bottleneck import BottleneckAdapter
+from adapterx.composition import active_adapters, adapter_names, check_not_mixed, set_active, switchable_modules
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError, TargetError
 from adapterx.modules import (
     ADAPTERS,
     COPIES,
     AdapterSet,
-    BottleneckAdapter,
     InputCapture,
     ModuleCopies,
     Record,
@@ -101,6 +101,7 @@ def plan_attachment(
     function: str = "attach",
 ) -> Plan:
     """Build and check all that `attach` adds, without touching the model; arguments and errors as there."""
+    check_not_mixed(model, function=function)
     _check_name(model, name, function)
     modules = base_modules(model)
     selection = find_targets(

@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [  # lowest first; a module may import from its own floor and from those below
     {"errors", "config", "targets", "structure", "storage", "reference"},
     {"ops"},
-    {"modules", "heads"},
+    {"bottleneck", "heads", "mixing"},
+    {"grouping"},
+    {"modules"},
     {"attachment", "composition", "plan"},
     {"checkpoint", "training"},
     {"export", "integrations"},

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 
 from adapterx import BottleneckAdapter, reference
-from adapterx.modules import NEAR_ZERO_SIGMA, first_input
+from adapterx.bottleneck import NEAR_ZERO_SIGMA
+from adapterx.modules import first_input
 
 
 def adapter(input_size=5, hidden_size=5, bottleneck_dim=3, *, randomise=True, **options):
