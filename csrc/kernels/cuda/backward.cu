@@ -12,8 +12,6 @@ constexpr int64_t kAlignment = 256;         // bytes, of every part of the works
 constexpr int64_t kTargetBlocks = 4 * 132;  // four blocks fit on an SM; 132 SMs
 constexpr int64_t kMinRangeTokens = 256;    // fewer are not worth another set of partial sums
 constexpr int64_t kMaxRanges = 32;
-constexpr int64_t kReduceThreads = 256;
-constexpr int64_t kReduceBlocks = 4 * 132;
 
 // Which of the two weight products are wanted, and how the workspace is laid out.
 struct BackwardPlan {
@@ -35,8 +33,9 @@ BackwardPlan plan_backward(const Problem& problem, const BackwardTensors& tensor
   plan.down = tensors.grad_down_weight != nullptr || tensors.grad_down_bias != nullptr;
   plan.grad_pre_activation = plan.down || tensors.grad_input != nullptr;
   plan.narrow_bytes = round_up(problem.num_tokens * problem.bottleneck_dim * 2, kAlignment);
-  plan.layout = {round_up(problem.hidden_size, Config::kColumns), Config::kBottleneck};
-  const int64_t blocks = plan.layout.padded_columns / Config::kColumns * (plan.up && plan.down ? 2 : 1);
+  const int64_t padded = round_up(problem.hidden_size, Config::kColumns);
+  plan.layout = {padded, padded, Config::kBottleneck, plan.up, plan.down};
+  const int64_t blocks = padded / Config::kColumns * (plan.up && plan.down ? 2 : 1);
   const int64_t most = std::min(kMaxRanges, std::max(int64_t{1}, problem.num_tokens / kMinRangeTokens));
   const int64_t ranges = std::min(most, ceil_div(kTargetBlocks, blocks));
   plan.range_tokens = round_up(std::max(int64_t{1}, ceil_div(problem.num_tokens, ranges)), Config::kTokens);
@@ -105,51 +104,11 @@ cudaError_t launch_weight_gradient(const Problem& problem, const BackwardTensors
     arguments.segments = grouping->ranges;
     arguments.tokens = grouping->tokens;
   }
-  const int64_t windows = down_bias_only && !plan.up ? 1 : plan.layout.padded_columns / Config::kColumns;
+  const int64_t windows = down_bias_only && !plan.up ? 1 : plan.layout.padded_hidden / Config::kColumns;
   const LaunchShape shape = {
       dim3(static_cast<unsigned>(windows), static_cast<unsigned>(plan.ranges), plan.up && plan.down ? 2 : 1),
       dim3(Config::kThreads), Config::kSharedMemory};
   return launch(weight_gradient_kernel<Config>, shape, stream, arguments);
-}
-
-template <typename Element>
-cudaError_t launch_reduce(const Problem& problem, const BackwardTensors& tensors, const BackwardPlan& plan,
-                          const void* workspace, const Grouping* grouping, cudaStream_t stream) {
-  ReduceArguments<Element> arguments;
-  const auto* bytes = static_cast<const unsigned char*>(workspace);
-  arguments.partial = reinterpret_cast<const float*>(bytes + plan.partial_offset());
-  arguments.layout = plan.layout;
-  arguments.ranges = static_cast<int>(plan.ranges);
-  arguments.first_range = grouping == nullptr ? nullptr : grouping->first_range;
-  arguments.scaling = static_cast<float>(problem.scaling);
-  arguments.columns = problem.hidden_size;
-  arguments.bottleneck = problem.bottleneck_dim;
-  arguments.up_weight = static_cast<Element*>(tensors.grad_up_weight);
-  arguments.up_bias = static_cast<Element*>(tensors.grad_up_bias);
-  arguments.down_weight = static_cast<Element*>(tensors.grad_down_weight);
-  arguments.down_bias = static_cast<Element*>(tensors.grad_down_bias);
-  const int64_t blocks =
-      std::min(kReduceBlocks, ceil_div(problem.hidden_size * problem.bottleneck_dim, kReduceThreads));
-  const LaunchShape shape = {
-      dim3(static_cast<unsigned>(blocks), grouping == nullptr ? 1 : static_cast<unsigned>(grouping->num_groups)),
-      dim3(static_cast<unsigned>(kReduceThreads))};
-  return launch(weight_gradient_reduce_kernel<Element>, shape, stream, arguments);
-}
-
-// No tokens: the gradients of the weights are zero.
-cudaError_t clear_gradients(const Problem& problem, const BackwardTensors& tensors, int64_t groups,
-                            cudaStream_t stream) {
-  const int64_t d = problem.hidden_size, m = problem.bottleneck_dim;
-  const std::pair<void*, int64_t> parts[] = {{tensors.grad_down_weight, m * d},
-                                             {tensors.grad_down_bias, m},
-                                             {tensors.grad_up_weight, d * m},
-                                             {tensors.grad_up_bias, d}};
-  for (const auto& [target, count] : parts) {
-    if (target == nullptr) continue;
-    const cudaError_t error = cudaMemsetAsync(target, 0, static_cast<size_t>(groups * count) * 2, stream);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
 }
 
 }  // namespace
@@ -164,7 +123,7 @@ cudaError_t bottleneck_adapter_backward(const Problem& problem, const BackwardTe
                                         const Grouping* grouping) {
   if (!has_tile_kernel(problem, tile_plan)) return cudaErrorNotSupported;
   const int64_t groups = grouping == nullptr ? 1 : grouping->num_groups;
-  if (problem.num_tokens == 0) return clear_gradients(problem, tensors, groups, stream);
+  if (problem.num_tokens == 0) return clear_weight_gradients(problem, tensors, groups, stream);
   const BackwardPlan plan = make_plan(problem, tensors, grouping);
   auto* bytes = static_cast<unsigned char*>(workspace);
   void* activated = plan.up ? bytes + plan.activated_offset() : nullptr;
@@ -180,12 +139,12 @@ cudaError_t bottleneck_adapter_backward(const Problem& problem, const BackwardTe
     error = bias_activation(shape, problem.activation, tensors.pre_activation, nullptr, activated, nullptr, stream);
   }
   if (error != cudaSuccess || !(plan.up || plan.down)) return error;
-  return visit_weight_gradient(problem, [&](auto tag) {
-    using Config = typename decltype(tag)::Type;
-    const cudaError_t launched = launch_weight_gradient<Config>(problem, tensors, plan, workspace, grouping, stream);
-    if (launched != cudaSuccess) return launched;
-    return launch_reduce<typename Config::Element>(problem, tensors, plan, workspace, grouping, stream);
+  error = visit_weight_gradient(problem, [&](auto tag) {
+    return launch_weight_gradient<typename decltype(tag)::Type>(problem, tensors, plan, workspace, grouping, stream);
   });
+  if (error != cudaSuccess) return error;
+  return reduce_partial_sums(problem, tensors, {bytes + plan.partial_offset(), plan.layout, plan.ranges}, grouping,
+                             stream);
 }
 
 }  // namespace adapterx::cuda

@@ -250,10 +250,10 @@ template <class Config>
 __device__ __forceinline__ void store_output(const TileBlock<Config>& block,
                                              const TileArguments<typename Config::Element>& arguments, int column) {
   using Element = typename Config::Element;
-  constexpr int kUnits = Config::kGroupColumns / kCopyWidth;
+  constexpr int kWidth = kVectorWidth<Element>, kUnits = Config::kGroupColumns / kWidth;
 #pragma unroll
   for (int i = block.lane; i < 16 * kUnits; i += 32) {
-    const int row = block.row_group * 16 + i / kUnits, tile_column = column + i % kUnits * kCopyWidth;
+    const int row = block.row_group * 16 + i / kUnits, tile_column = column + i % kUnits * kWidth;
     const int output_column = block.column0 + tile_column, columns = arguments.tile.columns;
     const int64_t token = block.tokens[row];
     if (token < 0 || output_column >= columns) continue;
@@ -262,7 +262,7 @@ __device__ __forceinline__ void store_output(const TileBlock<Config>& block,
     if (arguments.output_vector) {
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
     } else {
-      for (int j = 0; j < min(kCopyWidth, columns - output_column); ++j) to[j] = from[j];
+      for (int j = 0; j < min(kWidth, columns - output_column); ++j) to[j] = from[j];
     }
   }
 }

@@ -6,11 +6,6 @@
 
 namespace adapterx::cuda {
 
-template <typename T>
-struct Tag {
-  using Type = T;
-};
-
 // 64 tokens: four warps of 16 rows; small chunks and four stages keep three chunks in flight within half an SM's shared
 // memory at 512 columns a block. 16 tokens (decode, few tokens): four warps share the rows and split each chunk.
 template <typename Element, int kBottleneck, bool kCluster>
@@ -67,7 +62,7 @@ cudaError_t launch_tile(TileArguments<typename Config::Element> arguments, const
   const int64_t columns = arguments.tile.columns;
   arguments.slice = static_cast<int>(Config::slice(columns, plan.cluster_size));
   arguments.cluster_size = plan.cluster_size;
-  arguments.output_vector = is_aligned(arguments.output, 16) && columns % kCopyWidth == 0;
+  arguments.output_vector = is_aligned(arguments.output, 16) && columns % kVectorWidth<typename Config::Element> == 0;
   int64_t tiles = ceil_div(arguments.tile.rows, Config::kRows);
   if (grouping != nullptr) {
     arguments.segments = grouping->tiles;

@@ -1,4 +1,5 @@
-// Element types of the kernels: conversion to the type arithmetic is done in, packed pairs, and 16-byte vectors.
+// Element types of the kernels: conversion to the type arithmetic is done in, packed pairs, 16-byte vectors, and the
+// way from a run-time dtype to its type.
 #pragma once
 
 #include <type_traits>
@@ -51,5 +52,22 @@ struct alignas(sizeof(Element) * kCount) Vector {
 
 template <typename Element>
 inline constexpr int kVectorWidth = 16 / sizeof(Element);
+
+template <typename T>
+struct Tag {
+  using Type = T;
+};
+
+// Calls visitor(Tag<Element>) for any dtype.
+template <class Visitor>
+cudaError_t visit_dtype(ScalarType dtype, const Visitor& visitor) {
+  switch (dtype) {
+    case ScalarType::float32: return visitor(Tag<float>());
+    case ScalarType::float64: return visitor(Tag<double>());
+    case ScalarType::bfloat16: return visitor(Tag<bfloat16>());
+    case ScalarType::float16: return visitor(Tag<float16>());
+  }
+  return cudaErrorInvalidValue;
+}
 
 }  // namespace adapterx::cuda

@@ -32,7 +32,10 @@ __device__ __forceinline__ int load_groups(int32_t* groups, const GroupingTables
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens, token = first + threadIdx.x;
   if (token < tables.num_tokens) {
     const int64_t index = tables.indices[token];
-    if (index < -1 || index >= tables.num_groups) __trap();
+    if (index < -1 || index >= tables.num_groups) {
+      assertion_failed("grouped_bottleneck_adapter: adapter_indices must be -1 or the number of an adapter",
+                       "grouping.cu", __LINE__, "group_tokens");
+    }
     groups[threadIdx.x] = index < 0 ? tables.num_groups : static_cast<int32_t>(index);
   }
   __syncthreads();

@@ -1,4 +1,4 @@
-// Everything a kernel does that C++ cannot say. The only file with inline PTX.
+// Everything a kernel does that C++ cannot say. The only file with inline PTX and calls of the device's system.
 // Each function has a twin in the host emulator (tests/emulator/collectives.h), chosen where ADAPTERX_EMULATE is
 // defined, so that the kernels above this file compile unchanged for the GPU and for the host. Source: PTX ISA 8.0,
 // sections 9.7.13 (ldmatrix, mma), 9.7.8.25 (cp.async), 9.7.12 (barrier.cluster), 9.7.8.23 (mapa).
@@ -20,6 +20,7 @@ namespace adapterx::cuda {
 
 #ifdef ADAPTERX_EMULATE
 
+using emulator::assertion_failed;
 using emulator::cluster_map;
 using emulator::cluster_rank;
 using emulator::cluster_sync;
@@ -31,6 +32,15 @@ using emulator::ldmatrix_x4_trans;
 using emulator::mma;
 
 #else
+
+// Ends the launch as a failed assert() does, with NDEBUG too: the words and the place go to stderr, and every later
+// call in this context reports cudaErrorAssert, "device-side assert triggered".
+__device__ __forceinline__ void assertion_failed(const char* words, const char* file, unsigned line,
+                                                 const char* function) {
+#ifdef __CUDA_ARCH__  // the toolkit declares it for the device alone
+  __assert_fail(words, file, line, function);
+#endif
+}
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));

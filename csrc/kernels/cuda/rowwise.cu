@@ -12,22 +12,6 @@ constexpr int64_t kMaxRowBlocks = 16 * 132;  // more blocks than run at once onl
 constexpr int64_t kMaxRanges = 128;          // of rows, each with its own partial column sums
 constexpr int64_t kMinRangeRows = 64;
 
-template <typename T>
-struct Tag {
-  using Type = T;
-};
-
-template <class Visitor>
-cudaError_t visit_dtype(ScalarType dtype, const Visitor& visitor) {
-  switch (dtype) {
-    case ScalarType::float32: return visitor(Tag<float>());
-    case ScalarType::float64: return visitor(Tag<double>());
-    case ScalarType::bfloat16: return visitor(Tag<bfloat16>());
-    case ScalarType::float16: return visitor(Tag<float16>());
-  }
-  return cudaErrorInvalidValue;
-}
-
 // Calls visitor(Tag<Element>, integral_constant<width>): 16-byte vectors where every row of every matrix allows them.
 template <class Visitor>
 cudaError_t visit_width(const RowShape& shape, int64_t stride, std::initializer_list<const void*> pointers,

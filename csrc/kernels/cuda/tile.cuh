@@ -6,10 +6,9 @@
 
 namespace adapterx::cuda {
 
-// Elements added to each row of a matrix in shared memory. A row is then an odd number of 16-byte units long, and the
-// eight rows that one ldmatrix phase reads lie in eight different groups of banks.
+// 16-bit elements added to each row of a matrix in shared memory. A row is then an odd number of 16-byte units long,
+// and the eight rows that one ldmatrix phase reads lie in eight different groups of banks.
 inline constexpr int kRowPadding = 8;
-inline constexpr int kCopyWidth = 8;  // 16-bit elements in one 16-byte copy
 
 // A row-major matrix in global memory and its limits. `vector`: every row starts at a multiple of 16 bytes.
 template <typename Element>
@@ -23,21 +22,21 @@ struct Matrix {
 
 template <typename Element>
 inline Matrix<Element> make_matrix(const void* data, int64_t stride, int64_t rows, int64_t columns) {
-  const bool vector = is_aligned(data, 16) && stride % kCopyWidth == 0;
+  const bool vector = is_aligned(data, 16) && stride % kVectorWidth<Element> == 0;
   return {static_cast<const Element*>(data), stride, rows, static_cast<int>(columns), vector};
 }
 
-// Copies eight elements of which the first `valid` exist; the others become zero. Asynchronous where rows are aligned,
-// else element by element: either way complete for other threads after cp_async_wait and a barrier.
+// Copies 16 bytes of elements of which the first `valid` exist; the others become zero. Asynchronous where rows are
+// aligned, else element by element: either way complete for other threads after cp_async_wait and a barrier.
 template <typename Element>
-__device__ __forceinline__ void copy_eight(Element* target, const Matrix<Element>& source, int64_t row, int column,
-                                           int valid) {
+__device__ __forceinline__ void copy_unit(Element* target, const Matrix<Element>& source, int64_t row, int column,
+                                          int valid) {
   const Element* from = valid > 0 ? source.data + row * source.stride + column : source.data;
   if (source.vector) {
     cp_async16(target, from, valid * static_cast<int>(sizeof(Element)));
   } else {
 #pragma unroll
-    for (int i = 0; i < kCopyWidth; ++i) target[i] = i < valid ? from[i] : from_compute<Element>(0.f);
+    for (int i = 0; i < kVectorWidth<Element>; ++i) target[i] = i < valid ? from[i] : from_compute<Element>(0);
   }
 }
 
@@ -59,15 +58,15 @@ struct WindowRows {
 template <int kRows, int kColumns, int kThreads, typename Element, class Rows>
 __device__ __forceinline__ void copy_window(Element* target, int target_stride, const Matrix<Element>& source,
                                             const Rows& rows, int column0) {
-  constexpr int kUnits = kColumns / kCopyWidth;
-  static_assert(kColumns % kCopyWidth == 0);
+  constexpr int kWidth = kVectorWidth<Element>, kUnits = kColumns / kWidth;
+  static_assert(kColumns % kWidth == 0);
 #pragma unroll
   for (int i = threadIdx.x; i < kRows * kUnits; i += kThreads) {
-    const int row = i / kUnits, column = i % kUnits * kCopyWidth;
-    const int inside = min(max(source.columns - (column0 + column), 0), kCopyWidth);
+    const int row = i / kUnits, column = i % kUnits * kWidth;
+    const int inside = min(max(source.columns - (column0 + column), 0), kWidth);
     const int64_t source_row = rows(row);
     const int valid = source_row >= 0 ? inside : 0;
-    copy_eight(target + row * target_stride + column, source, source_row, column0 + column, valid);
+    copy_unit(target + row * target_stride + column, source, source_row, column0 + column, valid);
   }
 }
 
@@ -132,6 +131,12 @@ __device__ __forceinline__ void load_b(uint32_t (&b)[4], const Element* block, i
   } else {
     ldmatrix_x4(b, columns_first(block, stride, lane));
   }
+}
+
+// B operand of an mma: ones in column 0, zeros in columns 1 to 7. The product is the sum of A's terms.
+template <typename Element>
+__device__ __forceinline__ uint32_t ones_column(int lane) {
+  return lane / 4 == 0 ? pack<Element>(1.f, 1.f) : 0u;
 }
 
 }  // namespace adapterx::cuda

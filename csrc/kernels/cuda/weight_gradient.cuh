@@ -5,11 +5,12 @@
 // Grid: x a window of 4 * kWarpColumns columns of hidden_size, y a range of tokens, z which of the two products.
 // A block has 4 warps; a warp owns kWarpColumns columns times all of m. A thread owns mma accumulators as in tile.cuh.
 // Shared memory: kStages chunks of kTokens tokens: the wide matrix's window and the narrow matrix (m columns).
-// Accumulation in fp32. Each block writes its partial sums; `weight_gradient_reduce_kernel` adds the token ranges in
-// order. A bias gradient is one more mma whose B operand holds ones in its first column and zeros elsewhere.
+// Accumulation in fp32. Each block writes its partial sums; reduce_partial_sums adds the token ranges in order. A bias
+// gradient is one more mma whose B operand holds ones in its first column and zeros elsewhere.
 #pragma once
 
 #include "grouping.h"
+#include "partial_sums.h"
 #include "tile.cuh"
 
 namespace adapterx::cuda {
@@ -31,19 +32,6 @@ struct WeightGradientConfig {
   static constexpr int64_t kSharedMemory = int64_t{2} * kStages * kStageElements;
 };
 
-// Partial sums of one token range, in fp32: padded so that the kernel stores whole windows without looking at limits.
-struct PartialLayout {
-  int64_t padded_columns = 0;     // hidden_size rounded up to whole windows
-  int64_t padded_bottleneck = 0;  // kBottleneck
-
-  __host__ __device__ int64_t weight_size() const { return padded_columns * padded_bottleneck; }
-  __host__ __device__ int64_t up_weight() const { return 0; }                // padded_columns x padded_bottleneck
-  __host__ __device__ int64_t down_weight() const { return weight_size(); }  // padded_bottleneck x padded_columns
-  __host__ __device__ int64_t up_bias() const { return 2 * weight_size(); }
-  __host__ __device__ int64_t down_bias() const { return 2 * weight_size() + padded_columns; }
-  __host__ __device__ int64_t size() const { return 2 * weight_size() + padded_columns + padded_bottleneck; }
-};
-
 template <typename Element>
 struct WeightGradientArguments {
   Matrix<Element> grad_output;          // wide
@@ -57,12 +45,6 @@ struct WeightGradientArguments {
   const Segment* segments = nullptr;  // grouped: the sorted tokens of each range; null: ranges of neighbouring tokens
   const int64_t* tokens = nullptr;    // grouped: the sorted tokens
 };
-
-// B operand of an mma: ones in column 0, zeros in columns 1 to 7.
-template <typename Element>
-__device__ __forceinline__ uint32_t ones_column(int lane) {
-  return lane / 4 == 0 ? pack<Element>(1.f, 1.f) : 0u;
-}
 
 __device__ __forceinline__ void store_accumulator(float* target, int64_t stride, const float (&sums)[4], int lane) {
 #pragma unroll
@@ -189,7 +171,7 @@ __device__ __forceinline__ void down_gradient(typename Config::Element* stages,
                           }
                         });
   float* partial = arguments.partial + blockIdx.y * arguments.layout.size();
-  const int64_t stride = arguments.layout.padded_columns;
+  const int64_t stride = arguments.layout.padded_input;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * Config::kColumns + warp_column;
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
@@ -213,49 +195,6 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   } else {
     down_gradient<Config>(stages, arguments);
   }
-}
-
-template <typename Element>
-struct ReduceArguments {
-  const float* partial = nullptr;
-  PartialLayout layout;
-  int ranges = 0;
-  const int32_t* first_range = nullptr;  // grouped: blockIdx.y is the group, and its ranges begin here; null: one group
-  float scaling = 1.f;                   // of the up product
-  int64_t columns = 0;
-  int64_t bottleneck = 0;
-  Element* up_weight = nullptr;  // null: not wanted
-  Element* down_weight = nullptr;
-  Element* up_bias = nullptr;
-  Element* down_bias = nullptr;
-};
-
-// target[row][column] = scale * the sum over ranges, in order, of partial[range][offset + row * stride + column].
-template <typename Element>
-__device__ __forceinline__ void reduce_matrix(Element* target, int64_t rows, int64_t columns, int64_t offset,
-                                              int64_t stride, float scale, const ReduceArguments<Element>& arguments) {
-  if (target == nullptr) return;
-  target += blockIdx.y * rows * columns;
-  const bool grouped = arguments.first_range != nullptr;
-  const int first = grouped ? arguments.first_range[blockIdx.y] : 0;
-  const int end = grouped ? arguments.first_range[blockIdx.y + 1] : arguments.ranges;
-  const unsigned count = static_cast<unsigned>(rows * columns), width = static_cast<unsigned>(columns);
-  for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
-    const float* from = arguments.partial + offset + i / width * stride + i % width;
-    float sum = 0.f;
-    for (int range = first; range < end; ++range) sum += from[range * arguments.layout.size()];
-    target[i] = from_compute<Element>(scale * sum);
-  }
-}
-
-template <typename Element>
-__global__ void weight_gradient_reduce_kernel(const ReduceArguments<Element> arguments) {
-  const PartialLayout& layout = arguments.layout;
-  const int64_t d = arguments.columns, m = arguments.bottleneck;
-  reduce_matrix(arguments.up_weight, d, m, layout.up_weight(), layout.padded_bottleneck, arguments.scaling, arguments);
-  reduce_matrix(arguments.down_weight, m, d, layout.down_weight(), layout.padded_columns, 1.f, arguments);
-  reduce_matrix(arguments.up_bias, 1, d, layout.up_bias(), d, arguments.scaling, arguments);
-  reduce_matrix(arguments.down_bias, 1, m, layout.down_bias(), m, 1.f, arguments);
 }
 
 }  // namespace adapterx::cuda

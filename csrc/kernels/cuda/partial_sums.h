@@ -1,0 +1,41 @@
+// Partial sums of the weight gradients, one set for each range of tokens, and their sum in a fixed order.
+#pragma once
+
+#include "../problem.h"
+#include "grouping.h"
+#include "runtime.h"
+
+namespace adapterx::cuda {
+
+// Where the sums of one range lie, in elements of the type arithmetic is done in. Sizes are padded so that a kernel
+// stores whole vectors or windows without looking at limits; a weight gradient that nobody wants takes no space.
+struct PartialLayout {
+  int64_t padded_hidden = 0;
+  int64_t padded_input = 0;
+  int64_t padded_bottleneck = 0;
+  bool has_up_weight = true;
+  bool has_down_weight = true;
+
+  int64_t up_weight() const { return 0; }  // padded_hidden x padded_bottleneck
+  int64_t down_weight() const { return has_up_weight ? padded_hidden * padded_bottleneck : 0; }
+  int64_t up_bias() const { return down_weight() + (has_down_weight ? padded_bottleneck * padded_input : 0); }
+  int64_t down_bias() const { return up_bias() + padded_hidden; }
+  int64_t size() const { return down_bias() + padded_bottleneck; }
+};
+
+// Device pointer to sets of fp32 sums (fp64 for fp64 tensors). Without a grouping all belong to the one adapter.
+struct PartialSums {
+  const void* data = nullptr;
+  PartialLayout layout;
+  int64_t ranges = 0;
+};
+
+// One launch: each wanted gradient of each group is the sum of its ranges, in order; the up gradients times scaling.
+cudaError_t reduce_partial_sums(const Problem& problem, const BackwardTensors& tensors, const PartialSums& partial,
+                                const Grouping* grouping, cudaStream_t stream);
+
+// Where there are no tokens: sets the wanted gradients of the weights and biases of all groups to zero.
+cudaError_t clear_weight_gradients(const Problem& problem, const BackwardTensors& tensors, int64_t num_groups,
+                                   cudaStream_t stream);
+
+}  // namespace adapterx::cuda
