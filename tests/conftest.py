@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from emulator_build import build_emulator
 from hypothesis import settings
 
 # The machines that run the suite are shared and slow at times: a deadline would measure them, not the code.
@@ -22,3 +23,17 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(20190616)  # the day of the adapter paper at ICML
+
+
+@pytest.fixture(scope="session")
+def built_emulator():
+    """The module that runs the CUDA kernels on the host."""
+    return build_emulator()
+
+
+@pytest.fixture
+def emulator(built_emulator):
+    """Give each test of the emulator the default schedule and counters at zero."""
+    built_emulator.configure()
+    built_emulator.take_counters()
+    return built_emulator

@@ -39,10 +39,12 @@ def kernel_name(mangled: str) -> str:
     name = re.search(r"\d+([a-z_]+_kernel)", mangled).group(1)
     element = "bf16" if "bfloat16" in mangled else "fp16" if "half" in mangled else ""
     if not element:
-        element = "fp64" if re.search(r"kernelId|kernelILd|ArgumentsId", mangled) else "fp32"
+        element = "fp64" if re.search(r"kernelId|kernelILd|ArgumentsId|ConfigId", mangled) else "fp32"
     numbers = re.findall(r"L[ib](\d+)E", mangled)
-    direction = "backward" if "BackwardMiddle" in mangled else "forward" if "ForwardMiddle" in mangled else ""
-    return " ".join(part for part in (name, direction, element, ",".join(numbers)) if part)
+    variant = re.search(r"\d([A-Z][a-z]+)(Middle|Finish)I", mangled)
+    return " ".join(
+        part for part in (name, variant.group(1).lower() if variant else "", element, ",".join(numbers)) if part
+    )
 
 
 def dynamic_shared_memory(name: str) -> int | None:
@@ -57,6 +59,11 @@ def dynamic_shared_memory(name: str) -> int | None:
     if name.startswith("weight_gradient_kernel"):
         size = numbers[0]
         return 2 * 4 * 32 * ((64 if size > 64 else 128) + 8 + size + 8)
+    if name.startswith("segment_"):
+        width = {"fp64": 8, "fp32": 4}.get(next(part for part in name.split() if part.startswith(("fp", "bf"))), 2)
+        terms = 128 // width
+        window = max(64 * (terms + 16 // width), terms * (64 + 16 // width))
+        return 512 + 3 * 2 * window * width
     return None
 
 

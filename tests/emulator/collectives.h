@@ -6,6 +6,13 @@
 
 namespace emulator {
 
+// ---- assertions ----------------------------------------------------------------------------------------------------
+
+[[noreturn]] inline void assertion_failed(const char* words, const char* file, unsigned line, const char* function) {
+  machine().fail(std::string(file) + ":" + std::to_string(line) + ": " + function + ": Assertion `" + words +
+                 "` failed.");
+}
+
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
 inline void check_shared(const void* pointer, int bytes) {

@@ -7,6 +7,7 @@
 #include "bottleneck_adapter.h"
 #include "cuda_emulator.h"
 #include "rowwise.h"
+#include "segments.h"
 
 namespace py = pybind11;
 
@@ -39,9 +40,11 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-Problem make_problem(const py::array& tokens, int64_t bottleneck_dim, const std::string& activation, double scaling) {
-  return {scalar_type(tokens), activation_named(activation), scaling, tokens.shape(0), tokens.shape(1), tokens.shape(1),
-          bottleneck_dim};
+// `tokens`: hidden_states or grad_output.
+Problem make_problem(const py::array& tokens, const py::array& up_weight, int64_t bottleneck_dim,
+                     const std::string& activation, double scaling) {
+  return {scalar_type(tokens), activation_named(activation),          scaling,       tokens.shape(0),
+          tokens.shape(1),     up_weight.shape(up_weight.ndim() - 2), bottleneck_dim};
 }
 
 // An array whose end is followed by an unreadable page, filled with NaN patterns.
@@ -73,11 +76,9 @@ struct OptionalGrouping {
 
 int64_t bottleneck_of(const py::array& down_weight) { return down_weight.shape(down_weight.ndim() - 2); }
 
-void forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
-             const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias, py::array output,
-             OptionalArray pre_activation, const std::string& activation, double scaling, int row_tile,
-             int cluster_size, const OptionalArray& indices) {
-  const Problem problem = make_problem(hidden_states, bottleneck_of(down_weight), activation, scaling);
+ForwardTensors forward_tensors(const py::array& hidden_states, const OptionalArray& residual,
+                               const py::array& down_weight, const OptionalArray& down_bias, const py::array& up_weight,
+                               const OptionalArray& up_bias, py::array& output, OptionalArray& pre_activation) {
   ForwardTensors tensors;
   tensors.hidden_states = hidden_states.data();
   tensors.hidden_states_stride = row_stride(hidden_states);
@@ -89,16 +90,38 @@ void forward(const py::array& hidden_states, const OptionalArray& residual, cons
   tensors.up_bias = in(up_bias);
   tensors.output = output.mutable_data();
   tensors.pre_activation = out(pre_activation);
+  return tensors;
+}
+
+// On the tile kernels.
+void forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
+             const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias, py::array output,
+             OptionalArray pre_activation, const std::string& activation, double scaling, int row_tile,
+             int cluster_size, const OptionalArray& indices) {
+  const Problem problem = make_problem(hidden_states, up_weight, bottleneck_of(down_weight), activation, scaling);
+  const ForwardTensors tensors =
+      forward_tensors(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, output, pre_activation);
   const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
   check(bottleneck_adapter_forward(problem, tensors, {row_tile, cluster_size}, nullptr, grouping.get()));
 }
 
-void backward(const py::array& grad_output, const OptionalArray& hidden_states, const py::array& pre_activation,
-              const py::array& down_weight, const py::array& up_weight, OptionalArray grad_input,
-              OptionalArray grad_down_weight, OptionalArray grad_down_bias, OptionalArray grad_up_weight,
-              OptionalArray grad_up_bias, const std::string& activation, double scaling, bool add_grad_output,
-              int row_tile, int cluster_size, const OptionalArray& indices) {
-  const Problem problem = make_problem(grad_output, bottleneck_of(down_weight), activation, scaling);
+// On the general grouped kernels.
+void segments_forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
+                      const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias,
+                      py::array output, OptionalArray pre_activation, const std::string& activation, double scaling,
+                      const py::array& indices, int row_tile) {
+  const Problem problem = make_problem(hidden_states, up_weight, bottleneck_of(down_weight), activation, scaling);
+  const ForwardTensors tensors =
+      forward_tensors(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, output, pre_activation);
+  const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
+  const emulator::GuardedMemory workspace(segment_forward_workspace(problem));
+  check(segment_forward(problem, tensors, workspace.data(), nullptr, *grouping.get()));
+}
+
+BackwardTensors backward_tensors(const py::array& grad_output, const OptionalArray& hidden_states,
+                                 const py::array& pre_activation, const py::array& down_weight,
+                                 const py::array& up_weight, std::vector<OptionalArray>& gradients,
+                                 bool add_grad_output) {
   BackwardTensors tensors;
   tensors.grad_output = grad_output.data();
   tensors.grad_output_stride = row_stride(grad_output);
@@ -108,15 +131,38 @@ void backward(const py::array& grad_output, const OptionalArray& hidden_states, 
   tensors.down_weight = down_weight.data();
   tensors.up_weight = up_weight.data();
   tensors.add_grad_output = add_grad_output;
-  tensors.grad_input = out(grad_input);
-  tensors.grad_down_weight = out(grad_down_weight);
-  tensors.grad_down_bias = out(grad_down_bias);
-  tensors.grad_up_weight = out(grad_up_weight);
-  tensors.grad_up_bias = out(grad_up_bias);
+  tensors.grad_input = out(gradients.at(0));
+  tensors.grad_down_weight = out(gradients.at(1));
+  tensors.grad_down_bias = out(gradients.at(2));
+  tensors.grad_up_weight = out(gradients.at(3));
+  tensors.grad_up_bias = out(gradients.at(4));
+  return tensors;
+}
+
+void backward(const py::array& grad_output, const OptionalArray& hidden_states, const py::array& pre_activation,
+              const py::array& down_weight, const py::array& up_weight, std::vector<OptionalArray> gradients,
+              const std::string& activation, double scaling, bool add_grad_output, int row_tile, int cluster_size,
+              const OptionalArray& indices) {
+  const Problem problem = make_problem(grad_output, up_weight, bottleneck_of(down_weight), activation, scaling);
+  const BackwardTensors tensors =
+      backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
   const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
   const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, tensors, grouping.get()));
   check(bottleneck_adapter_backward(problem, tensors, {row_tile, cluster_size}, workspace.data(), nullptr,
                                     grouping.get()));
+}
+
+void segments_backward(const py::array& grad_output, const OptionalArray& hidden_states,
+                       const py::array& pre_activation, const py::array& down_weight, const py::array& up_weight,
+                       std::vector<OptionalArray> gradients, const std::string& activation, double scaling,
+                       bool add_grad_output, const py::array& indices, int row_tile) {
+  Problem problem = make_problem(grad_output, up_weight, bottleneck_of(down_weight), activation, scaling);
+  problem.input_size = down_weight.shape(2);
+  const BackwardTensors tensors =
+      backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
+  const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
+  const emulator::GuardedMemory workspace(segment_backward_workspace(problem, tensors, *grouping.get()));
+  check(segment_backward(problem, tensors, workspace.data(), nullptr, *grouping.get()));
 }
 
 RowShape row_shape(const py::array& matrix) { return {scalar_type(matrix), matrix.shape(0), matrix.shape(1)}; }
@@ -199,11 +245,17 @@ PYBIND11_MODULE(adapterx_emulator, m) {
         array("up_weight"), array("up_bias"), array("output"), array("pre_activation"), py::kw_only(),
         py::arg("activation"), py::arg("scaling"), py::arg("row_tile"), py::arg("cluster_size"),
         py::arg("indices") = py::none());
+  m.def("segments_forward", &segments_forward, array("hidden_states"), array("residual"), array("down_weight"),
+        array("down_bias"), array("up_weight"), array("up_bias"), array("output"), array("pre_activation"),
+        py::kw_only(), py::arg("activation"), py::arg("scaling"), array("indices"),
+        py::arg("row_tile") = kSegmentRowTile);
   m.def("backward", &backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
-        array("down_weight"), array("up_weight"), array("grad_input"), array("grad_down_weight"),
-        array("grad_down_bias"), array("grad_up_weight"), array("grad_up_bias"), py::kw_only(), py::arg("activation"),
+        array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), py::arg("row_tile"), py::arg("cluster_size"),
         py::arg("indices") = py::none());
+  m.def("segments_backward", &segments_backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
+        array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
+        py::arg("scaling"), py::arg("add_grad_output"), array("indices"), py::arg("row_tile") = kSegmentRowTile);
   m.def("bias_activation", &bias_activation_binding, array("input"), array("bias"), array("activated"),
         array("pre_activation"), py::kw_only(), py::arg("activation"));
   m.def("scaled_residual", &scaled_residual_binding, array("branch"), array("bias"), array("residual"), array("output"),

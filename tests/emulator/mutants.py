@@ -21,7 +21,7 @@ from mutant_list import MUTANTS, Mutant  # noqa: E402
 
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
-SOURCES = ("plan.cu", "forward.cu", "backward.cu", "rowwise.cu", "grouping.cu")
+SOURCES = ("plan.cu", "forward.cu", "backward.cu", "rowwise.cu", "grouping.cu", "segments.cu", "partial_sums.cu")
 TIME_LIMIT = 120  # seconds; the suite takes a few
 # The kernels are compiled without optimisation and with a precompiled emulator: a mutant is compiled once and run once,
 # and mostly ends early. The suite is optimised and comes first in the link, so that its copies of the emulator's inline
@@ -30,12 +30,18 @@ FLAGS = ["-std=c++17", "-DADAPTERX_EMULATE", "-w", "-fno-strict-aliasing", f"-I{
 
 # Which objects a file goes into. Everything else of an unpatched build is shared by all mutants.
 USERS = {
-    "tile.cuh": ("forward.cu", "backward.cu"),
+    "tile.cuh": ("forward.cu", "backward.cu", "segments.cu"),
     "bottleneck_tile.cuh": ("forward.cu", "backward.cu", "plan.cu"),
     "bottleneck_middle.cuh": ("forward.cu", "backward.cu"),
     "dispatch.cuh": ("forward.cu", "backward.cu", "plan.cu"),
     "weight_gradient.cuh": ("backward.cu",),
-    "activation.cuh": ("rowwise.cu", "forward.cu", "backward.cu"),
+    "activation.cuh": ("rowwise.cu", "forward.cu", "backward.cu", "segments.cu"),
+    "segments.cuh": ("segments.cu",),
+    "segment_multiply.cuh": ("segments.cu",),
+    "segment_finish.cuh": ("segments.cu",),
+    "segments.cu": ("segments.cu",),
+    "partial_sums.cu": ("partial_sums.cu",),
+    "partial_sums.h": ("backward.cu", "segments.cu", "partial_sums.cu"),
     "grouping.cu": ("grouping.cu",),
     "rowwise.cuh": ("rowwise.cu",),
     "rowwise.cu": ("rowwise.cu",),
@@ -49,8 +55,8 @@ SHRINK = [
     ("dispatch.cuh", "integral_constant<int, 64>", "integral_constant<int, 32>"),
     ("dispatch.cuh", "integral_constant<int, 128>", "integral_constant<int, 32>"),
     ("dispatch.cuh", "visitor(Tag<float16>())", "visitor(Tag<bfloat16>())"),
-    ("rowwise.cu", "return visitor(Tag<double>());", "return visitor(Tag<float>());"),
-    ("rowwise.cu", "return visitor(Tag<float16>());", "return visitor(Tag<bfloat16>());"),
+    ("element.cuh", "return visitor(Tag<double>());", "return visitor(Tag<float>());"),
+    ("element.cuh", "return visitor(Tag<float16>());", "return visitor(Tag<bfloat16>());"),
 ]
 
 

@@ -1,0 +1,114 @@
+"""Problems for the emulated kernels, and the rule that their results must obey."""
+
+import itertools
+
+import numpy as np
+from emulator_build import SOURCE, load_module
+
+ref = load_module("numpy_reference", SOURCE / "numpy_reference.py")
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
+GRADIENTS = ("grad_input", "grad_down_weight", "grad_down_bias", "grad_up_weight", "grad_up_bias")
+WANTED = [wanted for wanted in itertools.product([True, False], repeat=5) if any(wanted)]
+WANTED_IDS = ["".join("01"[want] for want in wanted) for wanted in WANTED]
+FLOOR = 1e-5
+
+
+class Case:
+    """Random tensors of one problem, in guarded memory, with their float64 values."""
+
+    def __init__(self, emulator, tokens, hidden, bottleneck, *, dtype="bfloat16", seed=0, offset=0):
+        self.emulator, self.dtype = emulator, dtype
+        self.tokens, self.hidden, self.bottleneck = tokens, hidden, bottleneck
+        rng = np.random.default_rng(seed)
+        self.offset = offset
+        self.h = self.put(rng.standard_normal((tokens, hidden)))
+        self.residual = self.put(rng.standard_normal((tokens, hidden)))
+        self.dy = self.put(rng.standard_normal((tokens, hidden)))
+        self.wd = self.put(rng.standard_normal((bottleneck, hidden)) / np.sqrt(hidden))
+        self.wu = self.put(rng.standard_normal((hidden, bottleneck)) / np.sqrt(bottleneck))
+        self.bd = self.put(rng.standard_normal(bottleneck) * 0.3)
+        self.bu = self.put(rng.standard_normal(hidden) * 0.3)
+        self.u = self.put(rng.standard_normal((tokens, bottleneck)))
+
+    def put(self, values):
+        """Copy to guarded memory at the dtype; rows of matrices may be `offset` elements longer than their columns."""
+        bits = ref.to_bits(values, self.dtype)
+        shape = list(bits.shape)
+        if self.offset and len(shape) == 2:
+            shape[1] += self.offset
+        array = self.emulator.guarded(shape, bits.dtype)[..., : values.shape[-1]]
+        array[...] = bits
+        return array
+
+    def empty(self, *shape):
+        """Guarded memory filled with NaN."""
+        return self.emulator.guarded(list(shape), np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype))
+
+    def forward(self, *, activation="gelu", scaling=0.7, residual="same", down_bias=True, up_bias=True, save=True,
+                row_tile=64, cluster_size=1):  # fmt: skip
+        """Run the kernel; return the arrays (output, pre_activation or None)."""
+        output = self.empty(self.tokens, self.hidden)
+        u = self.empty(self.tokens, self.bottleneck) if save else None
+        base = {"same": self.h, "other": self.residual, None: None}[residual]
+        self.emulator.forward(
+            self.h, base, self.wd, self.bd if down_bias else None, self.wu, self.bu if up_bias else None, output, u,
+            activation=activation, scaling=scaling, row_tile=row_tile, cluster_size=cluster_size,
+        )  # fmt: skip
+        return output, u
+
+    def expected_forward(self, dtype, *, activation="gelu", scaling=0.7, residual="same", down_bias=True, up_bias=True):
+        """Return (output, pre_activation) of the formula."""
+        base = {"same": self.h, "other": self.residual, None: None}[residual]
+        values = [None if x is None else ref.from_bits(x) for x in (self.h, base, self.wd, self.bd, self.wu, self.bu)]
+        values[3] = values[3] if down_bias else None
+        values[5] = values[5] if up_bias else None
+        return ref.forward(*values, activation=activation, scaling=scaling, dtype=dtype)
+
+    def backward(self, *, activation="gelu", scaling=0.7, add_grad_output=True, wanted=(True,) * 5, row_tile=64,
+                 cluster_size=1):  # fmt: skip
+        """Run the kernels; return the five gradients, None where not wanted."""
+        t, d, m = self.tokens, self.hidden, self.bottleneck
+        shapes = ((t, d), (m, d), (m,), (d, m), (d,))
+        gradients = [self.empty(*shape) if want else None for shape, want in zip(shapes, wanted, strict=True)]
+        self.emulator.backward(
+            self.dy, self.h if wanted[1] else None, self.u, self.wd, self.wu, gradients, activation=activation,
+            scaling=scaling, add_grad_output=add_grad_output, row_tile=row_tile, cluster_size=cluster_size,
+        )  # fmt: skip
+        return gradients
+
+    def expected_backward(self, dtype, *, activation="gelu", scaling=0.7, add_grad_output=True):
+        """Return the five gradients of the formula."""
+        values = [ref.from_bits(x) for x in (self.dy, self.h, self.u, self.wd, self.wu)]
+        return ref.backward(
+            *values, activation=activation, scaling=scaling, add_grad_output=add_grad_output, dtype=dtype
+        )
+
+
+def assert_close(actual, exact, eager, factor, what, floor=FLOOR):
+    """The rule: at most `factor` times as far from float64 as the formula rounded at every step."""
+    error = ref.relative_error(ref.from_bits(actual), exact)
+    allowed = factor * ref.relative_error(eager, exact) + floor
+    assert error <= allowed, f"{what}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def check_forward(case, **options):
+    """Run and compare the output and the saved pre-activation."""
+    launch = {key: options.pop(key) for key in ("row_tile", "cluster_size", "save") if key in options}
+    output, u = case.forward(**options, **launch)
+    exact, exact_u = case.expected_forward(None, **options)
+    eager, eager_u = case.expected_forward(case.dtype, **options)
+    assert_close(output, exact, eager, 2, "output")
+    if u is not None:
+        assert_close(u, exact_u, eager_u, 2, "pre_activation")
+    return output, u
+
+
+def check_backward(case, **options):
+    """Run and compare all gradients that are wanted."""
+    launch = {key: options.pop(key) for key in ("row_tile", "cluster_size", "wanted") if key in options}
+    gradients = case.backward(**options, **launch)
+    exact, eager = case.expected_backward(None, **options), case.expected_backward(case.dtype, **options)
+    for name, actual, right, yardstick in zip(GRADIENTS, gradients, exact, eager, strict=True):
+        if actual is not None:
+            assert_close(actual, right, yardstick, 2 if name == "grad_input" else 3, name)
+    return gradients
