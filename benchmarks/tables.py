@@ -8,10 +8,11 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from harness import RESULTS
+from predictions import prediction_table
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -59,6 +60,104 @@ def operator_table() -> str:
     )
 
 
+Found = dict[tuple[str, ...], dict[str, str]]  # rows by the values of some columns
+CASE = ("benchmark", "num_tokens", "hidden_size", "bottleneck_dim", "dtype", "mode")
+
+
+def cell(found: Found, key: tuple[str, ...], digits: int = 2, factor: float = 1.0) -> str:
+    """Return the median of a row, or a dash where it was not measured."""
+    return f"{factor * float(found[key]['median']):.{digits}f}" if key in found else "–"
+
+
+def table_of(name: str, heads: tuple[str, ...], line: Callable[[Found, tuple[str, ...]], list[str]]) -> str:
+    """Return a table of one results file, a line per case, and where the numbers come from."""
+    rows = read_rows(name)
+    found = latest(rows, (*CASE, "implementation", "metric"))
+    cases = dict.fromkeys(tuple(row[column] for column in CASE) for row in rows)
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines += ["| " + " | ".join(line(found, case)) + " |" for case in cases]
+    row = rows[-1]
+    source = f"Medians of {row['repeats']} rounds in turns; {row['device']}, torch {row['torch']}, {row['date']}"
+    return "\n".join([*lines, "", f"{source}: `benchmarks/results/{name}`."])
+
+
+def shape_of(case: tuple[str, ...]) -> str:
+    """Return the sizes of a case."""
+    return f"{case[1]} × {case[2]}, {case[3]}"
+
+
+def cuda_line(found: Found, case: tuple[str, ...]) -> list[str]:
+    """Compare the operator on a GPU with its peers and with a copy of the bytes that it must move."""
+    peers = ("adapterx cublas", "eager", "torch.compile")
+    return [
+        shape_of(case),
+        case[4],
+        case[5].replace("_backward", " + backward"),
+        cell(found, (*case, "adapterx", "time"), 1, 1e3),
+        cell(found, (*case, "adapterx", "bandwidth"), 0),
+        cell(found, (*case, "adapterx", "time / copy")),
+        *(cell(found, (*case, peer, "time / adapterx")) for peer in peers),
+        cell(found, (*case, "adapterx", "graph time"), 1, 1e3),
+        cell(found, (*case, "adapterx", "launches"), 0),
+    ]
+
+
+CUDA_HEADS = (
+    *("tokens × hidden, bottleneck", "dtype", "mode", "adapterx, µs", "GB/s", "/ copy"),
+    *("cuBLASLt / adapterx", "eager / adapterx", "torch.compile / adapterx", "in a graph, µs", "launches"),
+)
+
+
+def cuda_table() -> str:
+    """Show what was measured on GPUs, or else what is predicted."""
+    names = sorted(path.name for path in RESULTS.glob("bench_op_cuda_*.csv") if "_sweep_" not in path.name)
+    if not names:
+        return "Not measured yet. `make gpu-check` on a machine with a GPU measures it.\n\n" + prediction_table()
+    return "\n\n".join(table_of(name, CUDA_HEADS, cuda_line) for name in names)
+
+
+def grouped_line(found: Found, case: tuple[str, ...]) -> list[str]:
+    """Compare the grouped operator with one adapter for all rows and with loops over the adapters."""
+    _, adapters, picked = case[0].split(", ")
+    return [
+        shape_of(case),
+        f"{adapters}, {picked}",
+        case[5].replace("_backward", " + backward"),
+        cell(found, (*case, "adapterx", "time"), 3),
+        cell(found, (*case, "adapterx", "time / one adapter")),
+        *(cell(found, (*case, peer, "time / adapterx")) for peer in ("loop", "adapter_names")),
+    ]
+
+
+GROUPED_HEADS = (
+    *("tokens × hidden, bottleneck", "picked by", "mode", "adapterx, ms", "/ one adapter"),
+    *("loop / adapterx", "adapter_names / adapterx"),
+)
+
+
+def grouped_table() -> str:
+    """Show the grouped operator on every machine that it was measured on."""
+    names = sorted(path.name for path in RESULTS.glob("bench_grouped_*.csv"))
+    return "\n\n".join(table_of(name, GROUPED_HEADS, grouped_line) for name in names) or "Not measured yet."
+
+
+def model_line(found: Found, case: tuple[str, ...]) -> list[str]:
+    """Show what adapters add to a model."""
+    return [
+        case[0].split(", ")[1],
+        f"{case[5]}, {case[1]} tokens",
+        cell(found, (*case, "base", "time"), 2),
+        *(cell(found, (*case, name, "time / base"), 3) for name in ("adapterx", "eager")),
+    ]
+
+
+def model_table() -> str:
+    """Show the overhead of adapters on a whole model, GPU by GPU."""
+    heads = ("model", "mode", "without adapters, ms", "adapterx / without", "eager adapters / without")
+    names = sorted(path.name for path in RESULTS.glob("bench_model_cuda_*.csv"))
+    return "\n\n".join(table_of(name, heads, model_line) for name in names) or "Not measured yet."
+
+
 def demo_table() -> str:
     """Show accuracy on MR per method, the mean over the seeds."""
     rows = [row for row in read_rows("movie_reviews.csv") if row["metric"] == "accuracy"]
@@ -77,7 +176,13 @@ def demo_table() -> str:
     return "\n".join([*lines, "", f"{note}: `benchmarks/results/movie_reviews.csv`."])
 
 
-TABLES = {"operator": operator_table, "movie_reviews": demo_table}
+TABLES = {
+    "operator": operator_table,
+    "movie_reviews": demo_table,
+    "cuda": cuda_table,
+    "grouped": grouped_table,
+    "model": model_table,
+}
 
 
 def main() -> int:

@@ -29,7 +29,7 @@ class FakeClock:
 def test_time_in_turns_reports_milliseconds_per_call():
     clock = FakeClock()
     functions = {"fast": lambda: clock.work(0.002), "slow": lambda: clock.work(0.006)}
-    samples = harness.time_in_turns(functions, repeats=4, clock=clock)
+    samples = harness.time_in_turns(functions, repeats=4, sample=harness.host_sampler(clock))
     assert {name: len(times) for name, times in samples.items()} == {"fast": 4, "slow": 4}
     assert samples["fast"] == pytest.approx([2.0] * 4)
     assert samples["slow"] == pytest.approx([6.0] * 4)
@@ -45,7 +45,7 @@ def test_time_in_turns_interleaves_and_reverses_every_second_round():
 
         return run
 
-    harness.time_in_turns({n: implementation(n) for n in "ab"}, repeats=3, clock=clock)
+    harness.time_in_turns({n: implementation(n) for n in "ab"}, repeats=3, sample=harness.host_sampler(clock))
     assert "".join(order[4:]) == "ab" + "ba" + "ab"  # the first four calls warm up
 
 

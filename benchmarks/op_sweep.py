@@ -1,0 +1,78 @@
+"""Time every kernel of the operator over a grid of shapes: the measurements behind the dispatch table.
+
+A cell is a number of tokens, a hidden_size and a bottleneck_dim. Each plan is pinned in turn; one that does not fit is
+left out. "backward" is the backward operator alone, all gradients wanted. Rows come plane by plane (all cells of one
+bottleneck_dim), so that a sweep that ran out of time still spans a grid.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from harness import Case, Deadline, Machine, pinned, rotate, rows_of, time_in_turns
+from op_calls import ACTIVATION, SCALING, input_bytes, make_tensors, moved_bytes
+
+from adapterx import ops
+
+TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
+HIDDEN_SIZES = (768, 1024, 2048, 4096, 8192)
+BOTTLENECK_DIMS = (64, 16, 128)  # the most usual one first
+QUICK = ((16, 4096), (1024, 4096), (64,))
+MODES = ("forward", "backward")
+PLANS = (*(f"tile:{rows}x{blocks}" for rows in (16, 64) for blocks in (1, 2, 4, 8)), "cublas")
+MIN_SAMPLE_MS = 1.0
+Call = Callable[[], object]
+
+
+def batches(machine: Machine, deadline: Deadline, *, repeats: int, quick: bool) -> Iterator[list[dict[str, object]]]:
+    """Yield the rows of each plane that was measured to its end."""
+    tokens, hidden_sizes, bottleneck_dims = QUICK if quick else (TOKENS, HIDDEN_SIZES, BOTTLENECK_DIMS)
+    for bottleneck_dim in bottleneck_dims:
+        rows: list[dict[str, object]] = []
+        for num_tokens, hidden_size, mode in itertools.product(tokens, hidden_sizes, MODES):
+            if deadline.passed():
+                print(f"bench_op --sweep: out of time in the plane of bottleneck_dim {bottleneck_dim}", flush=True)
+                return
+            case = Case(mode, num_tokens, hidden_size, bottleneck_dim, torch.bfloat16)
+            rows += run_case(case, machine, repeats)
+        yield rows
+
+
+def run_case(case: Case, machine: Machine, repeats: int) -> list[dict[str, object]]:
+    """Time all plans in one cell and return its rows."""
+    call = rotate([make_call(case, machine.device, seed) for seed in range(machine.copies(input_bytes(case)))])
+    plans = {plan: call for plan in PLANS if can_run(call, plan)}
+    contexts = {plan: lambda plan=plan: pinned(plan) for plan in plans}
+    samples = time_in_turns(
+        plans, repeats=repeats, min_sample_ms=MIN_SAMPLE_MS, sample=machine.sample, contexts=contexts
+    )
+    fastest = min(samples, key=lambda plan: min(samples[plan]))
+    return rows_of("bench_op_sweep", case, samples, subject=fastest, moved_bytes=moved_bytes(case), machine=machine)
+
+
+def can_run(call: Call, plan: str) -> bool:
+    """Return whether a plan serves the problem; one that does not is refused with a ValueError."""
+    try:
+        with pinned(plan):
+            call()
+    except ValueError:
+        return False
+    return True
+
+
+def make_call(case: Case, device: str, seed: int) -> Call:
+    """Return a function that runs the forward, or the backward operator alone."""
+    tensors = make_tensors(case, device, seed)
+    hidden_states, down_weight, down_bias, up_weight, up_bias = tensors.values()
+    weights = (down_weight, down_bias, up_weight, up_bias)
+    if case.mode == "forward":
+        return lambda: ops.bottleneck_adapter(
+            hidden_states, hidden_states, *weights, activation=ACTIVATION, scaling=SCALING
+        )
+    grad_output = torch.ones_like(hidden_states)
+    pre_activation = hidden_states @ down_weight.t() + down_bias
+    backward = torch.ops.adapterx.bottleneck_adapter_backward
+    mask = [True] * 5
+    return lambda: backward(
+        *(grad_output, hidden_states, pre_activation, down_weight, up_weight), ACTIVATION, SCALING, True, mask
+    )
