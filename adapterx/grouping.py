@@ -88,8 +88,9 @@ class AdapterGroup:
         if torch.compiler.is_compiling():
             return stack_weights(self.adapters, device_type)  # in the graph, which sees every change of a parameter
         trains, steps = torch.is_grad_enabled(), self.batch.optimizer_steps
-        if self.cache is not None and self.cache.is_current(steps, device_type, frozen=trains):
-            return self.cache.weights
+        cache = self.cache  # another thread may take it away meanwhile
+        if cache is not None and cache.is_current(steps, device_type, frozen=trains):
+            return cache.weights
         if trains:
             weights = stack_weights(self.adapters, device_type)
             if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in weights):

@@ -25,6 +25,7 @@ from adapterx import (
     mixed,
     set_active,
 )
+from adapterx.export import to_onnx
 
 PARALLEL = {"placement": "parallel"}
 # Everything that adapters of one batch may differ in. "top" hangs on a part of the modules only.
@@ -472,6 +473,33 @@ def test_changed_scaling_and_dtype():
         )
 
 
+def test_a_model_that_moves_inside_the_block():
+    model = small_model()
+    with torch.no_grad(), mixed(model, ["a", "b", "c"]):
+        model(HIDDEN_STATES)
+        model.to("meta")
+        assert model(HIDDEN_STATES.to("meta")).is_meta
+
+
+def test_functional_calls_and_transforms():
+    model = small_model()
+    names = ["a", "b", "c"]
+    parameters = {key: p.detach() * 2 for key, p in adapter_parameters(model)}
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (HIDDEN_STATES,)).square().sum()
+
+    with mixed(model, names):
+        with torch.no_grad():
+            model(HIDDEN_STATES)  # what is kept from here serves nobody else
+        found = torch.func.grad(loss)(parameters)
+        leaves = {key: p.clone().requires_grad_() for key, p in parameters.items()}
+        expected = torch.autograd.grad(loss(leaves), list(leaves.values()))
+    for gradient, other in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+        assert gradient.abs().sum() > 0
+
+
 def test_parametrised_weights_are_never_kept():
     model = small_model()
     names = ["a", "b", "c"]
@@ -565,6 +593,7 @@ def test_who_takes_part_cannot_change_inside():
             ("set_active", lambda: set_active(model, "c")),
             ("detach", lambda: detach(model, "a")),
             ("attach", lambda: attach(model, CONFIGS["plain"], "late", active=False)),
+            ("to_onnx", lambda: to_onnx(model, "nowhere", example=(HIDDEN_STATES,))),
         ):
             with pytest.raises(RuntimeError, match=f"{function}: model must not be inside a `mixed` block"):
                 act()
@@ -676,6 +705,19 @@ def test_beams_have_names_of_their_own():
     assert found.tolist() == expected.tolist()
     with mixed(model, names), pytest.raises(ValueError, match="mixed: the hidden states of transformer"):
         generate(model, ids, num_beams=2)
+
+
+def test_an_encoder_reads_the_batch_before_its_rows_are_repeated():
+    model = language_model("t5")
+    names = ["wide", "parallel", None]
+    ids = torch.randint(3, 99, (3, 5))
+    expected = alone(model, names, ids, lambda model, ids: generate(model, ids, num_beams=2))
+    with torch.no_grad(), mixed(model, names):
+        encoded = model.get_encoder()(input_ids=ids)
+    with mixed(model, [name for name in names for _ in range(2)]):
+        options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 2}
+        found = model.generate(encoder_outputs=encoded, attention_mask=torch.ones_like(ids), **options)
+    assert found.tolist() == expected.tolist()
 
 
 # --- copies of modules ------------------------------------------------------------------------------------------------

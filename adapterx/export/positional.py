@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapterx.composition import check_not_mixed
 from adapterx.errors import ExportError
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -100,9 +101,11 @@ def prepared(
 
     Raises:
         ExportError: this kind of model cannot be exported, or the example does not fit.
+        RuntimeError: the model is inside a `mixed` block.
     """
     if not isinstance(model, nn.Module):
         raise ExportError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}")
+    check_not_mixed(model, function=function)
     parameters = _parameters(model)
     config = _config(model, function)
     if isinstance(example, Mapping):
