@@ -7,7 +7,6 @@ import dispatch_table
 import harness
 import pytest
 from dispatch_table import ANY, CUBLAS, Row
-from test_emulator import built_emulator  # noqa: F401, a fixture
 
 KIB = 1024
 # Compute capability and shared memory that a block may ask for: A100, RTX 3090, RTX 4090, H100, B200.
@@ -52,7 +51,7 @@ def first_plan(rows, cell, memory):
 
 
 @pytest.fixture
-def plan(built_emulator):  # noqa: F811
+def plan(built_emulator):
     def look_up(tokens, hidden_size, bottleneck_dim, device, dtype="bfloat16", **options):
         return built_emulator.plan_tile(
             dtype=dtype,
@@ -81,7 +80,7 @@ def test_the_roofline_table_says_what_the_rule_says():
     assert rows["forward"] == rows["backward"]
 
 
-def test_the_kernels_read_the_table(plan, built_emulator):  # noqa: F811
+def test_the_kernels_read_the_table(plan, built_emulator):
     """In the table's own terms, so that it holds for a measured table too."""
     source, rows = dispatch_table.table_of(dispatch_table.source_of(dispatch_table.HEADER.read_text("utf-8")))
     assert built_emulator.dispatch_source() == source
