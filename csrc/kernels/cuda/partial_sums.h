@@ -16,11 +16,13 @@ struct PartialLayout {
   bool has_up_weight = true;
   bool has_down_weight = true;
 
-  int64_t up_weight() const { return 0; }  // padded_hidden x padded_bottleneck
-  int64_t down_weight() const { return has_up_weight ? padded_hidden * padded_bottleneck : 0; }
-  int64_t up_bias() const { return down_weight() + (has_down_weight ? padded_bottleneck * padded_input : 0); }
-  int64_t down_bias() const { return up_bias() + padded_hidden; }
-  int64_t size() const { return down_bias() + padded_bottleneck; }
+  __host__ __device__ int64_t up_weight() const { return 0; }  // padded_hidden x padded_bottleneck
+  __host__ __device__ int64_t down_weight() const { return has_up_weight ? padded_hidden * padded_bottleneck : 0; }
+  __host__ __device__ int64_t up_bias() const {
+    return down_weight() + (has_down_weight ? padded_bottleneck * padded_input : 0);
+  }
+  __host__ __device__ int64_t down_bias() const { return up_bias() + padded_hidden; }
+  __host__ __device__ int64_t size() const { return down_bias() + padded_bottleneck; }
 };
 
 // Device pointer to sets of fp32 sums (fp64 for fp64 tensors). Without a grouping all belong to the one adapter.
