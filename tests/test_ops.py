@@ -18,6 +18,7 @@ def test_schemas_are_frozen_and_have_no_defaults():
         "(Tensor hidden_states, Tensor? residual, Tensor down_weight, Tensor? down_bias, Tensor up_weight, "
         "Tensor? up_bias, str activation, float scaling) -> "
     )
+    grouped = forward.replace("Tensor? residual", "Tensor? residual, Tensor adapter_indices")
     schemas = {
         "bottleneck_adapter": forward + "Tensor",
         "bottleneck_adapter_train": forward + "(Tensor output, Tensor pre_activation)",
@@ -26,6 +27,14 @@ def test_schemas_are_frozen_and_have_no_defaults():
             "Tensor? up_weight, str activation, float scaling, bool add_grad_output, bool[5] output_mask) -> "
             "(Tensor grad_hidden_states, Tensor grad_down_weight, Tensor grad_down_bias, Tensor grad_up_weight, "
             "Tensor grad_up_bias)"
+        ),
+        "grouped_bottleneck_adapter": grouped + "Tensor",
+        "grouped_bottleneck_adapter_train": grouped + "(Tensor output, Tensor pre_activation)",
+        "grouped_bottleneck_adapter_backward": (
+            "(Tensor grad_output, Tensor? hidden_states, Tensor? pre_activation, Tensor adapter_indices, "
+            "Tensor? down_weight, Tensor? up_weight, int num_groups, str activation, float scaling, "
+            "bool add_grad_output, bool[5] output_mask) -> (Tensor grad_hidden_states, Tensor grad_down_weight, "
+            "Tensor grad_down_bias, Tensor grad_up_weight, Tensor grad_up_bias)"
         ),
         "build_info": "() -> str",
     }
@@ -188,7 +197,9 @@ def test_meta_tensors_have_shapes_only():
 
 def test_build_info():
     info = ops.build_info()
-    assert set(info) == {"version", "compiler", "torch", "cpu_capability", "cuda"}
+    cuda = {"cuda", "cuda_architectures", "dispatch_table"}
+    assert set(info) == {"version", "compiler", "torch", "cpu_capability", *cuda}
+    assert len({bool(info[key]) for key in cuda}) == 1  # all or none
     assert torch.__version__.startswith(info["torch"])
     assert info["cpu_capability"] in {"avx512_bf16", "avx512", "avx2", "baseline"}
 

@@ -5,6 +5,9 @@
 #include <string>
 
 #include "../kernels/cpu/bottleneck_adapter.h"
+#ifdef ADAPTERX_WITH_CUDA
+#include "../kernels/cuda/bottleneck_adapter.h"
+#endif
 
 #ifndef ADAPTERX_VERSION
 #define ADAPTERX_VERSION "unknown"  // built without setup.py or CMakeLists.txt, which both pass version.txt on
@@ -21,19 +24,20 @@ constexpr const char* kCompiler = "gcc " __VERSION__;
 constexpr const char* kCompiler = "unknown";
 #endif
 
-// The CUDA toolkit that the kernels were compiled with, or false.
-#ifdef ADAPTERX_CUDA_VERSION
-constexpr const char* kCuda = "\"" ADAPTERX_CUDA_VERSION "\"";
-#else
-constexpr const char* kCuda = "false";
-#endif
-
 std::string build_info() {
   const auto entry = [](const char* key, const std::string& value) {
     return std::string("\"").append(key).append("\": \"").append(value).append("\", ");
   };
-  return "{" + entry("version", ADAPTERX_VERSION) + entry("compiler", kCompiler) + entry("torch", TORCH_VERSION) +
-         entry("cpu_capability", cpu::cpu_capability()) + "\"cuda\": " + kCuda + "}";
+  std::string info = "{" + entry("version", ADAPTERX_VERSION) + entry("compiler", kCompiler) +
+                     entry("torch", TORCH_VERSION) + entry("cpu_capability", cpu::cpu_capability());
+#ifdef ADAPTERX_WITH_CUDA
+  // What the build passes on: the toolkit and the architectures that the kernels were compiled with and for.
+  info += entry("cuda", ADAPTERX_CUDA_VERSION) + entry("cuda_architectures", ADAPTERX_CUDA_ARCHITECTURES) +
+          "\"dispatch_table\": \"" + cuda::dispatch_source() + "\"}";
+#else
+  info += "\"cuda\": false, \"cuda_architectures\": false, \"dispatch_table\": false}";
+#endif
+  return info;
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ struct DeviceMemory {
   Tensor owner;
 
   DeviceMemory(const Tensor& like, int64_t bytes) {
-    if (bytes > 0) owner = at::empty({bytes}, like.options().dtype(at::kByte));
+    if (bytes > 0) owner = CudaContext::empty_bytes(like, bytes);
   }
   void* data() const { return owner.defined() ? owner.mutable_data_ptr() : nullptr; }
 };

@@ -29,6 +29,11 @@ struct CudaContext {
     return {10 * properties->major + properties->minor, static_cast<int64_t>(properties->sharedMemPerBlockOptin)};
   }
 
+  // Memory on the device of `like`. PyTorch's allocator aligns it to 512 bytes.
+  static Tensor empty_bytes(const Tensor& like, int64_t bytes) {
+    return at::empty({bytes}, like.options().dtype(at::kByte));
+  }
+
   static cublasLtHandle_t blas_handle() { return at::cuda::getCurrentCUDABlasLtHandle(); }
 
   static bool allow_tf32() { return at::globalContext().allowTF32CuBLAS(); }

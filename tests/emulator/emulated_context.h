@@ -4,8 +4,11 @@
 
 #include <ATen/Context.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <mutex>
 #include <string>
+#include <string_view>
 
 #include "bottleneck_adapter.h"
 #include "fake_cublaslt.h"
@@ -16,7 +19,7 @@
 namespace adapterx::ops {
 
 struct CudaContext {
-  explicit CudaContext(const Tensor&) {
+  explicit CudaContext(const Tensor&) : one_at_a_time(emulator_mutex()) {
     const char* refuse = std::getenv("ADAPTERX_EMULATED_EPILOGUES");
     fake_cublaslt::refuse_epilogues = refuse != nullptr && std::string_view(refuse) == "0";
   }
@@ -28,6 +31,17 @@ struct CudaContext {
     return {capability, (capability >= 90 ? 227 : capability == 80 ? 163 : 99) * int64_t{1024}};
   }
 
+  // Aligned as on a GPU, but not better, and filled with what no kernel may rely on: NaN in every floating type. Of
+  // large memory (cuBLASLt's own, which the fake does not touch) only the beginning, for speed.
+  static Tensor empty_bytes(const Tensor&, int64_t bytes) {
+    constexpr int64_t kAlignment = 256, kPoisoned = int64_t{1} << 20;
+    const auto memory = at::empty({bytes + kAlignment}, at::kByte);
+    const auto address = reinterpret_cast<uintptr_t>(memory.data_ptr());
+    const auto aligned = memory.narrow(0, kAlignment - static_cast<int64_t>(address % kAlignment), bytes);
+    aligned.narrow(0, 0, std::min(bytes, kPoisoned)).fill_(0xFF);
+    return aligned;
+  }
+
   static cublasLtHandle_t blas_handle() {
     static int handle = 0;
     return &handle;
@@ -37,6 +51,12 @@ struct CudaContext {
 
   static void check(cudaError_t error) { TORCH_CHECK(error == cudaSuccess, "CUDA error: ", cudaGetErrorString(error)); }
 
+  static std::mutex& emulator_mutex() {
+    static std::mutex mutex;
+    return mutex;
+  }
+
+  std::lock_guard<std::mutex> one_at_a_time;  // the emulator is one machine
   cudaStream_t stream = nullptr;
 };
 
