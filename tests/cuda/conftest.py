@@ -1,0 +1,70 @@
+"""Where the tests of the GPU run.
+
+On "cuda". With ADAPTERX_TEST_DEVICE=cpu on the CPU instead, so that the tests themselves are known to be right before
+they see a GPU; with ADAPTERX_LIBRARY the operators are then those of CUDA with emulated kernels.
+"""
+
+import os
+
+import pytest
+import torch
+
+from adapterx import build_info
+
+DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
+
+# What PyTorch and its compiler say about the machine, which no test is about.
+SAID_ABOUT_THE_MACHINE = (
+    "ignore:.*no current CUDA context",
+    "ignore:.*TensorFloat32 tensor cores",
+    "ignore:.*Not enough SMs to use max_autotune",
+    "ignore:.*Online softmax is disabled",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "cuda" in item.path.parts:
+            for words in SAID_ABOUT_THE_MACHINE:
+                item.add_marker(pytest.mark.filterwarnings(words))
+
+
+@pytest.fixture(scope="session")
+def device():
+    """Name the device; skip where there is none."""
+    if DEVICE == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU that PyTorch finds")
+        if not build_info()["cuda"]:
+            pytest.fail("this machine has a GPU, but the operator library was built without CUDA (ADAPTERX_CUDA=1)")
+    return DEVICE
+
+
+@pytest.fixture(scope="session")
+def gpu(device):
+    """Name the device; skip what the CPU cannot stand in for."""
+    if device != "cuda":
+        pytest.skip("streams, graphs and device memory need a GPU")
+    return device
+
+
+@pytest.fixture
+def pin(device, monkeypatch):
+    """Return a function that pins the path of the operators, or skips what the device has no kernel for."""
+    if not build_info()["cuda"]:
+        pytest.skip("the paths are those of the CUDA operators; this library has none")
+
+    def pin_path(path):
+        if path.startswith("tile:") and not path.endswith("x1") and capability() < 90:
+            pytest.skip("thread-block clusters need compute capability 9.0")
+        monkeypatch.setenv("ADAPTERX_CUDA_PATH", path)
+
+    return pin_path
+
+
+def capability():
+    """Return 10 * major + minor of the device, or of the one that is emulated."""
+    if DEVICE == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        return 10 * major + minor
+    return int(os.environ.get("ADAPTERX_EMULATED_CAPABILITY", "90"))

@@ -1,0 +1,129 @@
+"""Problems for the operators on a GPU, and the rule that their results must obey."""
+
+import pytest
+import torch
+from ops_cases import WEIGHTS, copy_of, error, expect, gradients, make_arguments
+
+from adapterx import ops, reference
+
+# Where to stop: 16- and 64-row tiles, alone and in the smallest and the largest cluster.
+TILES = ("tile", "tile:16x1", "tile:16x2", "tile:16x8", "tile:64x1", "tile:64x4", "tile:64x8")
+HALVES = (torch.bfloat16, torch.float16)
+
+# Leading dimensions, hidden_size, bottleneck_dim: one row, odd sizes, rows that are not aligned, every padded
+# bottleneck, tiles with a remainder, clusters of which some blocks have no column.
+TILE_SHAPES = (
+    ((1,), 8, 1),
+    ((5,), 37, 7),
+    ((2, 9), 64, 16),
+    ((67,), 100, 31),
+    ((130,), 136, 64),
+    ((3, 5), 1032, 65),
+    ((16,), 520, 128),
+)
+# The shapes of the benchmarks, and the widest that a cluster holds; too many operations for an emulator.
+LARGE_SHAPES = (((1024,), 4096, 64), ((2, 1024), 768, 48), ((257,), 8192, 128), ((8,), 4096, 64))
+
+
+def names_of(shape):
+    return "x".join(map(str, (*shape[0], *shape[1:])))
+
+
+def to_device(arguments, device):
+    """Return fresh leaves on the device; one tensor passed twice stays one tensor."""
+    made = {}
+    for tensor in arguments:
+        if tensor is not None and id(tensor) not in made:
+            made[id(tensor)] = tensor.detach().to(device, copy=True).requires_grad_(tensor.requires_grad)
+    return [None if tensor is None else made[id(tensor)] for tensor in arguments]
+
+
+# Errors that count as none: what is left of a sum in another order.
+FLOORS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-5, torch.float16: 1e-5}
+
+
+def assert_as_exact_as_pytorch(actual, pytorch, exact, *, factor=2, what=""):
+    """Compare with float64: at most `factor` times PyTorch's own error at this dtype on this device."""
+    mine, theirs = error(actual.cpu(), exact.cpu()), error(pytorch.cpu(), exact.cpu())
+    limit = factor * theirs + FLOORS[actual.dtype]
+    assert mine <= limit, f"{what}: relative error {mine:.3e}, PyTorch's own is {theirs:.3e}"
+
+
+def check_forward(operator, arguments, device, *, formula=expect, **options):
+    """Run the operator on the device and compare its output with float64."""
+    exact = formula(copy_of(arguments, torch.float64), **options).detach()
+    tensors = to_device(arguments, device)
+    with torch.no_grad():
+        output = operator(tensors, **options)
+        pytorch = formula(tensors, **options)
+    assert output.dtype == arguments[0].dtype
+    assert output.device.type == device
+    assert output.shape == exact.shape
+    assert output.is_contiguous()
+    assert_as_exact_as_pytorch(output, pytorch, exact, what="output")
+
+
+def check_gradients(operator, arguments, device, *, formula=expect, **options):
+    """Differentiate on the device and compare every gradient with float64."""
+    exact_arguments = copy_of(arguments, torch.float64)
+    cotangent = torch.randn_like(formula(exact_arguments, **options)).to(arguments[0].dtype)
+    exact = gradients(formula, exact_arguments, cotangent.double(), **options)
+    tensors, cotangent = to_device(arguments, device), cotangent.to(device)
+    actual = gradients(operator, tensors, cotangent, **options)
+    pytorch = gradients(formula, tensors, cotangent, **options)
+    assert actual.keys() == exact.keys()
+    for name, gradient in actual.items():
+        assert gradient.dtype == cotangent.dtype
+        assert gradient.shape == exact[name].shape
+        factor = 3 if name in WEIGHTS else 2
+        assert_as_exact_as_pytorch(gradient, pytorch[name], exact[name], factor=factor, what=name)
+
+
+# The grouped form
+
+
+def make_grouped(leading, input_size, hidden_size, bottleneck_dim, num_groups, *, dtype, requires_grad=(), prefix=None):
+    """Draw tensors with a dimension of adapters, and indices for the first `prefix` leading dimensions (all of them).
+
+    Some tokens pick no adapter, and one adapter is picked by no token.
+    """
+    drawn = [make_arguments(leading, input_size, hidden_size, bottleneck_dim) for _ in range(num_groups)]
+    tokens = drawn[0][:2]
+    weights = [torch.stack(tensors) for tensors in zip(*(arguments[2:] for arguments in drawn), strict=True)]
+    names = ("hidden_states", "residual", *WEIGHTS)
+    tensors = [
+        tensor.to(dtype).requires_grad_(name in requires_grad)
+        for name, tensor in zip(names, [*tokens, *weights], strict=True)
+    ]
+    indices = torch.randint(-1, num_groups, leading[:prefix])
+    return tensors, indices.masked_fill(indices == num_groups // 2, -1) if num_groups > 2 else indices
+
+
+def grouped(indices):
+    """Return the grouped operator with these indices as a function of the six tensors."""
+
+    def run(tensors, activation="gelu", scaling=0.7):
+        hidden_states, residual, *weights = tensors
+        options = {"activation": activation, "scaling": scaling}
+        return ops.grouped_bottleneck_adapter(hidden_states, residual, indices, *weights, **options)
+
+    return run
+
+
+def expect_grouped(indices):
+    """Return the formula of the grouped form with these indices as a function of the six tensors."""
+
+    def run(tensors, activation="gelu", scaling=0.7):
+        hidden_states, residual, *weights = tensors
+        options = {"activation": activation, "scaling": scaling}
+        return reference.grouped_bottleneck_adapter(
+            hidden_states, residual, indices.to(hidden_states.device), *weights, **options
+        )
+
+    return run
+
+
+needs_memory = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_properties(0).total_memory < 40 << 30,
+    reason="needs 40 GiB of device memory",
+)
