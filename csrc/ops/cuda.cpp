@@ -32,6 +32,7 @@ struct DeviceMemory {
 
 Route chosen_route(const char* function, const Problem& problem, Direction direction, const Groups& groups) {
   const char* pin = std::getenv(kPin);
+  if (problem.bottleneck_dim == 0) pin = nullptr;  // the gradient of up_bias alone: a sum, on which no path is pinned
   const Route route =
       cuda::choose_route(problem, CudaContext::device(), direction, groups.num_groups, pin == nullptr ? "" : pin);
   TORCH_CHECK_VALUE(route.refusal == nullptr, function, ": ", kPin, " must name a path that serves this call, got '",
