@@ -168,7 +168,6 @@ class _Cache:
     def __init__(self, weights: Weights, optimizer_steps: int, sources: list[tuple[dict, str, nn.Parameter]]) -> None:
         self.weights, self.optimizer_steps = weights, optimizer_steps
         self.sources = [(table, key, p, p._version, p.data_ptr()) for table, key, p in sources]
-        self.dtype = sources[0][2].dtype
 
     @classmethod
     def of(cls, adapters: Sequence[BottleneckAdapter], weights: Weights, optimizer_steps: int) -> "_Cache | None":
@@ -191,5 +190,4 @@ class _Cache:
                 return False
             if frozen and parameter.requires_grad:
                 return False
-        dtype = self.sources[0][2].dtype
-        return dtype == self.dtype and compute_dtype(dtype, device_type) == self.weights.down_weight.dtype
+        return compute_dtype(self.sources[0][2].dtype, device_type) == self.weights.down_weight.dtype

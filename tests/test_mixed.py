@@ -189,6 +189,15 @@ def test_sequences_without_adapter_pass_bit_for_bit():
     assert torch.equal(found[2], base[2])
 
 
+def test_a_parallel_adapter_beside_a_sequential_one_on_a_named_module():
+    named = {"bottleneck_dim": 3, "target_modules": ("narrow",)}
+    model = small_model({"a": AdapterConfig(**named), "b": AdapterConfig(**named, **PARALLEL)})
+    names = ["a", "b", None]
+    with mixed(model, names):
+        found = model(HIDDEN_STATES)
+    torch.testing.assert_close(found, alone(model, names, HIDDEN_STATES, call))
+
+
 class Returning(nn.Module):
     """Return a tuple that begins with hidden states."""
 
@@ -520,6 +529,7 @@ def test_the_end_of_the_block_frees_the_stacked_weights():
         model(HIDDEN_STATES)
         kept = [weakref.ref(group.cache.weights.down_weight) for group in groups_of(model)]
         assert len(kept) == 4
+        kept.append(weakref.ref(groups_of(model)[0].batch))  # which no optimizer holds on to either
     gc.collect()
     assert not any(reference() is not None for reference in kept)
 
@@ -659,6 +669,12 @@ def test_batches_of_another_size(shape):
     message = r"mixed: the hidden states of blocks\.0\.narrow must be \(3, \.\.\., hidden_size\).*got shape \("
     with mixed(model, ["a", None, "b"]), pytest.raises(ValueError, match=message):
         model(torch.zeros(shape, dtype=torch.float64))
+
+
+def test_one_token_is_not_a_batch():
+    model = small_model()
+    with mixed(model, ["a"] * 8), pytest.raises(ValueError, match=r"blocks\.0\.narrow must be .*got shape \(8,\)"):
+        model(torch.zeros(8, dtype=torch.float64))
 
 
 # --- generating -------------------------------------------------------------------------------------------------------
