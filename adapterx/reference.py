@@ -116,4 +116,4 @@ def _index_of_every_token(adapter_indices: Tensor, leading: torch.Size, *, num_g
             f"got values from {adapter_indices.min()} to {adapter_indices.max()}"
         )
     missing = len(leading) - adapter_indices.dim()
-    return adapter_indices.reshape(*adapter_indices.shape, *[1] * missing).expand(leading).reshape(-1)
+    return adapter_indices.reshape((*adapter_indices.shape, *[1] * missing)).expand(leading).reshape(-1)

@@ -96,7 +96,9 @@ cudaError_t reduce_partial_sums(const Problem& problem, const BackwardTensors& t
     const ReduceArguments<Element> arguments = {static_cast<const Compute<Element>*>(partial.data),
                                                 partial.layout.size(), static_cast<int>(partial.ranges),
                                                 grouping == nullptr ? nullptr : grouping->first_range};
-    const int64_t widest = std::max(problem.hidden_size, problem.input_size) * problem.bottleneck_dim;
+    // The bottleneck_dim is 0 where the gradient of up_bias alone is wanted.
+    const int64_t widest =
+        std::max(problem.hidden_size, problem.input_size) * std::max(problem.bottleneck_dim, int64_t{1});
     const LaunchShape shape = {dim3(static_cast<unsigned>(std::min(kBlocks, ceil_div(widest, kThreads))),
                                     grouping == nullptr ? 1 : static_cast<unsigned>(grouping->num_groups)),
                                dim3(static_cast<unsigned>(kThreads))};
