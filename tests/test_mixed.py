@@ -191,11 +191,27 @@ def test_sequences_without_adapter_pass_bit_for_bit():
 
 def test_a_parallel_adapter_beside_a_sequential_one_on_a_named_module():
     named = {"bottleneck_dim": 3, "target_modules": ("narrow",)}
-    model = small_model({"a": AdapterConfig(**named), "b": AdapterConfig(**named, **PARALLEL)})
-    names = ["a", "b", None]
+    model = small_model(
+        {
+            "a": AdapterConfig(**named),
+            "b": AdapterConfig(**named, **PARALLEL),  # reads what the projection reads
+            "c": AdapterConfig(bottleneck_dim=3, positions=("feed_forward",), **PARALLEL),  # what the sublayer reads
+        }
+    )
+    names = ["c", "b", "a"]
     with mixed(model, names):
         found = model(HIDDEN_STATES)
     torch.testing.assert_close(found, alone(model, names, HIDDEN_STATES, call))
+
+
+def test_captured_inputs_are_not_held():
+    model = adapted()
+    inputs = inputs_for("bert", model, batch=3)
+    with torch.no_grad(), mixed(model, ["parallel", "parallel-wide", "wide"]):
+        run(model, inputs)
+    captures = [capture for m in model.modules() if isinstance(m, AdapterSet) for capture in m.captures.values()]
+    assert len(captures) == 8
+    assert all(capture.captured.hidden_states is None for capture in captures)
 
 
 class Returning(nn.Module):
@@ -752,6 +768,7 @@ def with_copies(model, module, configs=("a", "b", "bare")):
 )
 def test_each_sequence_has_its_own_trained_copy(names):
     model = with_copies(plain_model(), "classifier")
+    set_active(model, "a")
     for hidden_states in (HIDDEN_STATES, torch.randn(3, 4, 8, dtype=torch.float64)):
         expected = alone(model, names, hidden_states, call)
         with mixed(model, names):
