@@ -74,6 +74,21 @@ struct OptionalGrouping {
   const Grouping* get() const { return present ? &grouping : nullptr; }
 };
 
+// A copy of a device table.
+template <typename T>
+py::array copy_of(const T* data, std::vector<py::ssize_t> shape) {
+  return py::array_t<T>(std::move(shape), data);
+}
+
+// The sorted order, both tables as rows (group, begin, end), and where each group's ranges begin.
+py::tuple group_tokens_binding(const py::array& indices, int64_t num_groups, int row_tile) {
+  const OptionalGrouping sorted(indices, num_groups, row_tile);
+  const Grouping& grouping = sorted.grouping;
+  const auto table = [](const Segment* segments, int64_t count) { return copy_of(&segments->group, {count, 3}); };
+  return py::make_tuple(copy_of(grouping.tokens, {indices.shape(0)}), table(grouping.tiles, grouping.max_tiles),
+                        table(grouping.ranges, grouping.max_ranges), copy_of(grouping.first_range, {num_groups + 1}));
+}
+
 int64_t bottleneck_of(const py::array& down_weight) { return down_weight.shape(down_weight.ndim() - 2); }
 
 ForwardTensors forward_tensors(const py::array& hidden_states, const OptionalArray& residual,
@@ -245,6 +260,8 @@ PYBIND11_MODULE(adapterx_emulator, m) {
         array("up_weight"), array("up_bias"), array("output"), array("pre_activation"), py::kw_only(),
         py::arg("activation"), py::arg("scaling"), py::arg("row_tile"), py::arg("cluster_size"),
         py::arg("indices") = py::none());
+  m.def("group_tokens", &group_tokens_binding, array("indices"), py::kw_only(), py::arg("num_groups"),
+        py::arg("row_tile"));
   m.def("segments_forward", &segments_forward, array("hidden_states"), array("residual"), array("down_weight"),
         array("down_bias"), array("up_weight"), array("up_bias"), array("output"), array("pre_activation"),
         py::kw_only(), py::arg("activation"), py::arg("scaling"), array("indices"),

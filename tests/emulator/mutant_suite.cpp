@@ -1,106 +1,12 @@
 // A small, fast suite over the CUDA kernels for mutation testing (mutants.py): exit status 0 where all is right.
-// It calls the public launchers, so it is compiled once and linked with each mutant of the kernels.
-#include <cstdio>
-#include <vector>
+// It calls the public launchers, so it is compiled once and linked with each mutant of the kernels. This part: the tile
+// kernels without groups, and the element-wise ones.
+#include "mutant_suite.h"
 
-#include "bottleneck_adapter.h"
-#include "cuda_emulator.h"
 #include "rowwise.h"
 
+namespace suite {
 namespace {
-
-using namespace adapterx;
-using namespace adapterx::cuda;
-using Values = std::vector<double>;
-
-void require(bool ok, const char* what) {
-  if (ok) return;
-  std::printf("caught: %s\n", what);
-  std::exit(1);
-}
-
-float round_to_bfloat16(double x) { return emulator::bfloat16_float(emulator::bfloat16_bits(static_cast<float>(x))); }
-
-// A bfloat16 tensor in guarded memory.
-struct Tensor {
-  emulator::GuardedMemory memory;
-  explicit Tensor(size_t count) : memory(count * 2) {}
-  explicit Tensor(const Values& values) : Tensor(values.size()) {
-    for (size_t i = 0; i < values.size(); ++i) bits()[i] = emulator::bfloat16_bits(static_cast<float>(values[i]));
-  }
-  uint16_t* bits() const { return reinterpret_cast<uint16_t*>(memory.data()); }
-  std::vector<uint16_t> copy() const { return {bits(), bits() + memory.size() / 2}; }
-  Values values() const {
-    Values result;
-    for (size_t i = 0; i < memory.size() / 2; ++i) result.push_back(emulator::bfloat16_float(bits()[i]));
-    return result;
-  }
-};
-
-Values normal(size_t count, double scale, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> distribution(0.0, scale);
-  Values values(count);
-  for (double& x : values) x = round_to_bfloat16(distribution(generator));
-  return values;
-}
-
-// Both in norm and element by element: a single wrong element of a large matrix must not drown.
-void require_close(const Values& actual, const Values& exact, const char* what) {
-  double difference = 0, norm = 0, worst = 0;
-  for (size_t i = 0; i < exact.size(); ++i) {
-    const double error = std::fabs(actual[i] - exact[i]);
-    require(!std::isnan(error), what);
-    difference += error * error;
-    norm += exact[i] * exact[i];
-    worst = std::max(worst, error);
-  }
-  require(std::sqrt(difference) <= 8e-3 * std::sqrt(norm), what);
-  require(worst <= 0.06 * std::sqrt(norm / exact.size()), what);
-}
-
-double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
-double gelu_derivative(double x) {
-  return 0.5 * (1 + std::erf(x / std::sqrt(2.0))) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * M_PI);
-}
-
-// a (rows x inner) @ b (inner x columns); a flag reads the stored matrix transposed.
-Values matmul(const Values& a, const Values& b, size_t rows, size_t inner, size_t columns, bool ta, bool tb) {
-  Values c(rows * columns);
-  for (size_t i = 0; i < rows; ++i) {
-    for (size_t k = 0; k < inner; ++k) {
-      const double x = ta ? a[k * rows + i] : a[i * inner + k];
-      for (size_t j = 0; j < columns; ++j) c[i * columns + j] += x * (tb ? b[j * inner + k] : b[k * columns + j]);
-    }
-  }
-  return c;
-}
-
-struct Case {
-  size_t tokens, columns, m;
-  TilePlan plan;
-  const char* name;
-};
-
-constexpr double kScaling = 0.7;
-
-Problem problem_of(const Case& c) {
-  const auto d = static_cast<int64_t>(c.columns);
-  return {ScalarType::bfloat16,     Activation::gelu, kScaling, static_cast<int64_t>(c.tokens), d, d,
-          static_cast<int64_t>(c.m)};
-}
-
-// Runs `body` on every schedule and requires the same bits each time.
-template <class Body>
-void on_every_schedule(const char* name, const Body& body) {
-  std::vector<std::vector<uint16_t>> first;
-  for (int schedule = 0; schedule < 6; ++schedule) {
-    emulator::machine().options = {static_cast<emulator::Order>(schedule % 3), schedule >= 3, 7u + schedule};
-    const std::vector<std::vector<uint16_t>> result = body(schedule == 0);
-    if (schedule == 0) first = result;
-    require(result == first, name);
-  }
-}
 
 void test_forward(const Case& c, bool separate_residual, bool has_residual) {
   const size_t t = c.tokens, d = c.columns, m = c.m;
@@ -199,89 +105,6 @@ void test_order_of_ranges() {
   require(gradient.values()[0] == 1.0, "order of the sum over token ranges");
 }
 
-// Tokens picked one of three adapters or none; one adapter is used by nobody. Each token's results and each adapter's
-// gradients must have the bits that the adapter gives alone.
-struct GroupedCase {
-  static constexpr size_t t = 300, d = 40, m = 8, groups = 4;
-  const TilePlan plan = {64, 2};
-  Values h = normal(t * d, 1, 1), r = normal(t * d, 1, 7), u = normal(t * m, 1, 2), wd = normal(groups * m * d, 0.2, 3);
-  Values wu = normal(groups * d * m, 0.3, 4), bd = normal(groups * m, 0.5, 5), bu = normal(groups * d, 0.5, 6);
-  std::vector<int64_t> indices;
-
-  GroupedCase() {
-    for (size_t i = 0; i < t; ++i) indices.push_back(static_cast<int64_t>(i * i % 7 % 4) - 1);
-  }
-
-  // The rows of `values` whose token picked `group`.
-  Values rows_of(const Values& values, int64_t group) const {
-    const size_t width = values.size() / t;
-    Values result;
-    for (size_t i = 0; i < t; ++i) {
-      if (indices[i] == group) result.insert(result.end(), &values[i * width], &values[i * width] + width);
-    }
-    return result;
-  }
-  static Values part_of(const Values& values, int64_t group) {
-    const size_t size = values.size() / groups;
-    return Values(&values[group * size], &values[group * size] + size);
-  }
-
-  // output, pre_activation and the five gradients.
-  std::vector<Values> run(const Values& h, const Values& r, const Values& u, const Values& wd, const Values& wu,
-                          const Values& bd, const Values& bu, const Grouping* grouping) const {
-    const size_t tokens = u.size() / m, width = d;
-    const Problem problem = problem_of({tokens, d, m, {}, ""});
-    const Tensor th(h), tr(r), tu(u), twd(wd), twu(wu), tbd(bd), tbu(bu), output(h.size()), pre_activation(u.size());
-    const Tensor dh(h.size()), dwd(wd.size()), dbd(bd.size()), dwu(wu.size()), dbu(bu.size());
-    const auto stride = static_cast<int64_t>(width);
-    const ForwardTensors forward = {th.bits(),  stride,     tr.bits(),  stride,        twd.bits(),
-                                    tbd.bits(), twu.bits(), tbu.bits(), output.bits(), pre_activation.bits()};
-    require(bottleneck_adapter_forward(problem, forward, plan, nullptr, grouping) == cudaSuccess, "launch");
-    const BackwardTensors backward = {th.bits(), stride,    th.bits(),  stride,     tu.bits(),  twd.bits(), twu.bits(),
-                                      true,      dh.bits(), dwd.bits(), dbd.bits(), dwu.bits(), dbu.bits()};
-    const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, backward, grouping));
-    require(bottleneck_adapter_backward(problem, backward, plan, workspace.data(), nullptr, grouping) == cudaSuccess,
-            "launch");
-    return {output.values(), pre_activation.values(), dh.values(), dwd.values(), dbd.values(), dwu.values(),
-            dbu.values()};
-  }
-};
-
-void test_grouped() {
-  const GroupedCase c;
-  const auto sort = [&](const emulator::GuardedMemory& workspace) {
-    emulator::GuardedMemory indices(c.indices.size() * 8);
-    std::memcpy(indices.data(), c.indices.data(), indices.size());
-    group_tokens(reinterpret_cast<const int64_t*>(indices.data()), c.t, c.groups, c.plan.row_tile, workspace.data(),
-                 nullptr);
-    return grouping_in(workspace.data(), c.t, c.groups, c.plan.row_tile);
-  };
-  const emulator::GuardedMemory workspace(grouping_workspace(c.t, c.groups, c.plan.row_tile));
-  const Grouping grouping = sort(workspace);
-  const std::vector<Values> all = c.run(c.h, c.r, c.u, c.wd, c.wu, c.bd, c.bu, &grouping);
-  for (int64_t group = 0; group < static_cast<int64_t>(c.groups); ++group) {
-    const std::vector<Values> single =
-        c.run(c.rows_of(c.h, group), c.rows_of(c.r, group), c.rows_of(c.u, group), c.part_of(c.wd, group),
-              c.part_of(c.wu, group), c.part_of(c.bd, group), c.part_of(c.bu, group), nullptr);
-    for (size_t i = 0; i < 3; ++i) require(c.rows_of(all[i], group) == single[i], "grouped, token by token");
-    for (size_t i = 3; i < 7; ++i) require(c.part_of(all[i], group) == single[i], "grouped, weight gradients");
-  }
-  require(c.rows_of(all[0], -1) == c.rows_of(c.r, -1), "grouped, tokens without adapter");
-  require(c.rows_of(all[1], -1) == Values(c.rows_of(c.u, -1).size()), "grouped, pre-activation without adapter");
-  require(c.rows_of(all[2], -1) == c.rows_of(c.h, -1), "grouped, gradient without adapter");
-  GroupedCase wrong;
-  wrong.indices[77] = static_cast<int64_t>(c.groups);
-  bool trapped = false;
-  try {
-    emulator::GuardedMemory indices(wrong.indices.size() * 8);
-    std::memcpy(indices.data(), wrong.indices.data(), indices.size());
-    group_tokens(reinterpret_cast<const int64_t*>(indices.data()), c.t, c.groups, 64, workspace.data(), nullptr);
-  } catch (const emulator::Error&) {
-    trapped = true;
-  }
-  require(trapped, "grouped, index out of range");
-}
-
 struct Floats {
   emulator::GuardedMemory memory;
   explicit Floats(const std::vector<float>& values) : memory(values.size() * 4) {
@@ -372,19 +195,17 @@ void run_all() {
   test_backward({18, 40, 8, {16, 1}, "backward, up gradients only"}, false, 24);
   test_backward({18, 40, 8, {16, 1}, "backward, down bias only"}, false, 4);
   test_order_of_ranges();
-  for (int schedule = 0; schedule < 6; ++schedule) {
-    emulator::machine().options = {static_cast<emulator::Order>(schedule % 3), schedule >= 3, 7u + schedule};
-    test_grouped();
-  }
 }
 
 }  // namespace
+}  // namespace suite
 
 int main() {
   try {
     for (const emulator::Edge edge : {emulator::Edge::end, emulator::Edge::begin}) {
       emulator::guarded_edge = edge;
-      run_all();
+      suite::run_all();
+      suite::run_grouped();
     }
   } catch (const std::exception& error) {
     std::printf("caught: %s\n", error.what());

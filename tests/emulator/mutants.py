@@ -1,8 +1,9 @@
 """Mutation test of the emulator: plant one bug at a time in the CUDA kernels and see that the suite catches it.
 
-A mutant is a text patch of one kernel file. It is compiled with only one padded bottleneck size and one dtype, linked
-with mutant_suite.cpp, and run; it counts as caught when the program fails or does not end. The unpatched kernels must
-pass. A patch that no longer applies, or does not compile, is an error: the list has to follow the code.
+A mutant is a text patch of one kernel file. It is compiled with only one padded bottleneck size and one dtype of each
+kind, linked with the suite (mutant_suite*.cpp), and run; it counts as caught when the program fails or does not end.
+The unpatched kernels must pass. A patch that no longer applies, or does not compile, is an error: the list has to
+follow the code.
 
     python tests/emulator/mutants.py --jobs 2 [--only SUBSTRING]
 """
@@ -22,6 +23,7 @@ from mutant_list import MUTANTS, Mutant  # noqa: E402
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
 SOURCES = ("plan.cu", "forward.cu", "backward.cu", "rowwise.cu", "grouping.cu", "segments.cu", "partial_sums.cu")
+SUITE = ("mutant_suite.cpp", "mutant_suite_grouped.cpp")
 TIME_LIMIT = 120  # seconds; the suite takes a few
 # The kernels are compiled without optimisation and with a precompiled emulator: a mutant is compiled once and run once,
 # and mostly ends early. The suite is optimised and comes first in the link, so that its copies of the emulator's inline
@@ -105,7 +107,8 @@ def build_base(folder: Path) -> None:
     compile_object(folder / "emulator.h", folder / "emulator.h.gch", "-O0", "-x", "c++-header")
     for name in SOURCES:
         compile_kernel(name, folder, folder)
-    compile_object(HERE / "mutant_suite.cpp", folder / "suite.o", "-O1", f"-I{folder / 'cuda'}", "-c")
+    for name in SUITE:
+        compile_object(HERE / name, folder / f"{name}.o", "-O1", f"-I{folder / 'cuda'}", "-c")
 
 
 def link_and_run(objects: list[Path], program: Path) -> str:
@@ -126,7 +129,7 @@ def run_mutant(mutant: Mutant, base: Path, folder: Path) -> str:
     copy_kernels(folder)
     path = folder / "cuda" / mutant.file
     path.write_text(replace_nth(path.read_text(), mutant.old, mutant.new, mutant.nth))
-    objects = [base / "suite.o"]
+    objects = [base / f"{name}.o" for name in SUITE]
     for name in SOURCES:
         if name in USERS[mutant.file]:
             objects.append(compile_kernel(name, folder, base))
@@ -152,7 +155,7 @@ def run(mutants: list[Mutant], build: Path, jobs: int) -> tuple[list[str], int]:
     """Run all; return the lines of those that were not caught and the number of those that were."""
     base = build / "base"
     build_base(base)
-    objects = [base / "suite.o", *(base / f"{name}.o" for name in SOURCES)]
+    objects = [base / f"{name}.o" for name in (*SUITE, *SOURCES)]
     verdict = link_and_run(objects, base / "suite")
     if verdict != "all passed":
         return [f"the unpatched kernels fail: {verdict}"], 0

@@ -1,7 +1,11 @@
 // A stable counting sort of tokens by group, without atomics: the same order every time.
-// count: a block of 256 tokens; thread g counts group g. scan: one block; thread g adds the blocks of group g, then one
-// thread adds the groups. scatter: a block of the same 256 tokens; thread g writes the places of group g's tokens, and
-// every thread a few entries of the tables.
+// count: a block of 256 tokens; thread g counts group g. scan: one block; for each group a few threads add the blocks,
+// then all threads add the groups. scatter: a block of the same 256 tokens; a thread places its token, and fills in a
+// few entries of the tables. Where one block holds all tokens, one kernel does all three.
+// Shared memory: the groups of the block's tokens; for the scan a few numbers a group.
+#include <algorithm>
+
+#include "element.cuh"
 #include "grouping.h"
 #include "launch.cuh"
 
@@ -27,59 +31,133 @@ struct GroupingTables {
   int64_t max_tiles = 0, max_ranges = 0;
 };
 
-// Reads this block's groups to shared memory. Tokens without adapter form a last group of their own.
+// Shared memory of a block, as integers.
+struct GroupingMemory {
+  int32_t* groups;  // kBlockTokens, of the block's tokens; -1 behind the last token
+  int32_t* parts;   // sums over some of the blocks, a number for each thread or group
+  int32_t* totals;  // num_groups + 1
+  int32_t* sums;    // 3 x kBlockTokens
+
+  __device__ __forceinline__ GroupingMemory(unsigned char* memory, int num_groups) {
+    groups = reinterpret_cast<int32_t*>(memory);
+    sums = groups + kBlockTokens;
+    parts = sums + 3 * kBlockTokens;
+    totals = parts + max(num_groups + 1, kBlockTokens);
+  }
+  static int64_t bytes(int64_t num_groups, bool scan) {
+    const int64_t numbers = kBlockTokens * 4 + std::max<int64_t>(num_groups + 1, kBlockTokens) + num_groups + 1;
+    return round_up((scan ? numbers : kBlockTokens) * 4, 16);
+  }
+};
+
+// Reads this block's groups to shared memory; returns that of this thread's token. Tokens without adapter form a last
+// group of their own.
 __device__ __forceinline__ int load_groups(int32_t* groups, const GroupingTables& tables) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens, token = first + threadIdx.x;
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kBlockTokens + threadIdx.x;
+  int32_t group = -1;
   if (token < tables.num_tokens) {
     const int64_t index = tables.indices[token];
     if (index < -1 || index >= tables.num_groups) {
       assertion_failed("grouped_bottleneck_adapter: adapter_indices must be -1 or the number of an adapter",
                        "grouping.cu", __LINE__, "group_tokens");
     }
-    groups[threadIdx.x] = index < 0 ? tables.num_groups : static_cast<int32_t>(index);
+    group = index < 0 ? tables.num_groups : static_cast<int32_t>(index);
   }
+  groups[threadIdx.x] = group;
   __syncthreads();
-  return static_cast<int>(min(tables.num_tokens - first, static_cast<int64_t>(kBlockTokens)));
+  return group;
 }
 
-__global__ void group_count_kernel(const GroupingTables tables) {
-  ADAPTERX_SHARED_MEMORY(memory);
-  auto* groups = reinterpret_cast<int32_t*>(memory);
-  const int tokens = load_groups(groups, tables);
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (tables.num_groups + 1);
+// How many of the block's first `end` tokens picked `group`.
+__device__ __forceinline__ int count_group(const int32_t* groups, int group, int end) {
+  int count = 0;
+#pragma unroll 4
+  for (int i = 0; i < end; i += 4) {
+    const auto four = *reinterpret_cast<const Vector<int32_t, 4>*>(groups + i);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) count += i + j < end && four.values[j] == group;
+  }
+  return count;
+}
+
+__device__ __forceinline__ void count_groups(const int32_t* groups, const GroupingTables& tables) {
+  int32_t* counts = tables.counts + static_cast<int64_t>(blockIdx.x) * (tables.num_groups + 1);
   for (int group = threadIdx.x; group <= tables.num_groups; group += kBlockTokens) {
-    int count = 0;
-    for (int i = 0; i < tokens; ++i) count += groups[i] == group;
-    tables.counts[row + group] = count;
+    counts[group] = count_group(groups, group, kBlockTokens);
   }
 }
 
-__global__ void group_scan_kernel(const GroupingTables tables, int blocks) {
-  ADAPTERX_SHARED_MEMORY(memory);
-  auto* totals = reinterpret_cast<int32_t*>(memory);
-  const int groups = tables.num_groups + 1;
-  for (int group = threadIdx.x; group < groups; group += kBlockTokens) {
+// Turns the counts of each block into the tokens of the group in earlier blocks, and writes each group's total. With
+// few groups several threads share a group, each with a part of the blocks.
+__device__ __forceinline__ void scan_blocks(const GroupingMemory& memory, const GroupingTables& tables, int blocks) {
+  constexpr int kBatch = 8;  // loads under way at once
+  const int groups = tables.num_groups + 1, step = min(groups, kBlockTokens), parts = kBlockTokens / step;
+  const int part = threadIdx.x / step, first_group = threadIdx.x % step;
+  const int64_t first = static_cast<int64_t>(part) * blocks / parts;
+  const int64_t end = part < parts ? static_cast<int64_t>(part + 1) * blocks / parts : first;
+  for (int group = first_group; group < groups && part < parts; group += step) {
     int32_t total = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      int32_t& count = tables.counts[block * groups + group];
-      const int32_t before = total;
-      total += count;
-      count = before;
-    }
-    totals[group] = total;
+    for (int64_t block = first; block < end; ++block) total += tables.counts[block * groups + group];
+    memory.parts[part * step + group] = total;
   }
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  int32_t token = 0, tile = 0, range = 0;
-  for (int group = 0; group <= groups; ++group) {
-    tables.first_token[group] = token;
-    tables.first_tile[group] = tile;
-    tables.first_range[group] = range;
-    if (group == groups) return;
-    token += totals[group];
-    tile += (totals[group] + tables.row_tile - 1) / tables.row_tile;
-    if (group < tables.num_groups) range += (totals[group] + static_cast<int>(kRangeTokens) - 1) / kRangeTokens;
+  for (int group = first_group; group < groups && part < parts; group += step) {
+    int32_t before = 0;
+    for (int other = 0; other < part; ++other) before += memory.parts[other * step + group];
+    for (int64_t block = first; block < end; block += kBatch) {
+      int32_t batch[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) batch[i] = block + i < end ? tables.counts[(block + i) * groups + group] : 0;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (block + i < end) tables.counts[(block + i) * groups + group] = before;
+        before += batch[i];
+      }
+    }
+    if (part == parts - 1) memory.totals[group] = before;
   }
+  __syncthreads();
+}
+
+// Inclusive sums over the threads of three numbers each.
+__device__ __forceinline__ void scan_threads(int32_t* sums) {
+  for (int offset = 1; offset < kBlockTokens; offset *= 2) {
+    int32_t add[3] = {};
+    const int place = threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) add[i] = place >= offset ? sums[i * kBlockTokens + place - offset] : 0;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 3; ++i) sums[i * kBlockTokens + place] += add[i];
+    __syncthreads();
+  }
+}
+
+// Where each group's tokens, tiles and ranges begin. A thread owns a few neighbouring groups.
+__device__ __forceinline__ void scan_groups(const GroupingMemory& memory, const GroupingTables& tables) {
+  const int groups = tables.num_groups + 1, run = (groups + kBlockTokens - 1) / kBlockTokens;
+  const int first = min(static_cast<int>(threadIdx.x) * run, groups), end = min(first + run, groups);
+  const auto tiles_of = [&](int group) { return (memory.totals[group] + tables.row_tile - 1) / tables.row_tile; };
+  const auto ranges_of = [&](int group) {
+    const int range_tokens = static_cast<int>(kRangeTokens);
+    return group < tables.num_groups ? (memory.totals[group] + range_tokens - 1) / range_tokens : 0;
+  };
+  int32_t sums[3] = {};
+  for (int group = first; group < end; ++group) {
+    sums[0] += memory.totals[group], sums[1] += tiles_of(group), sums[2] += ranges_of(group);
+  }
+#pragma unroll
+  for (int i = 0; i < 3; ++i) memory.sums[i * kBlockTokens + threadIdx.x] = sums[i];
+  __syncthreads();
+  scan_threads(memory.sums);
+#pragma unroll
+  for (int i = 0; i < 3; ++i) sums[i] = memory.sums[i * kBlockTokens + threadIdx.x] - sums[i];
+  for (int group = first; group < end; ++group) {
+    tables.first_token[group] = sums[0], tables.first_tile[group] = sums[1], tables.first_range[group] = sums[2];
+    sums[0] += memory.totals[group], sums[1] += tiles_of(group), sums[2] += ranges_of(group);
+  }
+  if (threadIdx.x != kBlockTokens - 1) return;  // the last thread's sums are those of all
+  tables.first_token[groups] = sums[0], tables.first_tile[groups] = sums[1], tables.first_range[groups] = sums[2];
 }
 
 // Segment `index` of a table whose group g begins at first[g] and has segments of `size` tokens.
@@ -100,17 +178,13 @@ __device__ __forceinline__ Segment find_segment(const GroupingTables& tables, co
   return {low == tables.num_groups ? kNoAdapter : low, begin, end};
 }
 
-__global__ void group_scatter_kernel(const GroupingTables tables) {
-  ADAPTERX_SHARED_MEMORY(memory);
-  auto* groups = reinterpret_cast<int32_t*>(memory);
-  const int tokens = load_groups(groups, tables);
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (tables.num_groups + 1);
+// Writes the places of this block's tokens, and a few entries of the tables. `group`: of this thread's token.
+__device__ __forceinline__ void scatter_tokens(const int32_t* groups, int group, const GroupingTables& tables) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens;
-  for (int group = threadIdx.x; group <= tables.num_groups; group += kBlockTokens) {
-    int64_t place = tables.first_token[group] + tables.counts[row + group];
-    for (int i = 0; i < tokens; ++i) {
-      if (groups[i] == group) tables.tokens[place++] = first + i;
-    }
+  if (group >= 0) {
+    const int32_t earlier = tables.counts[static_cast<int64_t>(blockIdx.x) * (tables.num_groups + 1) + group];
+    const int32_t place = tables.first_token[group] + earlier + count_group(groups, group, threadIdx.x);
+    tables.tokens[place] = first + threadIdx.x;
   }
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kBlockTokens;
   for (int64_t i = first + threadIdx.x; i < tables.max_tiles; i += stride) {
@@ -121,14 +195,48 @@ __global__ void group_scatter_kernel(const GroupingTables tables) {
   }
 }
 
+__global__ void __launch_bounds__(kBlockTokens) group_count_kernel(const GroupingTables tables) {
+  ADAPTERX_SHARED_MEMORY(bytes);
+  const GroupingMemory memory(bytes, tables.num_groups);
+  load_groups(memory.groups, tables);
+  count_groups(memory.groups, tables);
+}
+
+__global__ void __launch_bounds__(kBlockTokens) group_scan_kernel(const GroupingTables tables, int blocks) {
+  ADAPTERX_SHARED_MEMORY(bytes);
+  const GroupingMemory memory(bytes, tables.num_groups);
+  scan_blocks(memory, tables, blocks);
+  scan_groups(memory, tables);
+}
+
+__global__ void __launch_bounds__(kBlockTokens) group_scatter_kernel(const GroupingTables tables) {
+  ADAPTERX_SHARED_MEMORY(bytes);
+  const GroupingMemory memory(bytes, tables.num_groups);
+  const int group = load_groups(memory.groups, tables);
+  scatter_tokens(memory.groups, group, tables);
+}
+
+__global__ void __launch_bounds__(kBlockTokens) group_block_kernel(const GroupingTables tables) {
+  ADAPTERX_SHARED_MEMORY(bytes);
+  const GroupingMemory memory(bytes, tables.num_groups);
+  const int group = load_groups(memory.groups, tables);
+  count_groups(memory.groups, tables);
+  __syncthreads();
+  scan_blocks(memory, tables, 1);
+  scan_groups(memory, tables);
+  __syncthreads();
+  scatter_tokens(memory.groups, group, tables);
+}
+
 // Lays the tables out; with a null workspace only the size matters.
 GroupingTables lay_out(void* workspace, int64_t num_tokens, int64_t num_groups, int32_t row_tile, int64_t* bytes) {
   GroupingTables tables;
   tables.num_tokens = num_tokens;
   tables.num_groups = static_cast<int>(num_groups);
   tables.row_tile = row_tile;
-  tables.max_tiles = num_tokens / row_tile + num_groups + 1;
-  tables.max_ranges = num_tokens / kRangeTokens + num_groups;
+  // The most that full tiles and one last tile for each group that has tokens can be.
+  tables.max_tiles = num_tokens / row_tile + std::min(num_groups + 1, num_tokens);
+  tables.max_ranges = num_tokens / kRangeTokens + std::min(num_groups, num_tokens);
   int64_t offset = 0;
   const auto take = [&](auto*& pointer, int64_t count) {
     const auto address = reinterpret_cast<uintptr_t>(workspace) + static_cast<uintptr_t>(offset);
@@ -162,13 +270,14 @@ Grouping grouping_in(void* workspace, int64_t num_tokens, int64_t num_groups, in
 cudaError_t group_tokens(const int64_t* indices, int64_t num_tokens, int64_t num_groups, int32_t row_tile,
                          void* workspace, cudaStream_t stream) {
   if (num_groups < 1 || num_groups > kMaxGroups || num_tokens >= int64_t{1} << 31) return cudaErrorInvalidValue;
-  if (num_tokens / kRangeTokens + num_groups > kMaxRanges) return cudaErrorInvalidValue;
   if (num_tokens == 0) return cudaSuccess;
   GroupingTables tables = lay_out(workspace, num_tokens, num_groups, row_tile, nullptr);
+  if (tables.max_ranges > kMaxRanges) return cudaErrorInvalidValue;
   tables.indices = indices;
   const auto blocks = static_cast<unsigned>(ceil_div(num_tokens, kBlockTokens));
-  const LaunchShape over_tokens = {dim3(blocks), dim3(kBlockTokens), kBlockTokens * 4};
-  const LaunchShape one_block = {dim3(1), dim3(kBlockTokens), round_up((num_groups + 1) * 4, 16)};
+  const LaunchShape over_tokens = {dim3(blocks), dim3(kBlockTokens), GroupingMemory::bytes(num_groups, false)};
+  const LaunchShape one_block = {dim3(1), dim3(kBlockTokens), GroupingMemory::bytes(num_groups, true)};
+  if (blocks == 1) return launch(group_block_kernel, one_block, stream, tables);
   cudaError_t error = launch(group_count_kernel, over_tokens, stream, tables);
   if (error != cudaSuccess) return error;
   error = launch(group_scan_kernel, one_block, stream, tables, static_cast<int>(blocks));

@@ -28,7 +28,7 @@ struct Grouping {
   const int32_t* first_range = nullptr;  // num_groups + 1 entries
 };
 
-inline constexpr int64_t kMaxGroups = 4096;    // the scan keeps one count a group in shared memory
+inline constexpr int64_t kMaxGroups = 4096;    // the scan keeps two numbers a group in 48 KiB of shared memory
 inline constexpr int64_t kRangeTokens = 2048;  // each range costs a set of partial sums of both weights
 
 // Bytes of device memory for the sorted order and its tables, 256-byte aligned.
@@ -37,8 +37,9 @@ int64_t grouping_workspace(int64_t num_tokens, int64_t num_groups, int32_t row_t
 // Where group_tokens puts what into the workspace.
 Grouping grouping_in(void* workspace, int64_t num_tokens, int64_t num_groups, int32_t row_tile);
 
-// Three launches. indices: num_tokens numbers of [-1, num_groups), -1 for no adapter; any other number traps (the
-// launch fails, as an index out of range does in PyTorch). num_tokens must be less than 2^31.
+// Three launches, or one for at most 256 tokens. indices: num_tokens numbers of [-1, num_groups), -1 for no adapter;
+// any other number is a device-side assertion, as an index out of range is in PyTorch. num_tokens must be less than
+// 2^31.
 cudaError_t group_tokens(const int64_t* indices, int64_t num_tokens, int64_t num_groups, int32_t row_tile,
                          void* workspace, cudaStream_t stream);
 

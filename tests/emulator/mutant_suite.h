@@ -1,0 +1,120 @@
+// What the parts of the mutation suite share: tensors in guarded memory, float64 arithmetic, schedules.
+#pragma once
+
+#include <cstdio>
+#include <vector>
+
+#include "bottleneck_adapter.h"
+#include "cuda_emulator.h"
+
+namespace suite {
+
+using namespace adapterx;
+using namespace adapterx::cuda;
+using Values = std::vector<double>;
+
+inline void require(bool ok, const char* what) {
+  if (ok) return;
+  std::printf("caught: %s\n", what);
+  std::exit(1);
+}
+
+inline float round_to_bfloat16(double x) {
+  return emulator::bfloat16_float(emulator::bfloat16_bits(static_cast<float>(x)));
+}
+
+// A bfloat16 or fp32 tensor in guarded memory.
+struct Tensor {
+  ScalarType dtype = ScalarType::bfloat16;
+  emulator::GuardedMemory memory;
+
+  explicit Tensor(size_t count, ScalarType dtype = ScalarType::bfloat16)
+      : dtype(dtype), memory(count * (dtype == ScalarType::float32 ? 4 : 2)) {}
+  explicit Tensor(const Values& values, ScalarType dtype = ScalarType::bfloat16) : Tensor(values.size(), dtype) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (dtype == ScalarType::float32) {
+        floats()[i] = static_cast<float>(values[i]);
+      } else {
+        bits()[i] = emulator::bfloat16_bits(static_cast<float>(values[i]));
+      }
+    }
+  }
+  float* floats() const { return reinterpret_cast<float*>(memory.data()); }
+  uint16_t* bits() const { return reinterpret_cast<uint16_t*>(memory.data()); }
+  std::vector<uint16_t> copy() const { return {bits(), bits() + memory.size() / 2}; }
+  Values values() const {
+    Values result;
+    if (dtype == ScalarType::float32) return {floats(), floats() + memory.size() / 4};
+    for (size_t i = 0; i < memory.size() / 2; ++i) result.push_back(emulator::bfloat16_float(bits()[i]));
+    return result;
+  }
+};
+
+inline Values normal(size_t count, double scale, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> distribution(0.0, scale);
+  Values values(count);
+  for (double& x : values) x = round_to_bfloat16(distribution(generator));
+  return values;
+}
+
+// Both in norm and element by element: a single wrong element of a large matrix must not drown.
+inline void require_close(const Values& actual, const Values& exact, const char* what, double tolerance = 8e-3) {
+  double difference = 0, norm = 0, worst = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const double error = std::fabs(actual[i] - exact[i]);
+    require(!std::isnan(error), what);
+    difference += error * error;
+    norm += exact[i] * exact[i];
+    worst = std::max(worst, error);
+  }
+  require(std::sqrt(difference) <= tolerance * std::sqrt(norm), what);
+  require(worst <= 8 * tolerance * std::sqrt(norm / exact.size()), what);
+}
+
+inline double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
+inline double gelu_derivative(double x) {
+  return 0.5 * (1 + std::erf(x / std::sqrt(2.0))) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * M_PI);
+}
+
+// a (rows x inner) @ b (inner x columns); a flag reads the stored matrix transposed.
+inline Values matmul(const Values& a, const Values& b, size_t rows, size_t inner, size_t columns, bool ta, bool tb) {
+  Values c(rows * columns);
+  for (size_t i = 0; i < rows; ++i) {
+    for (size_t k = 0; k < inner; ++k) {
+      const double x = ta ? a[k * rows + i] : a[i * inner + k];
+      for (size_t j = 0; j < columns; ++j) c[i * columns + j] += x * (tb ? b[j * inner + k] : b[k * columns + j]);
+    }
+  }
+  return c;
+}
+
+struct Case {
+  size_t tokens, columns, m;
+  TilePlan plan;
+  const char* name;
+};
+
+inline constexpr double kScaling = 0.7;
+
+inline Problem problem_of(const Case& c) {
+  const auto d = static_cast<int64_t>(c.columns);
+  return {ScalarType::bfloat16,     Activation::gelu, kScaling, static_cast<int64_t>(c.tokens), d, d,
+          static_cast<int64_t>(c.m)};
+}
+
+// Runs `body` on every schedule and requires the same bits each time.
+template <class Body>
+void on_every_schedule(const char* name, const Body& body) {
+  std::vector<std::vector<uint16_t>> first;
+  for (int schedule = 0; schedule < 6; ++schedule) {
+    emulator::machine().options = {static_cast<emulator::Order>(schedule % 3), schedule >= 3, 7u + schedule};
+    const std::vector<std::vector<uint16_t>> result = body(schedule == 0);
+    if (schedule == 0) first = result;
+    require(result == first, name);
+  }
+}
+
+void run_grouped();  // mutant_suite_grouped.cpp
+
+}  // namespace suite
