@@ -94,6 +94,7 @@ except (RuntimeError, ValueError) as error:
     # After a failed device assertion PyTorch may abort on the way out; it has said why by then.
     assert done.returncode != 0, done.stdout
     assert "rror" in done.stdout, done.stdout + done.stderr
+    assert "adapter_indices must be -1 or the number of an adapter" in done.stdout + done.stderr
     if device == "cuda":
         assert "device-side assert" in done.stdout, done.stdout
 
