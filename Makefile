@@ -3,22 +3,25 @@ PYTHON ?= python3
 # Any torch >= 2.11 will do. A CPU build is enough and spares gigabytes, e.g. TORCH='torch==2.13.0+cpu'.
 TORCH  ?= torch==2.13.0
 VENV   := .venv
-SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h)
+SOURCES := $(shell find csrc -type f)
+# Where `make gpu-check` writes what it measured.
+RESULTS ?= runs/gpu-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test emulate cuda-check lint format bench bench-table cmake-check clean
+.PHONY: help install demo test emulate cuda-check gpu-check cmake-check cmake-cuda-check lint format bench bench-table clean
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q '$(TORCH)' 'setuptools>=77' ninja
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py version.txt $(SOURCES)
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py cuda_toolkit.py version.txt $(SOURCES)
 	$(VENV)/bin/pip install -q --no-build-isolation -e '.[train,onnx,test,lint]'
+	@$(VENV)/bin/python -c 'import adapterx.ops; print("installed, kernels:", adapterx.ops.build_info())'
 	touch $@
 
 install: $(VENV)/.installed  ## create .venv, install, build the extension
@@ -33,13 +36,23 @@ emulate: install  ## run the CUDA device code on the host, and see every planted
 	$(VENV)/bin/python -m pytest tests/test_emulator.py
 	$(VENV)/bin/python tests/emulator/mutants.py --jobs 2
 
-cuda-check: install  ## compile the CUDA kernels for sm_80, sm_90, sm_100 + PTX (needs nvcc, no GPU): no spills, no local memory
-	$(VENV)/bin/python tests/cuda/check_ptxas.py --arch 80 90 100 --jobs 2
+cuda-check:  ## without a GPU: build the CUDA extension in .venv-cuda for sm_80, sm_90, sm_100 + PTX, load it, check every kernel
+	$(PYTHON) tests/cuda/check_extension.py
 
-cmake-check: install  ## build the same library with CMake, install it and find it from another project
-	$(VENV)/bin/cmake -S . -B build/cmake -GNinja -DCMAKE_PREFIX_PATH="$$($(VENV)/bin/python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+gpu-check:  ## on a machine with a GPU: build, test, sanitize, measure
+	$(PYTHON) tests/cuda/gpu_check.py --results $(RESULTS)
+
+cmake-check: install  ## build the same library with CMake, install it, find it from another project and call it
+	$(VENV)/bin/cmake -S . -B build/cmake -GNinja -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python
 	$(VENV)/bin/cmake --build build/cmake
 	$(VENV)/bin/cmake --install build/cmake --prefix build/cmake/installed
+	$(VENV)/bin/cmake -S tests/cmake_consumer -B build/cmake_consumer -GNinja \
+	  -DCMAKE_PREFIX_PATH="$(CURDIR)/build/cmake/installed;$$($(VENV)/bin/python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	$(VENV)/bin/cmake --build build/cmake_consumer
+	build/cmake_consumer/consumer
+
+cmake-cuda-check: install  ## cuda-check of the library that CMake builds
+	$(PYTHON) tests/cuda/check_extension.py --cmake
 
 lint: install  ## ruff and clang-format, changing nothing
 	$(VENV)/bin/ruff check .
