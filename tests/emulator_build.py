@@ -1,4 +1,4 @@
-"""Build the module that runs the CUDA kernels on the host, with CMake, and import it."""
+"""Build what runs the CUDA kernels on the host, with CMake."""
 
 import importlib.util
 import os
@@ -27,21 +27,38 @@ def load_module(name: str, path: Path) -> ModuleType:
     return module
 
 
-def build_emulator() -> ModuleType:
-    """Build `adapterx_emulator`; a build that fails is a failure, a missing tool a reason to skip."""
-    pybind11 = pytest.importorskip("pybind11")
+def _build(source: Path, build: Path, target: str, options: dict[str, str]) -> None:
+    """Run CMake; a build that fails is a failure, a missing tool a reason to skip."""
     pytest.importorskip("cmake", reason="the emulator is built with cmake")
     pytest.importorskip("ninja", reason="the emulator is built with ninja")
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("the emulator is built with a C++ compiler")
     tools = Path(sys.executable).parent
-    configure = [
-        tools / "cmake", "-S", SOURCE, "-B", BUILD, "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}",
-        f"-DCMAKE_PREFIX_PATH={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}",
-        "-DPYBIND11_FINDPYTHON=ON", f"-DADAPTERX_SANITIZE={'ON' if SANITIZE else 'OFF'}",
-    ]  # fmt: skip
-    for command in (configure, [tools / "cmake", "--build", BUILD, "--target", "adapterx_emulator"]):
+    options = {"CMAKE_MAKE_PROGRAM": str(tools / "ninja"), **options}
+    configure = [tools / "cmake", "-S", source, "-B", build, "-GNinja", *(f"-D{k}={v}" for k, v in options.items())]
+    for command in (configure, [tools / "cmake", "--build", build, "--target", target]):
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def build_emulator() -> ModuleType:
+    """Build `adapterx_emulator` and import it."""
+    pybind11 = pytest.importorskip("pybind11")
+    options = {
+        "CMAKE_PREFIX_PATH": pybind11.get_cmake_dir(),
+        "Python_EXECUTABLE": sys.executable,
+        "PYBIND11_FINDPYTHON": "ON",
+        "ADAPTERX_SANITIZE": "ON" if SANITIZE else "OFF",
+    }
+    _build(SOURCE, BUILD, "adapterx_emulator", options)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return load_module("adapterx_emulator", BUILD / f"adapterx_emulator{suffix}")
+
+
+def build_emulated_operators() -> Path:
+    """Build the operator library whose CUDA implementation runs on CPU tensors; return its path."""
+    import torch
+
+    build = ROOT / "build" / "emulated_operators"
+    _build(SOURCE / "operators", build, "adapterx_emulated", {"CMAKE_PREFIX_PATH": torch.utils.cmake_prefix_path})
+    return build / "libadapterx_emulated.so"
