@@ -158,9 +158,10 @@ const char* multiply(const Product& p, const Blas& blas, cudaStream_t stream) {
   const bool refused = searched == CUBLAS_STATUS_NOT_SUPPORTED || searched == CUBLAS_STATUS_INVALID_VALUE;
   if (count == 0 && (searched == CUBLAS_STATUS_SUCCESS || refused)) return kNoAlgorithm;
   if (searched != CUBLAS_STATUS_SUCCESS) return in_words(searched);
-  return in_words(p.dtype == ScalarType::float64
-                      ? run<double>(p, blas, description, a, b, addend, c, d, found.algo, stream)
-                      : run<float>(p, blas, description, a, b, addend, c, d, found.algo, stream));
+  const cublasStatus_t ran = p.dtype == ScalarType::float64
+                                 ? run<double>(p, blas, description, a, b, addend, c, d, found.algo, stream)
+                                 : run<float>(p, blas, description, a, b, addend, c, d, found.algo, stream);
+  return ran == CUBLAS_STATUS_NOT_SUPPORTED ? kNoAlgorithm : in_words(ran);
 }
 
 }  // namespace adapterx::cuda
