@@ -99,7 +99,7 @@ class Running:
         except subprocess.TimeoutExpired:
             timed_out = True
             self._end()
-        seconds = time.monotonic() - self.start
+        seconds = round(time.monotonic() - self.start, 1)
         self.file.seek(0)
         output = self.file.read().decode("utf-8", "replace")
         self.file.close()
