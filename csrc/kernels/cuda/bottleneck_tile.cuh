@@ -295,22 +295,29 @@ __device__ __forceinline__ void second_product(const TileBlock<Config>& block,
   store_output(block, arguments, chunk * Config::kChunk + first);
 }
 
-// Tokens without adapter: the output is the base alone, or zero.
+// Tokens without adapter: the output is the base alone, or zero. A warp owns a row at a time.
 template <class Config, class Middle>
 __device__ __forceinline__ void copy_base(const TileBlock<Config>& block,
                                           const TileArguments<typename Config::Element>& arguments,
                                           const Middle& middle) {
   using Element = typename Config::Element;
   const Matrix<Element>& base = arguments.replacement.data != nullptr ? arguments.replacement : arguments.tile;
-  const int columns = min(arguments.tile.columns - block.column0, arguments.slice);
-  for (int row = 0; row < Config::kRows && block.tokens[row] >= 0; ++row) {
+  const int columns = arguments.output == nullptr ? 0 : min(arguments.tile.columns - block.column0, arguments.slice);
+  const bool vector = arguments.output_vector && base.vector;
+  const int width = vector ? kVectorWidth<Element> : 1;
+  for (int row = threadIdx.x / 32; row < Config::kRows && block.tokens[row] >= 0; row += Config::kThreads / 32) {
     const int64_t token = block.tokens[row];
-    for (int i = threadIdx.x; i < columns && arguments.output != nullptr; i += Config::kThreads) {
-      const int column = block.column0 + i;
-      arguments.output[token * arguments.tile.columns + column] =
-          arguments.add_base ? base.data[token * base.stride + column] : from_compute<Element>(0.f);
+    const Element* from = base.data + token * base.stride + block.column0;
+    Element* to = arguments.output + token * arguments.tile.columns + block.column0;
+    for (int i = block.lane * width; i < columns; i += 32 * width) {
+      if (vector) {
+        *reinterpret_cast<uint4*>(to + i) = arguments.add_base ? *reinterpret_cast<const uint4*>(from + i) : uint4{};
+      } else {
+        to[i] = arguments.add_base ? from[i] : from_compute<Element>(0.f);
+      }
     }
-    if (block.rank == 0 && threadIdx.x < Config::kBottleneck / 4) middle.clear(token, threadIdx.x * 4);
+    if (block.rank != 0) continue;
+    for (int column = block.lane * 4; column < Config::kBottleneck; column += 128) middle.clear(token, column);
   }
 }
 

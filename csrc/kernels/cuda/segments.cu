@@ -1,4 +1,5 @@
 // Launches the general grouped kernels.
+#include <algorithm>
 #include <limits>
 
 #include "rowwise.h"
@@ -132,15 +133,17 @@ cudaError_t launch_grad_input(const Problem& problem, const BackwardTensors& ten
                               down_weight<Element>(problem, tensors.down_weight), finish, grouping, stream);
 }
 
-// Fills in how many windows `product` has; without the weight only the first column of windows, for the bias.
+// Fills in and returns how many windows `product` has; without the weight only the first column of windows, for the
+// bias.
 template <typename Element>
-void set_windows(GradientProduct<Element>& product, bool wanted, bool weight) {
+int64_t set_windows(GradientProduct<Element>& product, bool wanted, bool weight) {
   using Config = SegmentConfig<Element>;
   if (!weight) product.right.columns = 0;
-  product.column_windows =
-      static_cast<int>(std::max(int64_t{1}, ceil_div(product.right.columns, int64_t{Config::kColumns})));
-  const auto row_windows = static_cast<int>(ceil_div(product.left.columns, int64_t{Config::kRows}));
-  product.windows = wanted ? row_windows * product.column_windows : 0;
+  const int64_t column_windows = std::max(int64_t{1}, ceil_div(product.right.columns, Config::kColumns));
+  const int64_t windows = wanted ? ceil_div(product.left.columns, Config::kRows) * column_windows : 0;
+  product.column_windows = static_cast<int>(column_windows);
+  product.windows = static_cast<int>(windows);
+  return windows;
 }
 
 // Partial sums of the weight and bias gradients.
@@ -166,14 +169,14 @@ cudaError_t launch_weight_gradients(const Problem& problem, const BackwardTensor
                     layout.down_weight(),
                     layout.padded_input,
                     layout.down_bias()};
-  set_windows(arguments.up, plan.up, tensors.grad_up_weight != nullptr);
-  set_windows(arguments.down, plan.down, tensors.grad_down_weight != nullptr);
+  const int64_t windows = set_windows(arguments.up, plan.up, tensors.grad_up_weight != nullptr) +
+                          set_windows(arguments.down, plan.down, tensors.grad_down_weight != nullptr);
+  if (windows > kMaxGridX) return cudaErrorInvalidValue;
   arguments.ranges = grouping.ranges;
   arguments.tokens = grouping.tokens;
   arguments.partial = reinterpret_cast<Compute<Element>*>(workspace + plan.partial_offset);
   arguments.range_size = layout.size();
-  const LaunchShape shape = {dim3(static_cast<unsigned>(arguments.up.windows + arguments.down.windows),
-                                  static_cast<unsigned>(grouping.max_ranges)),
+  const LaunchShape shape = {dim3(static_cast<unsigned>(windows), static_cast<unsigned>(grouping.max_ranges)),
                              dim3(Config::kThreads), Config::kSharedMemory};
   return launch(segment_gradient_kernel<Config>, shape, stream, arguments);
 }
