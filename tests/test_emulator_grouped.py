@@ -398,6 +398,19 @@ def test_segments_cost_only_what_is_wanted(emulator):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_segments_gradient_of_the_up_bias_needs_no_bottleneck(emulator, dtype):
+    """It is a sum of grad_output alone: the bits are those that a call with all tensors gives."""
+    case = GroupedCase(emulator, 30, 70, 8, 3, dtype=dtype)
+    everything = case.segments_backward()
+    gradients = [*(None for _ in range(4)), case.empty(3, 70)]
+    emulator.segments_backward(
+        case.dy, None, case.empty(30, 0), case.empty(3, 0, 70), case.empty(3, 70, 0), gradients, activation="gelu",
+        scaling=0.7, add_grad_output=False, indices=case.indices,
+    )  # fmt: skip
+    np.testing.assert_array_equal(gradients[4], everything[4])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_segments_do_not_depend_on_the_other_tokens(emulator, dtype):
     """Each adapter's tokens and gradients have the bits of a problem with this adapter alone."""
     case = GroupedCase(emulator, 150, 70, 20, 3, input_size=40, dtype=dtype)
