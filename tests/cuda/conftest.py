@@ -4,16 +4,15 @@ On "cuda". With ADAPTERX_TEST_DEVICE=cpu on the CPU instead, so that the tests t
 they see a GPU; with ADAPTERX_LIBRARY the operators are then those of CUDA with emulated kernels.
 """
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from cuda_cases import DEVICE, capability
 
 from adapterx import build_info
 
 FOLDER = Path(__file__).parent
-DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
 
 
 def pytest_collection_modifyitems(items):
@@ -54,11 +53,3 @@ def pin(device, monkeypatch):
         monkeypatch.setenv("ADAPTERX_CUDA_PATH", path)
 
     return pin_path
-
-
-def capability():
-    """Return 10 * major + minor of the device, or of the one that is emulated."""
-    if DEVICE == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        return 10 * major + minor
-    return int(os.environ.get("ADAPTERX_EMULATED_CAPABILITY", "90"))

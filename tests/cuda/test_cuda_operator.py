@@ -12,6 +12,7 @@ from cuda_cases import (
     check_forward,
     check_gradients,
     names_of,
+    skip_what_does_not_fit,
     to_device,
 )
 from ops_cases import (
@@ -42,6 +43,7 @@ def square(shape):
 @pytest.mark.parametrize("shape", TILE_SHAPES, ids=names_of)
 def test_every_path_forward(shape, path, dtype, device, pin):
     pin(path)
+    skip_what_does_not_fit(shape, path)
     check_forward(compute, make_arguments(*square(shape), dtype=dtype, without=("residual",)), device)
     check_forward(compute, arguments_of("sequential", *square(shape), dtype=dtype), device, activation="silu")
     bare = make_arguments(*square(shape), dtype=dtype, without=("down_bias", "up_bias"))
@@ -53,6 +55,7 @@ def test_every_path_forward(shape, path, dtype, device, pin):
 @pytest.mark.parametrize("shape", TILE_SHAPES, ids=names_of)
 def test_every_path_backward(shape, path, dtype, device, pin):
     pin(path)
+    skip_what_does_not_fit(shape, path)
     for layout in LAYOUTS:
         check_gradients(compute, arguments_of(layout, *square(shape), dtype=dtype), device)
     bare = arguments_of("bare", *square(shape), dtype=dtype, without=("down_bias", "up_bias"))
