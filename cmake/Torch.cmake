@@ -25,6 +25,10 @@ message(STATUS "adapterx: building the ${ADAPTERX_CUDA_MESSAGE}")
 if(ADAPTERX_WITH_CUDA)
   set(CMAKE_CUDA_COMPILER "${ADAPTERX_CUDA_COMPILER}")
   set(CMAKE_CUDA_ARCHITECTURES OFF)  # the target names its own
+  # CMake tries the compiler by linking a program, for which the one in pip's packages looks in folders that are not there.
+  list(GET ADAPTERX_CUDA_LIBRARIES 0 ADAPTERX_CUDA_RUNTIME)
+  get_filename_component(ADAPTERX_CUDA_RUNTIME_DIR "${ADAPTERX_CUDA_RUNTIME}" DIRECTORY)
+  set(ENV{LIBRARY_PATH} "${ADAPTERX_CUDA_RUNTIME_DIR}:$ENV{LIBRARY_PATH}")
   enable_language(CUDA)
 endif()
 # Torch's own search for CUDA knows neither the toolkit in pip's packages nor libraries with versioned names, fails where
