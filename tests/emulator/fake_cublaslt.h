@@ -22,9 +22,7 @@ enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_FAST_TF32
 enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
 enum cublasLtEpilogue_t {
   CUBLASLT_EPILOGUE_DEFAULT = 1,
-  CUBLASLT_EPILOGUE_RELU = 2,
   CUBLASLT_EPILOGUE_BIAS = 4,
-  CUBLASLT_EPILOGUE_RELU_BIAS = 6,
   CUBLASLT_EPILOGUE_GELU = 32,
   CUBLASLT_EPILOGUE_GELU_BIAS = 36,
   CUBLASLT_EPILOGUE_GELU_AUX = 160,
@@ -270,7 +268,6 @@ void run(const Description& o, Scale alpha, const Operand& a, const Operand& b, 
       if (beta != Scale(0)) value += beta * load(c, lc.type, column * lc.ld + row);  // C is not read where beta is 0
       if (has_bias(o.epilogue)) value += load(o.bias, ld.type, row);
       if (has_aux(o.epilogue)) store(o.aux, ld.type, column * o.aux_ld + row, value);
-      if (o.epilogue & CUBLASLT_EPILOGUE_RELU) value = value > 0 ? value : 0;
       if (has_gelu(o.epilogue)) value = gelu(value);
       store(d, ld.type, column * ld.ld + row, value);
     }

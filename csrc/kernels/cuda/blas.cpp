@@ -1,8 +1,9 @@
 // The sequence of products and row-wise kernels. Epilogues are used where they compute exactly what is wanted:
-//   relu                 forward without saved pre-activation
+//   bias                 always
 //   tanh-GELU            bfloat16 only (cuBLASLt's tanh is an approximation that fp16 and fp32 would show)
-//   column sums          with scaling 1 only (the sums would not be scaled)
-// Where cuBLASLt refuses an epilogue, the plain product and a row-wise kernel do the same.
+//   column sums          with scaling 1 only (the sums would not be scaled), and 16-bit types
+// Not ReLU: cuBLASLt's may turn a NaN into zero, PyTorch's passes it on. Where cuBLASLt refuses an epilogue, the plain
+// product and a row-wise kernel do the same.
 #include "blas.h"
 
 #include "blas_product.h"
@@ -78,7 +79,6 @@ struct ForwardWorkspace {
 // The epilogue that does all that stands between the two products, if there is one.
 Epilogue activation_epilogue(const Problem& problem, const ForwardTensors& tensors) {
   const bool save = tensors.pre_activation != nullptr;
-  if (problem.activation == Activation::relu && !save) return Epilogue::relu;
   if (problem.activation == Activation::gelu_tanh && problem.dtype == ScalarType::bfloat16) {
     if (!save) return Epilogue::gelu_tanh;
     if (problem.bottleneck_dim % 8 == 0) return Epilogue::gelu_tanh_aux;

@@ -16,8 +16,7 @@ struct RowMajor {
 enum class Epilogue {
   none,
   bias,
-  relu,           // with the bias, where one is given
-  gelu_tanh,      // likewise
+  gelu_tanh,      // with the bias, where one is given
   gelu_tanh_aux,  // likewise; what the activation sees goes to `aux`
   sum_of_first    // the column sums of the stored `a` go to `bias`
 };
