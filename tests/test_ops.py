@@ -111,7 +111,7 @@ def test_layouts_of_hidden_states_and_residual(layout):
 def test_strided_rows_are_read_in_place(layout):
     hidden_states = layouts()[layout]
     arguments = [hidden_states, hidden_states, *make_arguments((), 24, 24, 5)[2:]]
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         compute(arguments)
     called = {event.name for event in profile.events()}
     assert "adapterx::bottleneck_adapter" in called

@@ -11,7 +11,8 @@ const char* backward_name(bool grouped) {
   return grouped ? "grouped_bottleneck_adapter_backward" : "bottleneck_adapter_backward";
 }
 
-std::string_view dtype_name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
+// A copy: before torch 2.13 the names come as a temporary pair of strings.
+std::string dtype_name(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
 
 // `expect_true` records the condition as a fact about symbolic sizes instead of failing on those without a value.
 bool same(const c10::SymInt& a, const c10::SymInt& b) { return a.sym_eq(b).expect_true(__FILE__, __LINE__); }
