@@ -129,7 +129,7 @@ MUTANTS = [
     Mutant("segments: grad_output always added", "segments.cu", "tensors.add_grad_output ? tensors.grad_output : nullptr", "tensors.grad_output"),
     Mutant("segments: alignment of rows not looked at", "segments.cu", "is_aligned(data, 16) && columns % kVectorWidth<Element> == 0", "is_aligned(data, 16)"),
     Mutant("segments: no space for the gradient", "segments.cu", "(plan.gradient ? narrow_bytes(problem) : 0)", "0"),
-    Mutant("segments: windows of the weight nobody wants", "segments.cu", "  if (!weight) product.right.columns = 0;\n", ""),
+    Mutant("segments: windows of the weight nobody wants", "segments.cu", "    product.right.columns = 0;\n", ""),
     # The tile kernels with several adapters.
     Mutant("weights of the first adapter", "bottleneck_tile.cuh", "weight.data += group * weight.rows * weight.columns;", ""),
     Mutant("up bias of the first adapter", "bottleneck_tile.cuh", "static_cast<int64_t>(block.group) * columns + first", "first"),

@@ -93,9 +93,11 @@ cudaError_t launch_weight_gradient(const Problem& problem, const BackwardTensors
   arguments.activated = make_matrix<Element>(bytes + plan.activated_offset(), m, tokens, m);
   arguments.hidden_states = make_matrix<Element>(tensors.hidden_states, tensors.hidden_states_stride, tokens, columns);
   arguments.grad_pre_activation = make_matrix<Element>(bytes + plan.gradient_offset(), m, tokens, m);
-  // A bias gradient alone needs no hidden states: without columns the window is zeros and nothing is read.
   const bool down_bias_only = tensors.grad_down_weight == nullptr;
-  if (down_bias_only) arguments.hidden_states.columns = 0;
+  if (down_bias_only) {  // no hidden states: zeros are copied in their place, from an address that exists
+    arguments.hidden_states = arguments.grad_output;
+    arguments.hidden_states.columns = 0;
+  }
   arguments.partial = reinterpret_cast<float*>(bytes + plan.partial_offset());
   arguments.layout = plan.layout;
   arguments.range_tokens = plan.range_tokens;

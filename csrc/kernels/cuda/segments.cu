@@ -138,7 +138,10 @@ cudaError_t launch_grad_input(const Problem& problem, const BackwardTensors& ten
 template <typename Element>
 int64_t set_windows(GradientProduct<Element>& product, bool wanted, bool weight) {
   using Config = SegmentConfig<Element>;
-  if (!weight) product.right.columns = 0;
+  if (!weight) {
+    product.right = product.left;  // zeros are copied in its place, from an address that exists
+    product.right.columns = 0;
+  }
   const int64_t column_windows = std::max(int64_t{1}, ceil_div(product.right.columns, Config::kColumns));
   const int64_t windows = wanted ? ceil_div(product.left.columns, Config::kRows) * column_windows : 0;
   product.column_windows = static_cast<int>(column_windows);
