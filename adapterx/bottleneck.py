@@ -127,7 +127,8 @@ class BottleneckAdapter(nn.Module):
 
 def compute_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
     """Return what an adapter with weights of this dtype computes in, here and now."""
-    # Autocast leaves float64 as it is, and does not know every device (the meta device, for one).
-    if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # Autocast leaves float64 as it is and refuses to say anything about the meta device. The call that asks whether it
+    # knows a device breaks the graph of torch.compile under torch 2.11.
+    if dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return dtype
