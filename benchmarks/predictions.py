@@ -30,7 +30,8 @@ def predict_us(implementation: str, case: Case) -> float:
 def prediction_table() -> str:
     """Return the table of predictions."""
     lines = [
-        "| predicted: tokens × hidden, bottleneck | mode | adapterx, µs | / copy | cuBLASLt / adapterx | eager / adapterx |",
+        "| predicted: tokens × hidden, bottleneck | mode "
+        "| adapterx, µs | / copy | cuBLASLt / adapterx | eager / adapterx |",
         "|---|---|---|---|---|---|",
     ]
     for shape in SHAPES[:4]:
