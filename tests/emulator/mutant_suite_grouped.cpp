@@ -269,6 +269,7 @@ void run_grouped() {
     test_sort(200, 3, 16);
     test_sort(1300, 3, 64);
     test_sort(600, 300, 16);
+    test_sort(1300, 100, 64);
     test_grouped();
   }
   test_segments({90, 70, 41, 9, 3, kFloat, 3, "segments, unaligned, two windows of input_size"}, true, false);
