@@ -112,3 +112,116 @@ def check_backward(case, **options):
         if actual is not None:
             assert_close(actual, right, yardstick, 2 if name == "grad_input" else 3, name)
     return gradients
+
+
+class GroupedCase(Case):
+    """`groups` sets of weights in one tensor, and an index for each token."""
+
+    def __init__(
+        self, emulator, tokens, hidden, bottleneck, groups, *, input_size=None, dtype="bfloat16", only=None, offset=0
+    ):
+        super().__init__(emulator, tokens, hidden, bottleneck, dtype=dtype, offset=offset)
+        rng = np.random.default_rng(5)
+        self.groups, self.input_size = groups, input_size or hidden
+        self.wd = self.put(rng.standard_normal((groups, bottleneck, self.input_size)) / np.sqrt(self.input_size))
+        self.wu = self.put(rng.standard_normal((groups, hidden, bottleneck)) / np.sqrt(bottleneck))
+        self.offset = 0  # biases and pre-activations have no strides
+        self.bd = self.put(rng.standard_normal((groups, bottleneck)) * 0.3)
+        self.bu = self.put(rng.standard_normal((groups, hidden)) * 0.3)
+        self.u = self.put(rng.standard_normal((tokens, bottleneck)))
+        self.offset = offset
+        if self.input_size != hidden:
+            self.h = self.put(rng.standard_normal((tokens, self.input_size)))
+        self.indices = emulator.guarded([tokens], np.dtype("int64"))
+        self.indices[...] = rng.integers(-1, groups, tokens) if only is None else only
+        self.u[self.indices < 0] = 0
+
+    def single(self, group):
+        """The tokens of one group as a problem of its own, for the kernels without groups."""
+        rows = self.indices == group
+        case = Case(self.emulator, int(rows.sum()), self.hidden, self.bottleneck, dtype=self.dtype)
+        for name in ("h", "residual", "dy", "u"):
+            getattr(case, name)[...] = getattr(self, name)[rows]
+        for name in ("wd", "wu", "bd", "bu"):
+            getattr(case, name)[...] = getattr(self, name)[group]
+        return case, rows
+
+    def alone(self, group):
+        """The tokens and weights of one group as a grouped problem with one adapter."""
+        rows = self.indices == group
+        case = GroupedCase(
+            self.emulator, int(rows.sum()), self.hidden, self.bottleneck, 1, input_size=self.input_size,
+            dtype=self.dtype, only=0,
+        )  # fmt: skip
+        for name in ("h", "residual", "dy", "u"):
+            getattr(case, name)[...] = getattr(self, name)[rows]
+        for name in ("wd", "wu", "bd", "bu"):
+            getattr(case, name)[0] = getattr(self, name)[group]
+        return case, rows
+
+    def base(self, residual):
+        """The tensor that the branch is added to."""
+        return {"same": self.h, "other": self.residual, None: None}[residual]
+
+    def segments_forward(
+        self, *, activation="gelu", scaling=0.7, residual="other", down_bias=True, up_bias=True, save=True, row_tile=64
+    ):
+        """Run the general kernels; return the arrays (output, pre_activation or None)."""
+        output = self.empty(self.tokens, self.hidden)
+        u = self.empty(self.tokens, self.bottleneck) if save else None
+        self.emulator.segments_forward(
+            self.h, self.base(residual), self.wd, self.bd if down_bias else None, self.wu,
+            self.bu if up_bias else None, output, u, activation=activation, scaling=scaling, indices=self.indices,
+            row_tile=row_tile,
+        )  # fmt: skip
+        return output, u
+
+    def segments_backward(
+        self, *, activation="gelu", scaling=0.7, add_grad_output=False, wanted=(True,) * 5, row_tile=64
+    ):
+        """Run the general kernels; return the five gradients, None where not wanted."""
+        shapes = ((self.tokens, self.input_size), self.wd.shape, self.bd.shape, self.wu.shape, self.bu.shape)
+        gradients = [self.empty(*shape) if want else None for shape, want in zip(shapes, wanted, strict=True)]
+        self.emulator.segments_backward(
+            self.dy, self.h if wanted[1] else None, self.u, self.wd, self.wu, gradients, activation=activation,
+            scaling=scaling, add_grad_output=add_grad_output, indices=self.indices, row_tile=row_tile,
+        )  # fmt: skip
+        return gradients
+
+    def expected_groups_forward(
+        self, dtype, *, activation="gelu", scaling=0.7, residual="other", down_bias=True, up_bias=True
+    ):
+        """Return (output, pre_activation) of the formula, one adapter after the other."""
+        h, wd, bd, wu, bu = map(ref.from_bits, (self.h, self.wd, self.bd, self.wu, self.bu))
+        base = None if residual is None else ref.from_bits(self.base(residual))
+        output = np.zeros((self.tokens, self.hidden)) if base is None else base.copy()
+        u = np.zeros((self.tokens, self.bottleneck))
+        for group in range(self.groups):
+            rows = self.indices == group
+            output[rows], u[rows] = ref.forward(
+                h[rows], None if base is None else base[rows], wd[group], bd[group] if down_bias else None, wu[group],
+                bu[group] if up_bias else None, activation=activation, scaling=scaling, dtype=dtype,
+            )  # fmt: skip
+        return output, u
+
+    def expected_groups_backward(self, dtype, *, activation="gelu", scaling=0.7, add_grad_output=False):
+        """Return the five gradients of the formula, one adapter after the other."""
+        dy, h, u, wd, wu = map(ref.from_bits, (self.dy, self.h, self.u, self.wd, self.wu))
+        dh = dy.copy() if add_grad_output else np.zeros((self.tokens, self.input_size))
+        gradients = [dh, *(np.zeros(x.shape) for x in (self.wd, self.bd, self.wu, self.bu))]
+        for group in range(self.groups):
+            rows = self.indices == group
+            dh[rows], *parts = ref.backward(
+                dy[rows], h[rows], u[rows], wd[group], wu[group], activation=activation, scaling=scaling,
+                add_grad_output=add_grad_output, dtype=dtype,
+            )  # fmt: skip
+            for gradient, part in zip(gradients[1:], parts, strict=True):
+                gradient[group] = part
+        return gradients
+
+
+def assert_same_bits(left, right):
+    """Compare lists of arrays; None stands for a gradient that was not wanted."""
+    for first, second in zip(left, right, strict=True):
+        if first is not None and second is not None:
+            np.testing.assert_array_equal(first, second)
