@@ -204,6 +204,15 @@ def test_build_info():
     assert info["cpu_capability"] in {"avx512_bf16", "avx512", "avx2", "baseline"}
 
 
+@pytest.mark.parametrize("name", ["bottleneck_adapter", "bottleneck_adapter_train"])
+def test_cuda_tensors_in_a_library_without_cuda_kernels(name):
+    if ops.build_info()["cuda"]:
+        pytest.skip("this library has CUDA kernels")
+    operator = getattr(torch.ops.adapterx, name).default
+    with pytest.raises(NotImplementedError, match=r"bottleneck_adapter: .* built without CUDA kernels.*ADAPTERX_CUDA=1"):
+        operator._op_dk(torch._C.DispatchKey.CUDA, *make_arguments(), "gelu", 1.0)
+
+
 def test_missing_library_names_the_path_and_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(ops, "LIBRARY", tmp_path / "libadapterx.so")
     with pytest.raises(ExtensionError, match=r"looked for .*libadapterx\.so; build it with `pip install"):

@@ -1,0 +1,28 @@
+// CUDA tensors in a library built without the CUDA kernels: say so, and what to do about it.
+#ifndef ADAPTERX_WITH_CUDA
+
+#include "registration.h"
+
+namespace adapterx::ops {
+namespace {
+
+[[noreturn]] void refuse(bool grouped) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, grouped ? "grouped_bottleneck_adapter" : "bottleneck_adapter",
+      ": the tensors must be on the CPU, because this adapterx was built without CUDA kernels, got CUDA tensors; "
+      "with a CUDA build of torch and a CUDA toolkit, `ADAPTERX_CUDA=1 pip install --no-build-isolation .` builds "
+      "them, "
+      "or says what it is missing");
+}
+
+Tensor forward_refused(const ForwardArguments& arguments) { refuse(arguments.grouped()); }
+TrainOutputs train_refused(const ForwardArguments& arguments) { refuse(arguments.grouped()); }
+Gradients backward_refused(const BackwardArguments& arguments) { refuse(arguments.grouped()); }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adapterx, CUDA, m) { register_operators<forward_refused, train_refused, backward_refused>(m); }
+
+}  // namespace adapterx::ops
+
+#endif
