@@ -209,7 +209,7 @@ def test_cuda_tensors_in_a_library_without_cuda_kernels(name):
     if ops.build_info()["cuda"]:
         pytest.skip("this library has CUDA kernels")
     operator = getattr(torch.ops.adapterx, name).default
-    with pytest.raises(NotImplementedError, match=r"bottleneck_adapter: .* built without CUDA kernels.*ADAPTERX_CUDA=1"):
+    with pytest.raises(NotImplementedError, match=r"_adapter: .* built without CUDA kernels.*ADAPTERX_CUDA=1"):
         operator._op_dk(torch._C.DispatchKey.CUDA, *make_arguments(), "gelu", 1.0)
 
 
