@@ -137,17 +137,16 @@ const char* up(const Problem& problem, const ForwardTensors& tensors, const Blas
 // ---- backward ----
 
 struct BackwardWorkspace {
-  bool through_activation;    // a wanted gradient passes through the activation
-  void* gradient = nullptr;   // of the pre-activation, (num_tokens, bottleneck_dim)
-  void* activated = nullptr;  // (num_tokens, bottleneck_dim)
-  void* sums = nullptr;       // of the column sums
+  bool through_activation;  // a wanted gradient passes through the activation
+  void* narrow = nullptr;   // (num_tokens, bottleneck_dim): the activation, then the gradient of the pre-activation
+  void* sums = nullptr;     // of the column sums
 
   BackwardWorkspace(const Problem& problem, const BackwardTensors& tensors, Parts& parts) {
     through_activation =
         tensors.grad_input != nullptr || tensors.grad_down_weight != nullptr || tensors.grad_down_bias != nullptr;
-    const int64_t bytes = problem.num_tokens * problem.bottleneck_dim * element_size(problem.dtype);
-    if (through_activation) gradient = parts.take(bytes);
-    if (tensors.grad_up_weight != nullptr) activated = parts.take(bytes);
+    if (through_activation || tensors.grad_up_weight != nullptr) {
+      narrow = parts.take(problem.num_tokens * problem.bottleneck_dim * element_size(problem.dtype));
+    }
     int64_t sum_bytes = 0;
     if (tensors.grad_down_bias != nullptr) sum_bytes = column_sum_workspace(narrow_shape(problem));
     if (tensors.grad_up_bias != nullptr) {
@@ -177,13 +176,13 @@ const char* up_gradients(const Problem& problem, const BackwardTensors& tensors,
     return tensors.grad_up_bias == nullptr ? nullptr : up_bias_gradient(problem, tensors, parts, stream);
   }
   const cudaError_t error = bias_activation(narrow_shape(problem), problem.activation, tensors.pre_activation, nullptr,
-                                            parts.activated, nullptr, stream);
+                                            parts.narrow, nullptr, stream);
   if (error != cudaSuccess) return in_words(error);
   Product p;
   p.dtype = problem.dtype;
   p.a = grad_output_of(problem, tensors);
   p.a_transposed = true;
-  p.b = narrow(problem, parts.activated);
+  p.b = narrow(problem, parts.narrow);
   p.result = tensors.grad_up_weight;
   p.alpha = problem.scaling;
   const bool low = problem.dtype == ScalarType::bfloat16 || problem.dtype == ScalarType::float16;
@@ -206,10 +205,10 @@ const char* pre_activation_gradient(const Problem& problem, const BackwardTensor
   p.dtype = problem.dtype;
   p.a = grad_output_of(problem, tensors);
   p.b = up_weight_of(problem, tensors.up_weight);
-  p.result = parts.gradient;
+  p.result = parts.narrow;
   if (const char* error = multiply(p, blas, stream)) return error;
   return in_words(activation_gradient(narrow_shape(problem), problem.activation, problem.scaling,
-                                      tensors.pre_activation, parts.gradient, parts.gradient, tensors.grad_down_bias,
+                                      tensors.pre_activation, parts.narrow, parts.narrow, tensors.grad_down_bias,
                                       tensors.grad_down_bias == nullptr ? nullptr : parts.sums, stream));
 }
 
@@ -217,7 +216,7 @@ const char* down_weight_gradient(const Problem& problem, const BackwardTensors& 
                                  const BackwardWorkspace& parts, cudaStream_t stream) {
   Product p;
   p.dtype = problem.dtype;
-  p.a = narrow(problem, parts.gradient);
+  p.a = narrow(problem, parts.narrow);
   p.a_transposed = true;
   p.b = {tensors.hidden_states, problem.num_tokens, problem.input_size, tensors.hidden_states_stride};
   p.result = tensors.grad_down_weight;
@@ -228,7 +227,7 @@ const char* input_gradient(const Problem& problem, const BackwardTensors& tensor
                            const BackwardWorkspace& parts, cudaStream_t stream) {
   Product p;
   p.dtype = problem.dtype;
-  p.a = narrow(problem, parts.gradient);
+  p.a = narrow(problem, parts.narrow);
   p.b = down_weight_of(problem, tensors.down_weight);
   if (tensors.add_grad_output) p.addend = grad_output_of(problem, tensors);
   p.result = tensors.grad_input;
@@ -261,6 +260,7 @@ const char* blas_backward(const Problem& problem, const BackwardTensors& tensors
                           cudaStream_t stream) {
   Parts parts{static_cast<unsigned char*>(workspace)};
   const BackwardWorkspace own(problem, tensors, parts);
+  // First, for it is done with the activation before the gradient takes its place.
   if (const char* error = up_gradients(problem, tensors, blas, own, stream)) return error;
   if (!own.through_activation) return nullptr;
   if (const char* error = pre_activation_gradient(problem, tensors, blas, own, stream)) return error;
