@@ -93,13 +93,14 @@ def run_kernels(case, inputs, wanted=GRADIENTS):
         "grad_up_bias": room(case.hidden_size),
     }
     problem = (case.dtype, case.activation, case.scaling, case.sizes)
-    names = ("hidden_states", "residual", "down_weight", "down_bias", "up_weight", "up_bias")
+    tokens = [arrays[name] for name in ("hidden_states", "residual")]
+    weights = [arrays[name] for name in ("down_weight", "down_bias", "up_weight", "up_bias")]
     outputs = [to_storage(results[name]) for name in ("output", "pre_activation")]
-    kernels.forward(*problem, *(arrays[name] for name in names), *outputs, case.threads, case.capability)
+    kernels.forward(*problem, *tokens, None, 0, *weights, *outputs, case.threads, case.capability)
     gradients = [to_storage(results[name]) if name in wanted else None for name in GRADIENTS]
     hidden_states = arrays["hidden_states"] if "grad_down_weight" in wanted else None
     kernels.backward(
-        *problem, arrays["grad_output"], hidden_states, outputs[1], arrays["down_weight"], arrays["up_weight"],
+        *problem, arrays["grad_output"], hidden_states, outputs[1], None, 0, arrays["down_weight"], arrays["up_weight"],
         case.residual == "same", *gradients, case.threads, case.capability,
     )  # fmt: skip
     kept = ("output", "pre_activation", *wanted)

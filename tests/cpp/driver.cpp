@@ -102,7 +102,7 @@ struct Call {
                                  problem.hidden_size,  down_weight.data(), down_bias.data(),
                                  up_weight.data(),     up_bias.data(),     output.data(),
                                  pre_activation.data()};
-    kernels.forward[static_cast<int>(problem.dtype)](problem, tensors, {run_on_threads, &threads, threads});
+    kernels.of(problem.dtype).forward(problem, tensors, {run_on_threads, &threads, threads});
   }
   void backward(const Kernels& kernels) {
     const bool same = problem.input_size == problem.hidden_size;
@@ -111,7 +111,7 @@ struct Call {
         pre_activation.data(), down_weight.data(),      up_weight.data(),      same,
         grad_input.data(),     grad_down_weight.data(), grad_down_bias.data(), grad_up_weight.data(),
         grad_up_bias.data()};
-    kernels.backward[static_cast<int>(problem.dtype)](problem, tensors, {run_on_threads, &threads, threads});
+    kernels.of(problem.dtype).backward(problem, tensors, {run_on_threads, &threads, threads});
   }
   bool all_finite() const {
     return output.all_finite() && pre_activation.all_finite() && grad_input.all_finite() &&

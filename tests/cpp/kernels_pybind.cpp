@@ -1,5 +1,5 @@
 // Python module `adapterx_kernels`: the torch-free CPU kernels on NumPy buffers, for the tests.
-// bfloat16 and float16 arrays are passed as uint16 views.
+// bfloat16 and float16 arrays are passed as uint16 views. Without adapter_indices the tensors are those of one adapter.
 #include <pybind11/pybind11.h>
 
 #include <optional>
@@ -55,38 +55,45 @@ Problem make_problem(const std::string& dtype, const std::string& activation, do
           sizes[3].cast<int64_t>()};
 }
 
+std::optional<Groups> make_groups(const View& indices, int64_t num_groups) {
+  if (!indices.info) return std::nullopt;
+  return Groups{static_cast<const int64_t*>(indices.data()), num_groups};
+}
+
 void forward(const std::string& dtype, const std::string& activation, double scaling, const py::tuple& sizes,
-             const py::object& hidden_states, const py::object& residual, const py::object& down_weight,
-             const py::object& down_bias, const py::object& up_weight, const py::object& up_bias,
-             const py::object& output, const py::object& pre_activation, int32_t threads,
-             const std::string& capability) {
+             const py::object& hidden_states, const py::object& residual, const py::object& adapter_indices,
+             int64_t num_groups, const py::object& down_weight, const py::object& down_bias,
+             const py::object& up_weight, const py::object& up_bias, const py::object& output,
+             const py::object& pre_activation, int32_t threads, const std::string& capability) {
   const Problem problem = make_problem(dtype, activation, scaling, sizes);
-  const View h(hidden_states), x(residual), wd(down_weight), bd(down_bias), wu(up_weight), bu(up_bias);
-  const View out(output, true), u(pre_activation, true);
+  const View h(hidden_states), x(residual), i(adapter_indices), wd(down_weight), bd(down_bias), wu(up_weight);
+  const View bu(up_bias), out(output, true), u(pre_activation, true);
   const ForwardTensors tensors{h.data(),  h.stride(), x.data(),  x.stride(), wd.data(),
                                bd.data(), wu.data(),  bu.data(), out.data(), u.data()};
-  const Kernels& kernels = kernels_named(capability);
+  const auto groups = make_groups(i, num_groups);
+  const Entries& entries = kernels_named(capability).of(problem.dtype);
   const ThreadPool pool{run_on_threads, &threads, threads};
   py::gil_scoped_release release;
-  kernels.forward[static_cast<int>(problem.dtype)](problem, tensors, pool);
+  groups ? entries.grouped_forward(problem, tensors, *groups, pool) : entries.forward(problem, tensors, pool);
 }
 
 void backward(const std::string& dtype, const std::string& activation, double scaling, const py::tuple& sizes,
               const py::object& grad_output, const py::object& hidden_states, const py::object& pre_activation,
-              const py::object& down_weight, const py::object& up_weight, bool add_grad_output,
-              const py::object& grad_input, const py::object& grad_down_weight, const py::object& grad_down_bias,
-              const py::object& grad_up_weight, const py::object& grad_up_bias, int32_t threads,
-              const std::string& capability) {
+              const py::object& adapter_indices, int64_t num_groups, const py::object& down_weight,
+              const py::object& up_weight, bool add_grad_output, const py::object& grad_input,
+              const py::object& grad_down_weight, const py::object& grad_down_bias, const py::object& grad_up_weight,
+              const py::object& grad_up_bias, int32_t threads, const std::string& capability) {
   const Problem problem = make_problem(dtype, activation, scaling, sizes);
-  const View g(grad_output), h(hidden_states), u(pre_activation), wd(down_weight), wu(up_weight);
+  const View g(grad_output), h(hidden_states), u(pre_activation), i(adapter_indices), wd(down_weight), wu(up_weight);
   const View dx(grad_input, true), dwd(grad_down_weight, true), dbd(grad_down_bias, true);
   const View dwu(grad_up_weight, true), dbu(grad_up_bias, true);
   const BackwardTensors tensors{g.data(),        g.stride(), h.data(),   h.stride(), u.data(),   wd.data(), wu.data(),
                                 add_grad_output, dx.data(),  dwd.data(), dbd.data(), dwu.data(), dbu.data()};
-  const Kernels& kernels = kernels_named(capability);
+  const auto groups = make_groups(i, num_groups);
+  const Entries& entries = kernels_named(capability).of(problem.dtype);
   const ThreadPool pool{run_on_threads, &threads, threads};
   py::gil_scoped_release release;
-  kernels.backward[static_cast<int>(problem.dtype)](problem, tensors, pool);
+  groups ? entries.grouped_backward(problem, tensors, *groups, pool) : entries.backward(problem, tensors, pool);
 }
 
 py::list capabilities() {

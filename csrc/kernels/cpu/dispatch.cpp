@@ -24,12 +24,10 @@ Available detect() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {
-    constexpr int kBFloat16 = static_cast<int>(ScalarType::bfloat16);
     const Kernels dot = avx512_bf16_kernels();
     Kernels kernels = avx512_kernels();
     kernels.capability = dot.capability;
-    kernels.forward[kBFloat16] = dot.forward[kBFloat16];
-    kernels.backward[kBFloat16] = dot.backward[kBFloat16];
+    kernels.entries[static_cast<int>(ScalarType::bfloat16)] = dot.of(ScalarType::bfloat16);
     available.add(kernels);
   }
   if (avx512) available.add(avx512_kernels());
@@ -76,11 +74,21 @@ const Kernels* find_kernels(std::string_view name) {
 const char* cpu_capability() { return chosen().capability; }
 
 void bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const ThreadPool& pool) {
-  chosen().forward[static_cast<int>(problem.dtype)](problem, tensors, pool);
+  chosen().of(problem.dtype).forward(problem, tensors, pool);
 }
 
 void bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors, const ThreadPool& pool) {
-  chosen().backward[static_cast<int>(problem.dtype)](problem, tensors, pool);
+  chosen().of(problem.dtype).backward(problem, tensors, pool);
+}
+
+void grouped_bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const Groups& groups,
+                                        const ThreadPool& pool) {
+  chosen().of(problem.dtype).grouped_forward(problem, tensors, groups, pool);
+}
+
+void grouped_bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors, const Groups& groups,
+                                         const ThreadPool& pool) {
+  chosen().of(problem.dtype).grouped_backward(problem, tensors, groups, pool);
 }
 
 }  // namespace adapterx::cpu

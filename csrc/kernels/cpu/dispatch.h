@@ -9,11 +9,22 @@ namespace adapterx::cpu {
 
 using ForwardFunction = void (*)(const Problem&, const ForwardTensors&, const ThreadPool&);
 using BackwardFunction = void (*)(const Problem&, const BackwardTensors&, const ThreadPool&);
+using GroupedForwardFunction = void (*)(const Problem&, const ForwardTensors&, const Groups&, const ThreadPool&);
+using GroupedBackwardFunction = void (*)(const Problem&, const BackwardTensors&, const Groups&, const ThreadPool&);
+
+// The entry points for one dtype.
+struct Entries {
+  ForwardFunction forward = nullptr;
+  BackwardFunction backward = nullptr;
+  GroupedForwardFunction grouped_forward = nullptr;
+  GroupedBackwardFunction grouped_backward = nullptr;
+};
 
 struct Kernels {
   const char* capability;
-  ForwardFunction forward[4];    // indexed by ScalarType
-  BackwardFunction backward[4];  // indexed by ScalarType
+  Entries entries[4];  // indexed by ScalarType
+
+  const Entries& of(ScalarType dtype) const { return entries[static_cast<int>(dtype)]; }
 };
 
 // The kernels of the capability called `name`; null where this machine or this build has none of that name.

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "dispatch.h"
+#include "groups.h"
 #include "scratch.h"
 
 #ifdef ADAPTERX_X86

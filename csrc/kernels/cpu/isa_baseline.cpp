@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "dispatch.h"
+#include "groups.h"
 #include "scratch.h"
 
 #define ADAPTERX_ISA baseline

@@ -8,10 +8,6 @@ namespace {
 // stay in the L2 cache. A multiple of every tile height.
 constexpr int64_t kBlockRows = 96;
 constexpr int64_t kRowGranularity = 24;
-// Steps of depth that accumulate in registers before the sum goes to memory. Short chains keep fp32 accurate (error
-// grows with the chain's length), and a packed chunk of 64 columns stays in the L1 cache.
-constexpr int64_t kDepthSteps = 128;
-
 // Hands out consecutive aligned pieces. Run once with a null base to learn the size.
 struct Pieces {
   std::byte* base;
@@ -64,45 +60,44 @@ AX_INLINE void parallel_for(const ThreadPool& pool, int64_t count, const Body& b
   pool.run(pool.context, count, run_range, const_cast<Body*>(&body));
 }
 
-// A weight packed for multiply_narrow: chunks of kDepthSteps, each a matrix of panels; chunk at element k starts at
-// packed + k * columns.
+// All chunks of a weight for the narrow product, the one at element k at to + k * columns.
 template <typename T>
-void pack_narrow(bool depth_is_contiguous, const T* from, int64_t stride, int64_t depth, int64_t count, int64_t columns,
-                 const ThreadPool& pool, Operand<T>* to) {
-  constexpr int64_t kDepth = kDepthSteps * kPair<T>;
-  parallel_for(pool, divide_up(depth, kDepth), [&](int64_t chunk) {
-    const int64_t k = chunk * kDepth;
-    pack_matrix(depth_is_contiguous, from + k * (depth_is_contiguous ? 1 : stride), stride, min_of(kDepth, depth - k),
-                count, columns, to + k * columns);
+void pack_chunks(const Weight<T>& weight, const ThreadPool& pool, Operand<T>* to) {
+  parallel_for(pool, divide_up(weight.depth, kChunkDepth<T>), [&](int64_t chunk) {
+    const int64_t k = chunk * kChunkDepth<T>;
+    pack(chunk_of(weight, k), to + k * weight.columns);
   });
 }
 
-// A weight packed for the wide products: panels over the whole depth (the bottleneck dimension).
+// All panels of a weight for the wide product, the one at column c at to + c * padded depth.
 template <typename T>
-void pack_wide(bool depth_is_contiguous, const T* from, int64_t stride, int64_t depth, int64_t count, int64_t columns,
-               const ThreadPool& pool, Operand<T>* to) {
-  const int64_t padded_depth = round_up(depth, kPair<T>);
-  parallel_for(pool, divide_up(columns, kPanelColumns<T>), [&](int64_t panel) {
+void pack_panels(const Weight<T>& weight, const ThreadPool& pool, Operand<T>* to) {
+  parallel_for(pool, divide_up(weight.columns, kPanelColumns<T>), [&](int64_t panel) {
     const int64_t c = panel * kPanelColumns<T>;
-    const int64_t width = min_of(kPanelColumns<T>, columns - c);
-    pack_matrix(depth_is_contiguous, from + c * (depth_is_contiguous ? stride : 1), stride, depth, count - c, width,
-                to + c * padded_depth);
+    pack(panel_of(weight, c), to + c * round_up(weight.depth, kPair<T>));
   });
 }
 
-// out (rows, columns) = tokens (rows, depth) @ packed; `columns` is padded to whole vectors.
+// Both operands of the part of a narrow product that one chunk of the depth contributes.
 template <typename T>
-void multiply_narrow(const T* tokens, int64_t stride, int64_t rows, int64_t depth, const Operand<T>* packed,
-                     int64_t columns, Acc<T>* out, Operand<T>* staging) {
-  constexpr int64_t kDepth = kDepthSteps * kPair<T>;
-  for (int64_t k = 0; k < depth; k += kDepth) {
-    const int64_t count = min_of(kDepth, depth - k);
-    const int64_t steps = divide_up(count, kPair<T>);
-    const LeftOperand<T> a = view_rows(tokens + k, stride, rows, count, staging);
-    const Operand<T>* chunk = packed + k * columns;
+struct ChunkOperands {
+  LeftOperand<T> rows;
+  const Operand<T>* weight;  // packed, or
+  int64_t stride = 0;        // where this is not zero the weight itself, its rows so far apart
+};
+
+// out (rows, columns) = tokens (rows, depth) @ weight; chunk(k) gives the operands of the chunk at element k.
+template <typename T, typename Chunk, typename Beside>
+void multiply_narrow(int64_t rows, int64_t depth, int64_t columns, const Chunk& chunk, Acc<T>* out, Beside& beside) {
+  for (int64_t k = 0; k < depth; k += kChunkDepth<T>) {
+    const int64_t steps = divide_up(min_of(kChunkDepth<T>, depth - k), kPair<T>);
+    const ChunkOperands<T> operands = chunk(k);
+    const bool packed = operands.stride == 0;
     for (int64_t c = 0; c < columns; c += kPanelColumns<T>) {
       const int64_t width = min_of(kPanelColumns<T>, columns - c);
-      multiply_into<T>(rows, steps, width, a, chunk + c * steps * kPair<T>, width * kPair<T>, k > 0, out + c, columns);
+      const Operand<T>* panel = operands.weight + (packed ? c * steps * kPair<T> : c);
+      multiply_into<T>(rows, steps, width, operands.rows, panel, packed ? width * kPair<T> : operands.stride, k > 0,
+                       out + c, columns, beside);
     }
   }
 }

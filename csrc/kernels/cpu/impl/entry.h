@@ -4,15 +4,34 @@
 // The order is that of their needs.
 // clang-format off
 #include "vector.h"
+#include "rows.h"
 #include "activation.h"
 #include "gemm.h"
+#include "transpose.h"
 #include "pack.h"
+#include "ahead.h"
 #include "driver.h"
 #include "forward.h"
+#include "forward_few.h"
+#include "groups.h"
+#include "forward_groups.h"
+#include "backward_job.h"
 #include "backward.h"
+#include "backward_gradients.h"
+#include "backward_groups.h"
 // clang-format on
 
 namespace adapterx::cpu {
+namespace ADAPTERX_ISA {
+namespace {
+
+template <typename T>
+Entries entries_of() {
+  return {forward<T>, backward<T>, grouped_forward<T>, grouped_backward<T>};
+}
+
+}  // namespace
+}  // namespace ADAPTERX_ISA
 
 #define ADAPTERX_CONCAT_(a, b) a##b
 #define ADAPTERX_CONCAT(a, b) ADAPTERX_CONCAT_(a, b)
@@ -22,13 +41,10 @@ namespace adapterx::cpu {
 Kernels ADAPTERX_CONCAT(ADAPTERX_ISA, _kernels)() {
   using namespace ADAPTERX_ISA;
 #ifdef ADAPTERX_BF16_DOT
-  return {ADAPTERX_STRING(ADAPTERX_ISA),
-          {nullptr, nullptr, forward<BFloat16>, nullptr},
-          {nullptr, nullptr, backward<BFloat16>, nullptr}};
+  return {ADAPTERX_STRING(ADAPTERX_ISA), {{}, {}, entries_of<BFloat16>(), {}}};
 #else
   return {ADAPTERX_STRING(ADAPTERX_ISA),
-          {forward<float>, forward<double>, forward<BFloat16>, forward<Half>},
-          {backward<float>, backward<double>, backward<BFloat16>, backward<Half>}};
+          {entries_of<float>(), entries_of<double>(), entries_of<BFloat16>(), entries_of<Half>()}};
 #endif
 }
 

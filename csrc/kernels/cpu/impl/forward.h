@@ -5,40 +5,73 @@
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 
-constexpr int64_t kFewTokens = 32;
-// Multiplications below which waking other threads costs more than they save (some 5 us).
-constexpr int64_t kSmallestShared = 256 * 1024;
-
+// A call of the forward pass. Weights as right operands.
 template <typename T>
 struct ForwardJob {
   const Problem& problem;
   const ForwardTensors& tensors;
-  bool few_tokens;
-  int64_t inner;    // bottleneck_dim, padded to whole vectors
-  int64_t columns;  // hidden_size, padded to whole vectors
-  Operand<T>* down = nullptr;
-  Operand<T>* up = nullptr;
-  Acc<T>* down_bias_room = nullptr;
-  Acc<T>* up_bias_room = nullptr;
-  const Acc<T>* down_bias = nullptr;
-  const Acc<T>* up_bias = nullptr;
-  Acc<T>* chunk_sums = nullptr;     // few tokens: (chunks of depth, num_tokens, inner)
-  Operand<T>* activated = nullptr;  // few tokens: (num_tokens, inner)
+  int64_t inner = round_up(problem.bottleneck_dim, kLanes<T>);
+  int64_t columns = round_up(problem.hidden_size, kLanes<T>);
 
-  void lay_out(Pieces& pieces) {
-    if (few_tokens) {
-      const int64_t chunks = divide_up(problem.input_size, kDepthSteps * kPair<T>);
-      chunk_sums = pieces.take<Acc<T>>(chunks * problem.num_tokens * inner);
-      activated = pieces.take<Operand<T>>(problem.num_tokens * inner);
-    } else {
-      down = pieces.take<Operand<T>>(round_up(problem.input_size, kPair<T>) * inner);
-      up = pieces.take<Operand<T>>(round_up(problem.bottleneck_dim, kPair<T>) * columns);
-    }
-    down_bias_room = pieces.take<Acc<T>>(inner);
-    up_bias_room = pieces.take<Acc<T>>(columns);
+  Weight<T> down_weight(int64_t adapter) const {
+    const T* from = static_cast<const T*>(tensors.down_weight) + adapter * problem.bottleneck_dim * problem.input_size;
+    return {from, true, problem.input_size, problem.input_size, problem.bottleneck_dim, inner};
+  }
+  Weight<T> up_weight(int64_t adapter) const {
+    const T* from = static_cast<const T*>(tensors.up_weight) + adapter * problem.hidden_size * problem.bottleneck_dim;
+    return {from, true, problem.bottleneck_dim, problem.bottleneck_dim, problem.hidden_size, columns};
+  }
+  // The chunk at element k of some hidden states as left operand.
+  LeftOperand<T> hidden_chunk(int64_t k, TokenRows rows, int64_t num_rows, Operand<T>* staging) const {
+    const T* from = static_cast<const T*>(tensors.hidden_states) + k;
+    const int64_t count = min_of(kChunkDepth<T>, problem.input_size - k);
+    return view_rows(from, tensors.hidden_states_stride, rows, num_rows, count, staging);
   }
 };
 
+// The tensors of a problem with several adapters as those of one.
+template <typename T>
+ForwardTensors with_adapter(const Problem& problem, ForwardTensors tensors, int64_t adapter) {
+  const auto skip = [&](const void*& from, int64_t size) {
+    if (from != nullptr) from = static_cast<const T*>(from) + adapter * size;
+  };
+  skip(tensors.down_weight, problem.bottleneck_dim * problem.input_size);
+  skip(tensors.down_bias, problem.bottleneck_dim);
+  skip(tensors.up_weight, problem.hidden_size * problem.bottleneck_dim);
+  skip(tensors.up_bias, problem.hidden_size);
+  return tensors;
+}
+
+// One adapter as the products read it.
+template <typename T>
+struct PackedAdapter {
+  const ForwardJob<T>& job;
+  Operand<T>* down = nullptr;
+  Operand<T>* up = nullptr;
+  Acc<T>* down_bias = nullptr;  // null: no bias
+  Acc<T>* up_bias = nullptr;    // times scaling; null: no bias
+
+  void lay_out(Pieces& pieces) {
+    down = pieces.take<Operand<T>>(round_up(job.problem.input_size, kPair<T>) * job.inner);
+    up = pieces.take<Operand<T>>(round_up(job.problem.bottleneck_dim, kPair<T>) * job.columns);
+    if (job.tensors.down_bias) down_bias = pieces.take<Acc<T>>(job.inner);
+    if (job.tensors.up_bias) up_bias = pieces.take<Acc<T>>(job.columns);
+  }
+};
+
+template <typename T>
+void pack_biases(const PackedAdapter<T>& to, const ForwardTensors& from) {
+  const Problem& problem = to.job.problem;
+  if (to.down_bias) {
+    pack_bias(static_cast<const T*>(from.down_bias), Acc<T>(1), problem.bottleneck_dim, to.job.inner, to.down_bias);
+  }
+  if (to.up_bias) {
+    pack_bias(static_cast<const T*>(from.up_bias), static_cast<Acc<T>>(problem.scaling), problem.hidden_size,
+              to.job.columns, to.up_bias);
+  }
+}
+
+// What a worker needs for a block.
 template <typename T>
 struct ForwardScratch {
   int64_t rows;
@@ -50,148 +83,87 @@ struct ForwardScratch {
   void lay_out(Pieces& pieces) {
     sums = pieces.take<Acc<T>>(rows * inner);
     activated = pieces.take<Operand<T>>(rows * inner);
-    staging = pieces.take<Operand<T>>(rows * kDepthSteps * kPair<T>);
+    staging = pieces.take<Operand<T>>(rows * kChunkDepth<T>);
   }
 };
 
 // Adds the bias, stores the pre-activation, applies the activation. It is applied before rounding to T.
 template <typename T>
-void finish_down(const ForwardJob<T>& job, int64_t rows, T* pre_activation, const Acc<T>* sums, Operand<T>* activated) {
+void finish_down(const ForwardJob<T>& job, TokenRows rows, int64_t num_rows, const Acc<T>* bias, const Acc<T>* sums,
+                 Operand<T>* activated) {
   const int64_t size = job.problem.bottleneck_dim;
+  T* pre_activation = static_cast<T*>(job.tensors.pre_activation);
   with_activation(job.problem.activation, [&](auto constant) AX_LAMBDA {
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < num_rows; ++r) {
       for (int64_t c = 0; c < job.inner; c += kLanes<T>) {
         Vec<T> x = load(sums + r * job.inner + c);
-        if (job.down_bias) x += load(job.down_bias + c);
-        if (pre_activation) store_some(pre_activation + r * size + c, x, size - c);
+        if (bias) x += load(bias + c);
+        if (pre_activation) store_some(pre_activation + rows.token(r) * size + c, x, size - c);
         store(activated + r * job.inner + c, activate<constant.value, Acc<T>>(x).value);
       }
     }
   });
 }
 
-// Panel at column c of the output rows [row, row + rows), from their activations and the packed panel of W_up.
-template <typename T>
-void write_output_panel(const ForwardJob<T>& job, int64_t row, int64_t rows, int64_t c, const Operand<T>* packed,
-                        const Operand<T>* activated) {
+// Panel at column c of the output rows, from their activations, the packed panel of W_up and its bias (may be null).
+template <typename T, typename Beside>
+void write_output_panel(const ForwardJob<T>& job, TokenRows rows, int64_t num_rows, int64_t c, const Operand<T>* packed,
+                        const Acc<T>* bias, const Operand<T>* activated, Beside& beside) {
   const Problem& problem = job.problem;
   const T* residual = static_cast<const T*>(job.tensors.residual);
-  if (residual) residual += row * job.tensors.residual_stride + c;
-  const WideResult<T> to{static_cast<T*>(job.tensors.output) + row * problem.hidden_size + c,
+  const WideResult<T> to{rows,
+                         static_cast<T*>(job.tensors.output) + c,
                          problem.hidden_size,
-                         residual,
+                         residual ? residual + c : nullptr,
                          job.tensors.residual_stride,
-                         job.up_bias ? job.up_bias + c : nullptr,
+                         bias,
                          static_cast<Acc<T>>(problem.scaling),
                          min_of(kPanelColumns<T>, problem.hidden_size - c)};
   const int64_t steps = divide_up(problem.bottleneck_dim, kPair<T>);
-  multiply_residual<T>(rows, steps, {activated, job.inner, kPair<T>}, packed, to);
+  multiply_residual<T>(num_rows, steps, {activated, job.inner, kPair<T>}, packed, to, beside);
 }
 
-template <typename T>
-void forward_block(const ForwardJob<T>& job, int64_t row, int64_t rows, const ForwardScratch<T>& scratch) {
-  const int64_t stride = job.tensors.hidden_states_stride;
-  const T* hidden_states = static_cast<const T*>(job.tensors.hidden_states) + row * stride;
-  multiply_narrow(hidden_states, stride, rows, job.problem.input_size, job.down, job.inner, scratch.sums,
-                  scratch.staging);
-  T* pre_activation = static_cast<T*>(job.tensors.pre_activation);
-  if (pre_activation) pre_activation += row * job.problem.bottleneck_dim;
-  finish_down(job, rows, pre_activation, scratch.sums, scratch.activated);
-  const int64_t depth = round_up(job.problem.bottleneck_dim, kPair<T>);
+// A block of rows, from hidden states to output. chunk(k) gives the operands of the down product, panel(c) the packed
+// panel of W_up.
+template <typename T, typename Chunk, typename Panel, typename Beside>
+void forward_block(const PackedAdapter<T>& adapter, TokenRows rows, int64_t num_rows, const Chunk& chunk,
+                   const Panel& panel, const ForwardScratch<T>& scratch, Beside& beside) {
+  const ForwardJob<T>& job = adapter.job;
+  multiply_narrow<T>(num_rows, job.problem.input_size, job.inner, chunk, scratch.sums, beside);
+  finish_down(job, rows, num_rows, adapter.down_bias, scratch.sums, scratch.activated);
   for (int64_t c = 0; c < job.columns; c += kPanelColumns<T>) {
-    write_output_panel(job, row, rows, c, job.up + c * depth, scratch.activated);
+    write_output_panel(job, rows, num_rows, c, panel(c), adapter.up_bias ? adapter.up_bias + c : nullptr,
+                       scratch.activated, beside);
   }
 }
 
+// One adapter for all tokens: packed once, the threads share the rows.
 template <typename T>
-void forward_by_rows(ForwardJob<T>& job, const ThreadPool& pool) {
+void forward_by_rows(const ForwardJob<T>& job, const ThreadPool& pool) {
   const Problem& problem = job.problem;
-  pack_narrow(true, static_cast<const T*>(job.tensors.down_weight), problem.input_size, problem.input_size,
-              problem.bottleneck_dim, job.inner, pool, job.down);
-  pack_wide(true, static_cast<const T*>(job.tensors.up_weight), problem.bottleneck_dim, problem.bottleneck_dim,
-            problem.hidden_size, job.columns, pool, job.up);
+  PackedAdapter<T> adapter{job};
+  place(Arena::call, adapter);
+  pack_chunks(job.down_weight(0), pool, adapter.down);
+  pack_panels(job.up_weight(0), pool, adapter.up);
+  pack_biases(adapter, job.tensors);
+  const int64_t depth = round_up(problem.bottleneck_dim, kPair<T>);
   const int64_t shares = workers_for(divide_up(problem.num_tokens, kRowGranularity), pool);
   parallel_for(pool, shares, [&](int64_t share) {
     ForwardScratch<T> scratch{min_of(problem.num_tokens, kBlockRows), job.inner};
     place(Arena::worker, scratch);
+    Nothing nothing;
     const RowRange range = share_of_rows(problem.num_tokens, share, shares);
     for (int64_t row = range.begin; row < range.end; row += kBlockRows) {
-      forward_block(job, row, min_of(kBlockRows, range.end - row), scratch);
+      const TokenRows rows{row, nullptr};
+      const int64_t count = min_of(kBlockRows, range.end - row);
+      const auto chunk = [&](int64_t k) -> ChunkOperands<T> {
+        return {job.hidden_chunk(k, rows, count, scratch.staging), adapter.down + k * job.inner};
+      };
+      const auto panel = [&](int64_t c) { return adapter.up + c * depth; };
+      forward_block(adapter, rows, count, chunk, panel, scratch, nothing);
     }
     trim_scratch(Arena::worker);
   });
-}
-
-// What a worker needs for few tokens: one packed chunk or panel of a weight, used at once.
-template <typename T>
-struct ChunkScratch {
-  int64_t rows;
-  int64_t packed_size;
-  Operand<T>* packed = nullptr;
-  Operand<T>* staging = nullptr;
-
-  void lay_out(Pieces& pieces) {
-    packed = pieces.take<Operand<T>>(packed_size);
-    staging = pieces.take<Operand<T>>(rows * kDepthSteps * kPair<T>);
-  }
-};
-
-// Few tokens: the weights are the work, so threads share their columns and not the rows. The partial sums of the
-// chunks of depth are added in the order of forward_by_rows: a row's bits do not depend on the number of rows.
-template <typename T>
-void forward_by_columns(ForwardJob<T>& job, const ThreadPool& pool) {
-  const Problem& problem = job.problem;
-  const ForwardTensors& tensors = job.tensors;
-  constexpr int64_t kDepth = kDepthSteps * kPair<T>;
-  const int64_t rows = problem.num_tokens;
-  const int64_t size = problem.bottleneck_dim;
-  const int64_t chunks = divide_up(problem.input_size, kDepth);
-  parallel_for(pool, chunks, [&](int64_t chunk) {
-    const int64_t k = chunk * kDepth;
-    const int64_t count = min_of(kDepth, problem.input_size - k);
-    ChunkScratch<T> scratch{rows, kDepth * job.inner};
-    place(Arena::worker, scratch);
-    pack_matrix(true, static_cast<const T*>(tensors.down_weight) + k, problem.input_size, count, size, job.inner,
-                scratch.packed);
-    multiply_narrow(static_cast<const T*>(tensors.hidden_states) + k, tensors.hidden_states_stride, rows, count,
-                    static_cast<const Operand<T>*>(scratch.packed), job.inner,
-                    job.chunk_sums + chunk * rows * job.inner, scratch.staging);
-  });
-  for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-    for (int64_t i = 0; i < rows * job.inner; i += kLanes<T>) {
-      const Acc<T>* more = job.chunk_sums + chunk * rows * job.inner + i;
-      store(job.chunk_sums + i, load(static_cast<const Acc<T>*>(job.chunk_sums + i)) + load(more));
-    }
-  }
-  finish_down(job, rows, static_cast<T*>(tensors.pre_activation), job.chunk_sums, job.activated);
-  parallel_for(pool, divide_up(job.columns, kPanelColumns<T>), [&](int64_t panel) {
-    const int64_t c = panel * kPanelColumns<T>;
-    ChunkScratch<T> scratch{rows, round_up(size, kPair<T>) * kPanelColumns<T>};
-    place(Arena::worker, scratch);
-    pack_matrix(true, static_cast<const T*>(tensors.up_weight) + c * size, size, size, problem.hidden_size - c,
-                min_of(kPanelColumns<T>, job.columns - c), scratch.packed);
-    write_output_panel(job, 0, rows, c, static_cast<const Operand<T>*>(scratch.packed),
-                       static_cast<const Operand<T>*>(job.activated));
-  });
-}
-
-template <typename T>
-void forward(const Problem& problem, const ForwardTensors& tensors, const ThreadPool& pool) {
-  if (problem.num_tokens == 0) return;
-  ForwardJob<T> job{problem, tensors, problem.num_tokens <= kFewTokens, round_up(problem.bottleneck_dim, kLanes<T>),
-                    round_up(problem.hidden_size, kLanes<T>)};
-  place(Arena::call, job);
-  job.down_bias = pack_bias(static_cast<const T*>(tensors.down_bias), Acc<T>(1), problem.bottleneck_dim, job.inner,
-                            job.down_bias_room);
-  job.up_bias = pack_bias(static_cast<const T*>(tensors.up_bias), static_cast<Acc<T>>(problem.scaling),
-                          problem.hidden_size, job.columns, job.up_bias_room);
-  const int64_t weights = (problem.input_size + problem.hidden_size) * problem.bottleneck_dim;
-  if (!job.few_tokens) {
-    forward_by_rows(job, pool);
-  } else {
-    forward_by_columns(job, weights * problem.num_tokens < kSmallestShared ? ThreadPool{} : pool);
-  }
-  trim_scratch(Arena::call);
 }
 
 }  // namespace

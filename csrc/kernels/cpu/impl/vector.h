@@ -25,7 +25,8 @@ struct VectorType {
 };
 using Floats = VectorType<float, kVectorBytes>::type;
 using Doubles = VectorType<double, kVectorBytes>::type;
-using Words = VectorType<uint32_t, kVectorBytes>::type;          // bit patterns of Floats
+using Words = VectorType<uint32_t, kVectorBytes>::type;  // bit patterns of Floats
+using DoubleWords = VectorType<uint64_t, kVectorBytes>::type;
 using Integers = VectorType<int32_t, kVectorBytes>::type;        // what comparing Floats gives
 using HalfWords = VectorType<uint16_t, kVectorBytes / 2>::type;  // as many lanes as Floats
 
