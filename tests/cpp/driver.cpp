@@ -1,6 +1,9 @@
 // Runs the CPU kernels without Python: under the sanitizers over odd shapes, or timed on one shape.
-//   adapterx_kernel_driver                              every dtype, activation and capability; exit status 1 on NaN
-//   adapterx_kernel_driver T d m dtype threads repeats  median ms of processor time (all threads) and GFLOP/s per core
+//   adapterx_kernel_driver                                     every dtype, activation, capability and way in which
+//                                                              tokens pick adapters; exit status 1 on NaN
+//   adapterx_kernel_driver T d m dtype threads repeats [G]     median ms of processor time (all threads) and GFLOP/s
+//   per
+//                                                              core; with G also G adapters, in runs and at random
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -73,28 +76,54 @@ class Buffer {
   std::vector<char> bytes_;
 };
 
+// How the tokens of a call pick adapters; `one`: not grouped at all.
+enum class Pick { one, runs, scattered, few_of_many, same, none };
+constexpr Pick kPicks[] = {Pick::one, Pick::runs, Pick::scattered, Pick::few_of_many, Pick::same, Pick::none};
+
+std::vector<int64_t> pick_adapters(Pick pick, int64_t num_tokens, int64_t num_groups) {
+  std::vector<int64_t> indices(num_tokens);
+  for (int64_t i = 0; i < num_tokens; ++i) {
+    const int64_t scattered = (i * 7919 + 5) % 1009 % (num_groups + 1) - 1;
+    switch (pick) {
+      case Pick::one: break;
+      case Pick::runs: indices[i] = i * num_groups / num_tokens; break;
+      case Pick::scattered: indices[i] = scattered; break;
+      case Pick::few_of_many: indices[i] = scattered % 2 == 0 ? num_groups - 1 : -1; break;
+      case Pick::same: indices[i] = num_groups - 1; break;
+      case Pick::none: indices[i] = -1; break;
+    }
+  }
+  return indices;
+}
+
 struct Call {
   Problem problem;
+  int64_t num_groups;  // zero: not grouped
+  std::vector<int64_t> indices;
   Buffer hidden_states, down_weight, down_bias, up_weight, up_bias, output, pre_activation, grad_output;
   Buffer grad_input, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias;
   int32_t threads;
 
-  Call(const Problem& p, int32_t threads)
+  Call(const Problem& p, Pick pick, int64_t groups, int32_t threads)
       : problem(p),
+        num_groups(pick == Pick::one ? 0 : groups),
+        indices(pick_adapters(pick, p.num_tokens, groups)),
         hidden_states(p.dtype, p.num_tokens * p.input_size),
-        down_weight(p.dtype, p.bottleneck_dim * p.input_size),
-        down_bias(p.dtype, p.bottleneck_dim),
-        up_weight(p.dtype, p.hidden_size * p.bottleneck_dim),
-        up_bias(p.dtype, p.hidden_size),
+        down_weight(p.dtype, adapters() * p.bottleneck_dim * p.input_size),
+        down_bias(p.dtype, adapters() * p.bottleneck_dim),
+        up_weight(p.dtype, adapters() * p.hidden_size * p.bottleneck_dim),
+        up_bias(p.dtype, adapters() * p.hidden_size),
         output(p.dtype, p.num_tokens * p.hidden_size),
         pre_activation(p.dtype, p.num_tokens * p.bottleneck_dim),
         grad_output(p.dtype, p.num_tokens * p.hidden_size),
         grad_input(p.dtype, p.num_tokens * p.input_size),
-        grad_down_weight(p.dtype, p.bottleneck_dim * p.input_size),
-        grad_down_bias(p.dtype, p.bottleneck_dim),
-        grad_up_weight(p.dtype, p.hidden_size * p.bottleneck_dim),
-        grad_up_bias(p.dtype, p.hidden_size),
+        grad_down_weight(p.dtype, adapters() * p.bottleneck_dim * p.input_size),
+        grad_down_bias(p.dtype, adapters() * p.bottleneck_dim),
+        grad_up_weight(p.dtype, adapters() * p.hidden_size * p.bottleneck_dim),
+        grad_up_bias(p.dtype, adapters() * p.hidden_size),
         threads(threads) {}
+
+  int64_t adapters() const { return std::max<int64_t>(1, num_groups); }
 
   void forward(const Kernels& kernels) {
     const bool same = problem.input_size == problem.hidden_size;
@@ -102,7 +131,10 @@ struct Call {
                                  problem.hidden_size,  down_weight.data(), down_bias.data(),
                                  up_weight.data(),     up_bias.data(),     output.data(),
                                  pre_activation.data()};
-    kernels.of(problem.dtype).forward(problem, tensors, {run_on_threads, &threads, threads});
+    const Entries& entries = kernels.of(problem.dtype);
+    const ThreadPool pool{run_on_threads, &threads, threads};
+    if (num_groups == 0) return entries.forward(problem, tensors, pool);
+    entries.grouped_forward(problem, tensors, {indices.data(), num_groups}, pool);
   }
   void backward(const Kernels& kernels) {
     const bool same = problem.input_size == problem.hidden_size;
@@ -111,7 +143,10 @@ struct Call {
         pre_activation.data(), down_weight.data(),      up_weight.data(),      same,
         grad_input.data(),     grad_down_weight.data(), grad_down_bias.data(), grad_up_weight.data(),
         grad_up_bias.data()};
-    kernels.of(problem.dtype).backward(problem, tensors, {run_on_threads, &threads, threads});
+    const Entries& entries = kernels.of(problem.dtype);
+    const ThreadPool pool{run_on_threads, &threads, threads};
+    if (num_groups == 0) return entries.backward(problem, tensors, pool);
+    entries.grouped_backward(problem, tensors, {indices.data(), num_groups}, pool);
   }
   bool all_finite() const {
     return output.all_finite() && pre_activation.all_finite() && grad_input.all_finite() &&
@@ -120,24 +155,32 @@ struct Call {
   }
 };
 
-int run_all() {
+// Every shape and way to pick adapters at one dtype and activation; false where a result is not finite.
+bool run_shapes(const Kernels& kernels, ScalarType dtype, Activation activation, int& runs) {
   constexpr int64_t kShapes[][4] = {{0, 8, 8, 3},   {1, 1, 1, 1},    {3, 13, 13, 7},    {101, 61, 61, 19},
                                     {97, 5, 77, 1}, {29, 70, 3, 48}, {25, 33, 33, 130}, {130, 272, 272, 33}};
+  for (const auto& shape : kShapes) {
+    for (const Pick pick : kPicks) {
+      const int64_t groups = pick == Pick::few_of_many ? 40 : 1 + runs % 5;
+      Call call({dtype, activation, 0.5, shape[0], shape[1], shape[2], shape[3]}, pick, groups, 1 + runs / 5 % 3);
+      call.forward(kernels);
+      call.backward(kernels);
+      ++runs;
+      if (!call.all_finite()) return false;
+    }
+  }
+  return true;
+}
+
+int run_all() {
   int runs = 0;
   for (const char* capability : {"avx512_bf16", "avx512", "avx2", "baseline"}) {
     const Kernels* kernels = find_kernels(capability);
     for (int dtype = 0; kernels != nullptr && dtype < 4; ++dtype) {
       for (int activation = 0; activation < 8; ++activation) {
-        for (const auto& shape : kShapes) {
-          Call call({static_cast<ScalarType>(dtype), static_cast<Activation>(activation), 0.5, shape[0], shape[1],
-                     shape[2], shape[3]},
-                    1 + runs++ % 3);
-          call.forward(*kernels);
-          call.backward(*kernels);
-          if (!call.all_finite()) {
-            std::printf("not finite: %s %s %s\n", capability, kDtypes[dtype], kActivationNames[activation].data());
-            return 1;
-          }
+        if (!run_shapes(*kernels, static_cast<ScalarType>(dtype), static_cast<Activation>(activation), runs)) {
+          std::printf("not finite: %s %s %s\n", capability, kDtypes[dtype], kActivationNames[activation].data());
+          return 1;
         }
       }
     }
@@ -162,24 +205,34 @@ void time_it(const char* name, double flop, int repeats, Body body) {
               ms[ms.size() * 4 / 5], flop / median / 1e6, flop / ms[0] / 1e6);
 }
 
-int time_one(char** argv) {
+void time_pick(const char* name, const Problem& problem, Pick pick, int64_t groups, int32_t threads, int repeats) {
+  Call call(problem, pick, groups, threads);
+  const Kernels* kernels = find_kernels(cpu_capability());
+  const double flop = 4.0 * problem.num_tokens * problem.hidden_size * problem.bottleneck_dim;
+  time_it((std::string("forward ") + name).c_str(), flop, repeats, [&] { call.forward(*kernels); });
+  time_it((std::string("backward") + name).c_str(), 2 * flop, repeats, [&] { call.backward(*kernels); });
+}
+
+int time_one(int argc, char** argv) {
   const int64_t tokens = std::atoll(argv[1]), width = std::atoll(argv[2]), inner = std::atoll(argv[3]);
   int dtype = 0;
   while (dtype < 3 && std::string(argv[4]) != kDtypes[dtype]) ++dtype;
+  const int32_t threads = std::atoi(argv[5]);
   const int repeats = std::max(1, std::atoi(argv[6]));
-  Call call({static_cast<ScalarType>(dtype), Activation::gelu, 1.0, tokens, width, width, inner}, std::atoi(argv[5]));
-  const Kernels* kernels = find_kernels(cpu_capability());
-  const double flop = 4.0 * tokens * width * inner;
-  time_it("forward ", flop, repeats, [&] { call.forward(*kernels); });
-  time_it("backward", 2 * flop, repeats, [&] { call.backward(*kernels); });
+  const Problem problem{static_cast<ScalarType>(dtype), Activation::gelu, 1.0, tokens, width, width, inner};
+  time_pick("", problem, Pick::one, 1, threads, repeats);
+  if (argc == 7) return 0;
+  const int64_t groups = std::max<int64_t>(1, std::atoll(argv[7]));
+  time_pick(", runs", problem, Pick::runs, groups, threads, repeats);
+  time_pick(", scattered", problem, Pick::scattered, groups, threads, repeats);
   return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc == 7) return time_one(argv);
+  if (argc == 7 || argc == 8) return time_one(argc, argv);
   if (argc == 1) return run_all();
-  std::printf("usage: %s [T d m dtype threads repeats]\n", argv[0]);
+  std::printf("usage: %s [T d m dtype threads repeats [G]]\n", argv[0]);
   return 2;
 }
