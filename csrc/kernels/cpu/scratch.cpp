@@ -2,6 +2,13 @@
 
 #include <new>
 
+#ifdef ADAPTERX_GUARD_SCRATCH
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(begin, bytes) (static_cast<void>(begin), static_cast<void>(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(begin, bytes) (static_cast<void>(begin), static_cast<void>(bytes))
+#endif
+
 namespace adapterx::cpu {
 namespace {
 
@@ -15,7 +22,10 @@ struct Block {
   std::size_t size = 0;
 
   void release() {
-    if (data != nullptr) ::operator delete(data, kAlignment);
+    if (data != nullptr) {
+      allow_scratch(data, size);
+      ::operator delete(data, kAlignment);
+    }
     data = nullptr;
     size = 0;
   }
@@ -39,6 +49,9 @@ std::byte* acquire_scratch(Arena arena, std::size_t bytes) {
   }
   return block.data;
 }
+
+void forbid_scratch(std::byte* begin, std::size_t bytes) { ASAN_POISON_MEMORY_REGION(begin, bytes); }
+void allow_scratch(std::byte* begin, std::size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(begin, bytes); }
 
 void trim_scratch(Arena arena) {
   Block& block = block_of(arena);

@@ -13,6 +13,22 @@ enum class Arena { call, worker };
 // throws std::bad_alloc. The contents are undefined.
 std::byte* acquire_scratch(Arena arena, std::size_t bytes);
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ADAPTERX_GUARD_SCRATCH
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define ADAPTERX_GUARD_SCRATCH
+#endif
+// Bytes after each piece of scratch memory that nothing may touch; only the address sanitizer would notice.
+#ifdef ADAPTERX_GUARD_SCRATCH
+constexpr std::size_t kGuardBytes = 64;
+#else
+constexpr std::size_t kGuardBytes = 0;
+#endif
+void forbid_scratch(std::byte* begin, std::size_t bytes);
+void allow_scratch(std::byte* begin, std::size_t bytes);
+
 // Give the pages of an unusually large request back to the system; requests of ordinary size are kept.
 void trim_scratch(Arena arena);
 

@@ -15,9 +15,12 @@ struct Pieces {
 
   template <typename A>
   AX_INLINE A* take(int64_t count) {
-    A* piece = base == nullptr ? nullptr : reinterpret_cast<A*>(base + used);
-    used += round_up(count * static_cast<int64_t>(sizeof(A)), 64);
-    return piece;
+    std::byte* piece = base == nullptr ? nullptr : base + used;
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(A));
+    const int64_t room = round_up(bytes, 64) + static_cast<int64_t>(kGuardBytes);
+    if (kGuardBytes > 0 && piece != nullptr) forbid_scratch(piece + bytes, static_cast<size_t>(room - bytes));
+    used += room;
+    return reinterpret_cast<A*>(piece);
   }
 };
 
@@ -27,6 +30,7 @@ AX_INLINE void place(Arena arena, Layout& layout) {
   Pieces pieces{nullptr};
   layout.lay_out(pieces);
   Pieces placed{acquire_scratch(arena, static_cast<size_t>(pieces.used))};
+  if (kGuardBytes > 0) allow_scratch(placed.base, static_cast<size_t>(pieces.used));
   layout.lay_out(placed);
 }
 
