@@ -7,19 +7,22 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from kernel_build import ROOT, build_kernel_module
+from kernel_build import ROOT
+from kernel_cases import (
+    ACTIVATIONS,
+    CAPABILITIES,
+    DTYPES,
+    FLOOR,
+    GRADIENTS,
+    NUMPY_ACTIVATIONS,
+    kernels,
+    relative_error,
+    to_storage,
+)
 
 from adapterx import reference
-
-kernels = build_kernel_module()
-CAPABILITIES = tuple(kernels.capabilities())
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-ACTIVATIONS = tuple(reference.ACTIVATIONS)
-GRADIENTS = ("grad_input", "grad_down_weight", "grad_down_bias", "grad_up_weight", "grad_up_bias")
-FLOOR = {"float32": 1e-5, "float64": 1e-13, "bfloat16": 1e-5, "float16": 1e-5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +46,6 @@ class Case:
     @property
     def sizes(self):
         return (self.num_tokens, self.input_size, self.hidden_size, self.bottleneck_dim)
-
-
-def to_storage(tensor):
-    """Return a NumPy array with the tensor's bits: 16-bit floats as uint16."""
-    return tensor.view(torch.uint16).numpy() if tensor.element_size() == 2 else tensor.numpy()
 
 
 def make_inputs(case, seed=0):
@@ -128,30 +126,13 @@ def run_torch(case, inputs, dtype):
     }
 
 
-def relative_error(got, expected):
-    """Norm of the difference over the norm of the expected value, both in float64."""
-    difference = (got.double() - expected.double()).norm().item()
-    return difference / max(expected.double().norm().item(), 1e-30)
-
-
 def numpy_reference(case, inputs):
     """The forward pass written out in NumPy float64, independent of PyTorch's formula."""
     values = {n: None if t is None else t.double().numpy() for n, t in inputs.items()}
     u = values["hidden_states"] @ values["down_weight"].T
     if case.down_bias:
         u = u + values["down_bias"]
-    erf = np.vectorize(math.erf, otypes=[float])
-    sigmoid = 1 / (1 + np.exp(-u))
-    activated = {
-        "relu": np.maximum(u, 0),
-        "gelu": 0.5 * u * (1 + erf(u / math.sqrt(2))) if u.size else u,
-        "gelu_tanh": 0.5 * u * (1 + np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3))),
-        "silu": u * sigmoid,
-        "tanh": np.tanh(u),
-        "sigmoid": sigmoid,
-        "leaky_relu": np.where(u > 0, u, 0.01 * u),
-        "identity": u,
-    }[case.activation]
+    activated = NUMPY_ACTIVATIONS[case.activation](u)[0]
     branch = activated @ values["up_weight"].T
     if case.up_bias:
         branch = branch + values["up_bias"]
