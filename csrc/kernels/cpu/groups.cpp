@@ -51,6 +51,10 @@ bool all_equal(const Groups& groups, int64_t num_tokens) {
                      [&](int64_t index) { return index == groups.indices[0]; });
 }
 
+int64_t largest_number_of_shares(int64_t num_tokens, int64_t num_groups, int64_t empty_rows) {
+  return std::max<int64_t>(1, (num_tokens + std::max(kEntryRows, empty_rows) * num_groups) / kShareRows);
+}
+
 int64_t cut_evenly(const SortedTokens& tokens, int64_t empty_rows, int64_t most_shares, Cut* cuts) {
   int64_t total = 0;
   for (int64_t slot = 0; slot < tokens.num_slots; ++slot) total += work_of_slot(tokens, empty_rows, slot);

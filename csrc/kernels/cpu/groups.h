@@ -29,6 +29,9 @@ struct Cut {
   int64_t position;
 };
 
+// The most shares that cut_evenly makes of some tokens, however they pick.
+int64_t largest_number_of_shares(int64_t num_tokens, int64_t num_groups, int64_t empty_rows);
+
 // Cuts the order into at most `most_shares` shares of about the same work and returns how many. `cuts` gets one value
 // more: share i goes from cuts[i] to cuts[i + 1]. `empty_rows` is the work of an adapter without tokens, in rows.
 // No two cuts fall on the same place within a slot.

@@ -1,6 +1,6 @@
 // What is made ready while a product runs: the next part of a weight is packed, and the memory behind the part after
-// that is brought into the cache. One adapter after another and rows in scattered order come from far away and the
-// processor does not foresee them: without this, 64 tokens of an adapter take 1.8 times as long as 64 tokens of many.
+// that is brought into the cache. The processor does not foresee one adapter after another and rows in scattered order:
+// without this, 32 adapters for 2048 tokens take 1.8 times as long as one, with it 1.1 to 1.2 times (d=768, m=48).
 #pragma once
 
 namespace adapterx::cpu::ADAPTERX_ISA {

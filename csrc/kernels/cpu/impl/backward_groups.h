@@ -248,7 +248,8 @@ void grouped_backward(const Problem& problem, const BackwardTensors& tensors, co
   const bool wants_weights =
       tensors.grad_up_weight || tensors.grad_down_weight || tensors.grad_up_bias || tensors.grad_down_bias;
   const int64_t empty_rows = wants_weights ? kZeroRows : 0;
-  const int64_t most = backward_workers<T>(problem, num_tokens + empty_rows * groups.num_groups, 2, pool);
+  const int64_t largest = largest_number_of_shares(num_tokens, groups.num_groups, empty_rows);
+  const int64_t most = backward_workers<T>(problem, largest, 2, pool);
   GroupedBackwardCall<T> call{{num_tokens, groups.num_groups, most}, {job, 2 * most}};
   place(Arena::call, call);
   const SortedTokens tokens = sort_tokens(groups, num_tokens, call.sort.order, call.sort.starts);

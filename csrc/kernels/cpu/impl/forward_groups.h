@@ -153,7 +153,8 @@ void grouped_forward(const Problem& problem, const ForwardTensors& tensors, cons
     return forward<T>(problem, with_adapter<T>(problem, tensors, groups.indices[0]), pool);
   }
   const ForwardJob<T> job{problem, tensors};
-  GroupedForwardCall<T> call{{num_tokens, groups.num_groups, workers_for(num_tokens, pool)}, {job}};
+  const int64_t most = largest_number_of_shares(num_tokens, groups.num_groups, 0);
+  GroupedForwardCall<T> call{{num_tokens, groups.num_groups, workers_for(most, pool)}, {job}};
   place(Arena::call, call);
   const SortedTokens tokens = sort_tokens(groups, num_tokens, call.sort.order, call.sort.starts);
   if (num_tokens <= kFewTokens) {
