@@ -8,7 +8,6 @@
 namespace adapterx::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 256;         // bytes, of every part of the workspace
 constexpr int64_t kTargetBlocks = 4 * 132;  // four blocks fit on an SM; 132 SMs
 constexpr int64_t kMinRangeTokens = 256;    // fewer are not worth another set of partial sums
 constexpr int64_t kMaxRanges = 32;
@@ -32,7 +31,7 @@ BackwardPlan plan_backward(const Problem& problem, const BackwardTensors& tensor
   plan.up = tensors.grad_up_weight != nullptr || tensors.grad_up_bias != nullptr;
   plan.down = tensors.grad_down_weight != nullptr || tensors.grad_down_bias != nullptr;
   plan.grad_pre_activation = plan.down || tensors.grad_input != nullptr;
-  plan.narrow_bytes = round_up(problem.num_tokens * problem.bottleneck_dim * 2, kAlignment);
+  plan.narrow_bytes = round_up(problem.num_tokens * problem.bottleneck_dim * 2, kWorkspaceAlignment);
   const int64_t padded = round_up(problem.hidden_size, Config::kColumns);
   plan.layout = {padded, padded, Config::kBottleneck, plan.up, plan.down};
   const int64_t blocks = padded / Config::kColumns * (plan.up && plan.down ? 2 : 1);

@@ -13,12 +13,6 @@
 namespace adapterx::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 256;  // bytes, of every part of the workspace
-
-int64_t element_size(ScalarType dtype) {
-  return dtype == ScalarType::float64 ? 8 : dtype == ScalarType::float32 ? 4 : 2;
-}
-
 // Hands out consecutive aligned parts of the workspace; with a null workspace only the size matters.
 struct Parts {
   unsigned char* base = nullptr;
@@ -26,7 +20,7 @@ struct Parts {
 
   void* take(int64_t bytes) {
     void* part = base == nullptr ? nullptr : base + used;
-    used += round_up(bytes, kAlignment);
+    used += round_up(bytes, kWorkspaceAlignment);
     return part;
   }
 };

@@ -12,8 +12,7 @@
 namespace adapterx::cuda {
 namespace {
 
-constexpr int kBlockTokens = 256;  // tokens and threads of a block
-constexpr int64_t kAlignment = 256;
+constexpr int kBlockTokens = 256;      // tokens and threads of a block
 constexpr int64_t kMaxRanges = 65535;  // the weight gradients launch one row of blocks a range
 
 struct GroupingTables {
@@ -241,7 +240,7 @@ GroupingTables lay_out(void* workspace, int64_t num_tokens, int64_t num_groups, 
   const auto take = [&](auto*& pointer, int64_t count) {
     const auto address = reinterpret_cast<uintptr_t>(workspace) + static_cast<uintptr_t>(offset);
     pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(address);
-    offset += round_up(count * static_cast<int64_t>(sizeof(*pointer)), kAlignment);
+    offset += round_up(count * static_cast<int64_t>(sizeof(*pointer)), kWorkspaceAlignment);
   };
   take(tables.tokens, num_tokens);
   take(tables.counts, ceil_div(num_tokens, kBlockTokens) * (num_groups + 1));

@@ -38,8 +38,6 @@ LaunchShape elementwise_shape(const RowShape& shape, int width) {
   return {dim3(static_cast<unsigned>(std::min(kMaxRowBlocks, ceil_div(shape.rows, block.y)))), block};
 }
 
-int64_t compute_size(ScalarType dtype) { return dtype == ScalarType::float64 ? 8 : 4; }
-
 int64_t row_ranges(int64_t rows) { return std::clamp<int64_t>(rows / kMinRangeRows, 1, kMaxRanges); }
 
 // Both stages of a column sum; the first one also differentiates where arguments.pre_activation is set.

@@ -8,19 +8,12 @@
 namespace adapterx::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 256;     // bytes, of every part of the workspace
 constexpr int64_t kPartialPadding = 4;  // elements: rows of partial sums are stored in units of 16 bytes
 constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1;
 
-int64_t element_size(ScalarType dtype) {
-  if (dtype == ScalarType::float64) return 8;
-  return dtype == ScalarType::float32 ? 4 : 2;
-}
-int64_t compute_size(ScalarType dtype) { return dtype == ScalarType::float64 ? 8 : 4; }
-
 // Bytes of a (num_tokens, bottleneck_dim) matrix.
 int64_t narrow_bytes(const Problem& problem) {
-  return round_up(problem.num_tokens * problem.bottleneck_dim * element_size(problem.dtype), kAlignment);
+  return round_up(problem.num_tokens * problem.bottleneck_dim * element_size(problem.dtype), kWorkspaceAlignment);
 }
 
 // The kernels count the columns of a matrix in 32 bits.
