@@ -6,11 +6,6 @@
 namespace adapterx::ops {
 namespace {
 
-const char* forward_name(bool grouped) { return grouped ? "grouped_bottleneck_adapter" : "bottleneck_adapter"; }
-const char* backward_name(bool grouped) {
-  return grouped ? "grouped_bottleneck_adapter_backward" : "bottleneck_adapter_backward";
-}
-
 // A copy: before torch 2.13 the names come as a temporary pair of strings.
 std::string dtype_name(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
 
@@ -156,7 +151,7 @@ Activation checked_activation(const char* function, std::string_view name) {
 }
 
 void check_given(const ForwardArguments& a) {
-  const Checker check{forward_name(a.grouped()), "hidden_states", a.hidden_states, a.grouped()};
+  const Checker check{a.name(), "hidden_states", a.hidden_states, a.grouped()};
   check.is_given("hidden_states", a.hidden_states);
   if (a.grouped()) check.is_given("adapter_indices", *a.adapter_indices);
   check.is_given("down_weight", a.down_weight);
@@ -164,7 +159,7 @@ void check_given(const ForwardArguments& a) {
 }
 
 Activation check_forward(const ForwardArguments& a) {
-  const Checker check{forward_name(a.grouped()), "hidden_states", a.hidden_states, a.grouped()};
+  const Checker check{a.name(), "hidden_states", a.hidden_states, a.grouped()};
   const auto parsed = checked_activation(check.function, a.activation);
   check.scaling_is_finite(a.scaling);
   check.anchor_is_usable();
@@ -187,7 +182,7 @@ Activation check_forward(const ForwardArguments& a) {
 }
 
 Activation check_backward(const BackwardArguments& a) {
-  const Checker check{backward_name(a.grouped()), "grad_output", a.grad_output, a.grouped()};
+  const Checker check{a.name(), "grad_output", a.grad_output, a.grouped()};
   const auto parsed = checked_activation(check.function, a.activation);
   check.scaling_is_finite(a.scaling);
   check.anchor_is_usable();

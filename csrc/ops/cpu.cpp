@@ -43,7 +43,7 @@ TrainOutputs run_forward(const ForwardArguments& arguments, bool save_pre_activa
   ForwardCall call(arguments, check_forward(arguments), save_pre_activation);
   if (!call.empty()) {
     if (arguments.grouped()) {
-      check_range("grouped_bottleneck_adapter", call.groups, call.problem.num_tokens);
+      check_range(arguments.name(), call.groups, call.problem.num_tokens);
       cpu::grouped_bottleneck_adapter_forward(call.problem, call.tensors, call.groups, torch_pool());
     } else {
       cpu::bottleneck_adapter_forward(call.problem, call.tensors, torch_pool());
@@ -60,7 +60,7 @@ Gradients backward_cpu(const BackwardArguments& arguments) {
   BackwardCall call(arguments, check_backward(arguments));
   if (!call.empty()) {
     if (arguments.grouped()) {
-      check_range("grouped_bottleneck_adapter_backward", call.groups, call.problem.num_tokens);
+      check_range(arguments.name(), call.groups, call.problem.num_tokens);
       cpu::grouped_bottleneck_adapter_backward(call.problem, call.tensors, call.groups, torch_pool());
     } else {
       cpu::bottleneck_adapter_backward(call.problem, call.tensors, torch_pool());

@@ -120,8 +120,7 @@ TrainOutputs run_forward(const ForwardArguments& arguments, bool save_pre_activa
   const auto activation = check_forward(arguments);
   const CudaContext context(arguments.hidden_states);
   ForwardCall call(arguments, activation, save_pre_activation);
-  const char* function = arguments.grouped() ? "grouped_bottleneck_adapter" : "bottleneck_adapter";
-  if (!call.empty()) launch_forward(function, call, context);
+  if (!call.empty()) launch_forward(arguments.name(), call, context);
   return {std::move(call.output), std::move(call.pre_activation)};
 }
 
@@ -133,8 +132,7 @@ Gradients backward_cuda(const BackwardArguments& arguments) {
   const auto activation = check_backward(arguments);
   const CudaContext context(arguments.grad_output);
   BackwardCall call(arguments, activation);
-  const char* function = arguments.grouped() ? "grouped_bottleneck_adapter_backward" : "bottleneck_adapter_backward";
-  if (!call.empty()) launch_backward(function, call, arguments.grad_output, context);
+  if (!call.empty()) launch_backward(arguments.name(), call, arguments.grad_output, context);
   return std::move(call.gradients);
 }
 

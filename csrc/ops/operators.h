@@ -62,6 +62,8 @@ struct ForwardArguments {
   double scaling;
 
   bool grouped() const { return adapter_indices.has_value(); }
+  // The operator as users know it; its `_train` twin goes by the same name.
+  const char* name() const { return grouped() ? "grouped_bottleneck_adapter" : "bottleneck_adapter"; }
 };
 
 // The arguments of a backward operator.
@@ -79,6 +81,7 @@ struct BackwardArguments {
   OutputMask output_mask;
 
   bool grouped() const { return adapter_indices.has_value(); }
+  const char* name() const { return grouped() ? "grouped_bottleneck_adapter_backward" : "bottleneck_adapter_backward"; }
 };
 
 template <class Signature>

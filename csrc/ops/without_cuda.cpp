@@ -6,18 +6,17 @@
 namespace adapterx::ops {
 namespace {
 
-[[noreturn]] void refuse(bool grouped) {
+[[noreturn]] void refuse(const char* function) {
   TORCH_CHECK_NOT_IMPLEMENTED(
-      false, grouped ? "grouped_bottleneck_adapter" : "bottleneck_adapter",
+      false, function,
       ": the tensors must be on the CPU, because this adapterx was built without CUDA kernels, got CUDA tensors; "
       "with a CUDA build of torch and a CUDA toolkit, `ADAPTERX_CUDA=1 pip install --no-build-isolation .` builds "
-      "them, "
-      "or says what it is missing");
+      "them, or says what it is missing");
 }
 
-Tensor forward_refused(const ForwardArguments& arguments) { refuse(arguments.grouped()); }
-TrainOutputs train_refused(const ForwardArguments& arguments) { refuse(arguments.grouped()); }
-Gradients backward_refused(const BackwardArguments& arguments) { refuse(arguments.grouped()); }
+Tensor forward_refused(const ForwardArguments& arguments) { refuse(arguments.name()); }
+TrainOutputs train_refused(const ForwardArguments& arguments) { refuse(arguments.name()); }
+Gradients backward_refused(const BackwardArguments& arguments) { refuse(arguments.name()); }
 
 }  // namespace
 
