@@ -153,9 +153,7 @@ def test_layouts_of_rows(layout, path, device, pin):
 
 def layout_on(device, tensor):
     """Return the tensor on the device with its strides."""
-    if device == "cpu":
-        return tensor
-    moved = torch.empty(0, dtype=tensor.dtype, device=device).set_(tensor.untyped_storage().to(device))
+    moved = torch.empty(0, dtype=tensor.dtype, device=device).set_(tensor.untyped_storage().to(device=device))
     view = moved.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
     return torch._neg_view(view) if tensor.is_neg() else view
 
