@@ -205,6 +205,29 @@ def test_unaligned_memory(device, pin):
             assert error(actual[name], gradient.double()) < 1e-2, (path, name)
 
 
+@pytest.mark.parametrize("scaling", [0.7, 1.0])  # 1: epilogues of cuBLASLt that sum columns
+@pytest.mark.parametrize("path", ["tile:64x1", "tile:16x8", "cublas"])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_unaligned_tensor_alone(name, path, scaling, device, pin):
+    """Such as the bias of one of several adapters in one tensor: what the other arguments promise, it does not."""
+    pin(path)
+    arguments = to_device(arguments_of("parallel", (130,), 64, 64, 16, dtype=torch.bfloat16), device)
+    index = NAMES.index(name)
+    memory = torch.empty(arguments[index].numel() + 1, dtype=torch.bfloat16, device=device)
+    memory[1:].copy_(arguments[index].detach().flatten())
+    shifted = [*arguments]
+    shifted[index] = memory[1:].view(arguments[index].shape).requires_grad_()
+    assert shifted[index].data_ptr() % 16 == 2
+    cotangent = torch.randn(130, 64, device=device).bfloat16()
+    for activation in ("gelu", "gelu_tanh"):
+        exact = expect([tensor.detach().double() for tensor in arguments], activation, scaling)
+        assert error(compute(shifted, activation, scaling).detach(), exact) < 1e-2
+        wanted = gradients(compute, arguments, cotangent, activation=activation, scaling=scaling)
+        actual = gradients(compute, shifted, cotangent, activation=activation, scaling=scaling)
+        for other, gradient in wanted.items():
+            assert error(actual[other], gradient.double()) < 1e-2, other
+
+
 def test_rows_of_infinities_and_nans_stay_alone(device, pin):
     for path, activation in (("tile:64x1", "relu"), ("tile:16x1", "relu"), ("cublas", "relu"), ("cublas", "gelu_tanh")):
         pin(path)
