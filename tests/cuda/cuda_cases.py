@@ -105,9 +105,10 @@ def make_grouped(leading, input_size, hidden_size, bottleneck_dim, num_groups, *
 
     Some tokens pick no adapter, and one adapter is picked by no token.
     """
-    drawn = [make_arguments(leading, input_size, hidden_size, bottleneck_dim) for _ in range(num_groups)]
-    tokens = drawn[0][:2]
-    weights = [torch.stack(tensors) for tensors in zip(*(arguments[2:] for arguments in drawn), strict=True)]
+    tokens = make_arguments(leading, input_size, hidden_size, bottleneck_dim)[:2]
+    # The tokens of each adapter would be drawn and thrown away: with 4096 adapters that is 16 GB and a minute.
+    drawn = [make_arguments((), input_size, hidden_size, bottleneck_dim)[2:] for _ in range(num_groups)]
+    weights = [torch.stack(tensors) for tensors in zip(*drawn, strict=True)]
     names = ("hidden_states", "residual", *WEIGHTS)
     tensors = [
         tensor.to(dtype).requires_grad_(name in requires_grad)
