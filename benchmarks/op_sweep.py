@@ -1,13 +1,15 @@
 """Time every kernel of the operator over a grid of shapes: the measurements behind the dispatch table.
 
 A cell is a number of tokens, a hidden_size and a bottleneck_dim. Each plan is pinned in turn; one that does not fit is
-left out. "backward" is the backward operator alone, all gradients wanted. Rows come plane by plane (all cells of one
-bottleneck_dim), so that a sweep that ran out of time still spans a grid.
+left out. "backward" is the backward operator alone, all gradients wanted. The time is that of a call within a CUDA
+graph: outside of one, few tokens would show what the host needs to launch a plan, not which kernel is faster. Rows come
+plane by plane (all cells of one bottleneck_dim), so that a sweep that ran out of time still spans a grid.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
 
+import cuda_timing
 import torch
 from harness import Case, Deadline, Machine, pinned, rotate, rows_of, time_in_turns
 from op_calls import ACTIVATION, SCALING, input_bytes, make_tensors, moved_bytes
@@ -40,12 +42,11 @@ def batches(machine: Machine, deadline: Deadline, *, repeats: int, quick: bool) 
 
 def run_case(case: Case, machine: Machine, repeats: int) -> list[dict[str, object]]:
     """Time all plans in one cell and return its rows."""
-    call = rotate([make_call(case, machine.device, seed) for seed in range(machine.copies(input_bytes(case)))])
-    plans = {plan: call for plan in PLANS if can_run(call, plan)}
-    contexts = {plan: lambda plan=plan: pinned(plan) for plan in plans}
-    samples = time_in_turns(
-        plans, repeats=repeats, min_sample_ms=MIN_SAMPLE_MS, sample=machine.sample, contexts=contexts
-    )
+    copies = machine.copies(input_bytes(case))
+    call = rotate([make_call(case, machine.device, seed) for seed in range(copies)])
+    graphs = {plan: captured(call, plan, copies) for plan in PLANS if can_run(call, plan)}
+    samples = time_in_turns(graphs, repeats=repeats, min_sample_ms=MIN_SAMPLE_MS, sample=machine.sample)
+    samples = {plan: [time_ms / copies for time_ms in times] for plan, times in samples.items()}
     fastest = min(samples, key=lambda plan: min(samples[plan]))
     return rows_of("bench_op_sweep", case, samples, subject=fastest, moved_bytes=moved_bytes(case), machine=machine)
 
@@ -58,6 +59,12 @@ def can_run(call: Call, plan: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def captured(call: Call, plan: str, calls: int) -> Call:
+    """Return the replay of a CUDA graph of so many calls by one plan."""
+    with pinned(plan):
+        return cuda_timing.capture(call, calls)
 
 
 def make_call(case: Case, device: str, seed: int) -> Call:

@@ -191,6 +191,24 @@ def test_the_sweep_gives_a_dispatch_table(gpu, tmp_path, monkeypatch):
     assert dispatch_table.measured_rows(capability, times["backward"])
 
 
+def test_the_sweep_times_graphs_of_pinned_calls(gpu, monkeypatch):
+    """What the host needs to launch a plan must not decide which one is in the table."""
+    graphs = []
+
+    def capture(function, calls):
+        graphs.append((harness.os.environ["ADAPTERX_CUDA_PATH"], calls))
+        return function
+
+    monkeypatch.setattr(cuda_timing, "capture", capture)
+    case = harness.Case("forward", *TINY, torch.bfloat16)
+    machine = fake_machine(cache_bytes=1000, sample=lambda function, calls: 6.0)
+    copies = machine.copies(op_calls.input_bytes(case))
+    rows = op_sweep.run_case(case, machine, 1)
+    assert copies > 1
+    assert graphs == [(plan, copies) for plan in op_sweep.PLANS]
+    assert {row["median"] for row in rows if row["metric"] == "time"} == {6.0 / copies}
+
+
 def test_a_sweep_out_of_time_keeps_whole_planes(gpu, monkeypatch, capsys):
     monkeypatch.setattr(op_sweep, "TOKENS", (1, 4))
     monkeypatch.setattr(op_sweep, "HIDDEN_SIZES", (8,))
