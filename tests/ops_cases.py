@@ -53,6 +53,16 @@ def arguments_of(layout, *shape, dtype=torch.float64, without=(), requires_grad=
     return arguments
 
 
+def barely_positive(dtype) -> list[Tensor | None]:
+    """Return arguments whose pre-activations are all 2^-14: what is left of a product of 0.3 and a bias of -0.3."""
+    hidden_states, down_weight = torch.zeros(3, 16), torch.zeros(8, 16)
+    hidden_states[:, 0], hidden_states[:, 1] = 1, 2**-14
+    down_weight[:, 0], down_weight[:, 1] = 77 / 256, 1
+    biases = torch.full((8,), -77 / 256), torch.zeros(16)
+    tensors = [hidden_states, None, down_weight, biases[0], torch.ones(16, 8), biases[1]]
+    return [None if tensor is None else tensor.to(dtype).requires_grad_() for tensor in tensors]
+
+
 def compute(arguments, activation="gelu", scaling=0.7) -> Tensor:
     return ops.bottleneck_adapter(*arguments, activation=activation, scaling=scaling)
 

@@ -263,6 +263,9 @@ def test_scaled_residual(emulator, shape, dtype):
         output = rows.put(ref.from_bits(rows.x))
         emulator.scaled_residual(output, bias, residual, output, scaling=0.3)
         assert_rounded(output, exact, dtype, "output", np.abs(parts[0]) + np.abs(exact))
+        exact = np.broadcast_to(parts[0] + 0.3 * parts[1], shape)
+        emulator.scaled_residual(None, bias, residual, output, scaling=0.3)
+        assert_rounded(output, exact, dtype, "output", np.abs(parts[0]) + np.abs(exact))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -11,6 +11,7 @@ from ops_cases import (
     SHAPES,
     WEIGHTS,
     arguments_of,
+    barely_positive,
     compute,
     copy_of,
     error,
@@ -61,6 +62,16 @@ def test_low_precision_gradients_are_at_most_twice_as_inexact_as_pytorchs(shape,
         factor = 3 if name in WEIGHTS else 2
         assert gradient.dtype == dtype
         assert error(gradient, exact[name]) <= factor * error(pytorch[name], exact[name]) + 1e-5, name
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_product_is_not_rounded_before_its_bias_is_added(dtype, activation):
+    """Else nothing is left of the sum, and the kink of the activation stops the gradient."""
+    arguments, cotangent = barely_positive(dtype), torch.ones(3, 16, dtype=dtype)
+    exact = gradients(expect, copy_of(arguments, torch.float64), cotangent.double(), activation=activation)
+    for name, gradient in gradients(compute, arguments, cotangent, activation=activation).items():
+        assert error(gradient, exact[name]) < 1e-2, name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

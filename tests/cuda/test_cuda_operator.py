@@ -22,7 +22,9 @@ from ops_cases import (
     SHAPES,
     WEIGHTS,
     arguments_of,
+    barely_positive,
     compute,
+    copy_of,
     error,
     expect,
     gradients,
@@ -183,29 +185,30 @@ def test_no_tokens(path, device, pin):
         assert not any(gradient.any() for gradient in found[1:])
 
 
+def shifted(tensor, device, shift):
+    """Return a leaf with the same values that begins at an odd element where that is wanted."""
+    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=device)
+    memory = memory[1:] if shift else memory[:-1]
+    return memory.copy_(tensor.detach().flatten()).view(tensor.shape).requires_grad_()
+
+
 def test_unaligned_memory(device, pin):
     """Rows that begin at an odd element: neither 16-byte loads nor tensor cores may assume otherwise."""
     for path in ("tile:64x1", "tile:16x8", "cublas"):
         pin(path)
         arguments = arguments_of("bare", (19,), 64, 64, 16, dtype=torch.bfloat16)
         aligned = to_device(arguments, device)
-        shifted = []
-        for tensor in aligned:
-            if tensor is not None:
-                memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=device)
-                memory[1:].copy_(tensor.detach().flatten())
-                tensor = memory[1:].view(tensor.shape).requires_grad_()
-            shifted.append(tensor)
-        assert shifted[0].data_ptr() % 16 == 2
+        unaligned = [None if tensor is None else shifted(tensor, device, True) for tensor in aligned]
+        assert unaligned[0].data_ptr() % 16 == 2
         cotangent = torch.randn(19, 64, device=device).bfloat16()
-        wanted, actual = gradients(compute, aligned, cotangent), gradients(compute, shifted, cotangent)
+        wanted, actual = gradients(compute, aligned, cotangent), gradients(compute, unaligned, cotangent)
         with torch.no_grad():
-            assert error(compute(shifted), compute(aligned).double()) < 1e-2, path
+            assert error(compute(unaligned), compute(aligned).double()) < 1e-2, path
         for name, gradient in wanted.items():
             assert error(actual[name], gradient.double()) < 1e-2, (path, name)
 
 
-@pytest.mark.parametrize("scaling", [0.7, 1.0])  # 1: epilogues of cuBLASLt that sum columns
+@pytest.mark.parametrize("scaling", [0.7, 1.0])
 @pytest.mark.parametrize("path", ["tile:64x1", "tile:16x8", "cublas"])
 @pytest.mark.parametrize("name", NAMES)
 def test_one_unaligned_tensor_alone(name, path, scaling, device, pin):
@@ -213,19 +216,29 @@ def test_one_unaligned_tensor_alone(name, path, scaling, device, pin):
     pin(path)
     arguments = to_device(arguments_of("parallel", (130,), 64, 64, 16, dtype=torch.bfloat16), device)
     index = NAMES.index(name)
-    memory = torch.empty(arguments[index].numel() + 1, dtype=torch.bfloat16, device=device)
-    memory[1:].copy_(arguments[index].detach().flatten())
-    shifted = [*arguments]
-    shifted[index] = memory[1:].view(arguments[index].shape).requires_grad_()
-    assert shifted[index].data_ptr() % 16 == 2
+    tensors = [shifted(tensor, device, i == index) for i, tensor in enumerate(arguments)]
+    assert tensors[index].data_ptr() % 16 == 2
     cotangent = torch.randn(130, 64, device=device).bfloat16()
     for activation in ("gelu", "gelu_tanh"):
         exact = expect([tensor.detach().double() for tensor in arguments], activation, scaling)
-        assert error(compute(shifted, activation, scaling).detach(), exact) < 1e-2
+        assert error(compute(tensors, activation, scaling).detach(), exact) < 1e-2
         wanted = gradients(compute, arguments, cotangent, activation=activation, scaling=scaling)
-        actual = gradients(compute, shifted, cotangent, activation=activation, scaling=scaling)
+        actual = gradients(compute, tensors, cotangent, activation=activation, scaling=scaling)
         for other, gradient in wanted.items():
             assert error(actual[other], gradient.double()) < 1e-2, other
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("path", ["tile:64x1", "tile:16x8", "cublas"])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_product_is_not_rounded_before_its_bias_is_added(aligned, path, dtype, device, pin):
+    """Unaligned operands take the epilogue that adds the bias away from cuBLASLt."""
+    pin(path)
+    arguments, cotangent = barely_positive(dtype), torch.ones(3, 16, dtype=dtype)
+    exact = gradients(expect, copy_of(arguments, torch.float64), cotangent.double(), activation="relu")
+    tensors = [None if tensor is None else shifted(tensor, device, not aligned) for tensor in arguments]
+    for name, gradient in gradients(compute, tensors, cotangent.to(device), activation="relu").items():
+        assert error(gradient.cpu(), exact[name]) < 1e-2, name
 
 
 def test_rows_of_infinities_and_nans_stay_alone(device, pin):

@@ -188,9 +188,9 @@ void bias_activation_binding(const py::array& input, const OptionalArray& bias, 
                         activated.mutable_data(), out(pre_activation), nullptr));
 }
 
-void scaled_residual_binding(const py::array& branch, const OptionalArray& bias, const OptionalArray& residual,
+void scaled_residual_binding(const OptionalArray& branch, const OptionalArray& bias, const OptionalArray& residual,
                              py::array output, double scaling) {
-  check(scaled_residual(row_shape(branch), scaling, branch.data(), in(bias), in(residual), row_stride(residual),
+  check(scaled_residual(row_shape(output), scaling, in(branch), in(bias), in(residual), row_stride(residual),
                         output.mutable_data(), nullptr));
 }
 

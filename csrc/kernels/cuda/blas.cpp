@@ -42,7 +42,8 @@ RowMajor up_weight_of(const Problem& problem, const void* data) {
   return {data, problem.hidden_size, problem.bottleneck_dim, problem.bottleneck_dim};
 }
 
-// The product with a bias for its columns (null: none), which is added row-wise where no epilogue does it.
+// The product with a bias for its columns (null: none). Where no epilogue adds it, it becomes the addend, which like in
+// the epilogue meets the sum before that is rounded; it follows row-wise where there is another addend.
 const char* multiply_with_bias(Product p, const void* bias, const RowShape& result, const Blas& blas,
                                cudaStream_t stream) {
   if (bias == nullptr) return multiply(p, blas, stream);
@@ -52,8 +53,14 @@ const char* multiply_with_bias(Product p, const void* bias, const RowShape& resu
   if (error != kNoAlgorithm) return error;
   p.epilogue = Epilogue::none;
   p.bias = nullptr;
-  if (const char* failed = multiply(p, blas, stream)) return failed;
-  return in_words(scaled_residual(result, 1.0, p.result, bias, nullptr, 0, p.result, stream));
+  if (p.addend.data != nullptr) {
+    if (const char* failed = multiply(p, blas, stream)) return failed;
+    return in_words(scaled_residual(result, 1.0, p.result, bias, nullptr, 0, p.result, stream));
+  }
+  const cudaError_t filled = scaled_residual(result, 1.0, nullptr, bias, nullptr, 0, p.result, stream);
+  if (filled != cudaSuccess) return in_words(filled);
+  p.addend = {p.result, result.rows, result.columns, result.columns};
+  return multiply(p, blas, stream);
 }
 
 // ---- forward ----

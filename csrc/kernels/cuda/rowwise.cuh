@@ -70,8 +70,8 @@ __global__ void scaled_residual_kernel(int64_t rows, int64_t columns, Compute<El
                                        const Element* bias, const Element* residual, int64_t residual_stride,
                                        Element* output) {
   for_each_place<kWidth>(rows, columns, [&](int64_t row, int64_t column) {
-    Values<Element, kWidth> y;
-    y.load(branch + row * columns + column);
+    Values<Element, kWidth> y = {};
+    if (branch != nullptr) y.load(branch + row * columns + column);
     y.add(bias == nullptr ? nullptr : bias + column);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) y.v[i] *= scaling;

@@ -19,8 +19,8 @@ struct RowShape {
 cudaError_t bias_activation(const RowShape& shape, Activation activation, const void* input, const void* bias,
                             void* activated, void* pre_activation, cudaStream_t stream);
 
-// output = residual + scaling * (branch + bias). residual (rows strided) and bias may be null; output may overwrite
-// branch.
+// output = residual + scaling * (branch + bias). All but the output may be null, which is zero; rows of residual may be
+// strided; output may overwrite branch.
 cudaError_t scaled_residual(const RowShape& shape, double scaling, const void* branch, const void* bias,
                             const void* residual, int64_t residual_stride, void* output, cudaStream_t stream);
 
