@@ -241,6 +241,14 @@ def test_a_product_is_not_rounded_before_its_bias_is_added(aligned, path, dtype,
         assert error(gradient.cpu(), exact[name]) < 1e-2, name
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("path", ["tile:64x1", "cublas"])
+@pytest.mark.parametrize("shape", [((340,), 23, 1), ((239,), 55, 1), ((340,), 24, 8), ((1000,), 1024, 1)], ids=names_of)
+def test_bias_gradients_beside_narrow_products(shape, path, dtype, device, pin):
+    pin(path)
+    check_gradients(compute, arguments_of("bare", *square(shape), dtype=dtype), device, scaling=1.0)
+
+
 def test_rows_of_infinities_and_nans_stay_alone(device, pin):
     for path, activation in (("tile:64x1", "relu"), ("tile:16x1", "relu"), ("cublas", "relu"), ("cublas", "gelu_tanh")):
         pin(path)

@@ -27,7 +27,6 @@ enum cublasLtEpilogue_t {
   CUBLASLT_EPILOGUE_GELU_BIAS = 36,
   CUBLASLT_EPILOGUE_GELU_AUX = 160,
   CUBLASLT_EPILOGUE_GELU_AUX_BIAS = 164,
-  CUBLASLT_EPILOGUE_BGRADB = 512,
 };
 enum cublasLtMatmulDescAttributes_t {
   CUBLASLT_MATMUL_DESC_TRANSA = 3,
@@ -132,7 +131,7 @@ inline bool overlap(const void* x, const Layout& a, const void* y, const Layout&
 // The rules of an epilogue that its pointers must obey.
 inline void check_epilogue(const Description& o, const Layout& d) {
   const auto e = o.epilogue;
-  require(!(has_bias(e) || e == CUBLASLT_EPILOGUE_BGRADB) || o.bias != nullptr, "the epilogue needs a bias pointer");
+  require(!has_bias(e) || o.bias != nullptr, "the epilogue needs a bias pointer");
   require(!has_aux(e) || (o.aux != nullptr && o.aux_ld >= d.rows && o.aux_ld % 8 == 0),
           "the auxiliary matrix needs a leading dimension that is a multiple of 8");
 }
@@ -269,11 +268,6 @@ void run(const Description& o, Scale alpha, const Operand& a, const Operand& b, 
       if (has_aux(o.epilogue)) store(o.aux, ld.type, column * o.aux_ld + row, value);
       if (has_gelu(o.epilogue)) value = gelu(value);
       store(d, ld.type, column * ld.ld + row, value);
-    }
-    if (o.epilogue == CUBLASLT_EPILOGUE_BGRADB) {
-      double sum = 0;
-      for (int64_t k = 0; k < b.rows(); ++k) sum += b.at(k, column);
-      store(o.bias, ld.type, column, sum);
     }
   }
 }

@@ -16,9 +16,8 @@ struct RowMajor {
 enum class Epilogue {
   none,
   bias,
-  gelu_tanh,      // with the bias, where one is given
-  gelu_tanh_aux,  // likewise; what the activation sees goes to `aux`
-  sum_of_first    // the column sums of the stored `a` go to `bias`
+  gelu_tanh,     // with the bias, where one is given
+  gelu_tanh_aux  // likewise; what the activation sees goes to `aux`
 };
 
 // result = epilogue(alpha * op(a) @ op(b) + addend), where op transposes a stored matrix that is marked so.
