@@ -1,12 +1,12 @@
 // Which kernel serves which problem. Written by a program, do not edit:
-//     python benchmarks/dispatch_table.py --from-roofline
+//     python benchmarks/dispatch_table.py --from-results benchmarks/results/bench_op_cuda_sweep_NVIDIA_H100_80GB_HBM3.csv
 #pragma once
 
 #include <cstdint>
 
 namespace adapterx::cuda {
 
-inline constexpr const char* kDispatchSource = "roofline";
+inline constexpr const char* kDispatchSource = "measured on NVIDIA H100 80GB HBM3";
 
 // A row serves bfloat16 and float16 problems on devices of its compute capability (10 * major + minor) and newer whose
 // sizes do not exceed its limits. The first row that serves a problem and whose tile fits into the device's shared
@@ -25,6 +25,22 @@ inline constexpr int64_t kAny = INT64_MAX;  // no limit
 // clang-format off: the columns are aligned.
 // capability, num_tokens, hidden_size, bottleneck_dim, row_tile, cluster_size
 inline constexpr DispatchRow kForwardRows[] = {
+    { 90,      512,      886,    32, 16, 8},
+    { 90,     8192,      886,    32, 64, 8},
+    { 90,      512,     1448,    32, 16, 8},
+    { 90,     2048,     1448,    32, 16, 4},
+    { 90,     8192,     1448,    32, 64, 8},
+    { 90,      512,     2896,    32, 16, 8},
+    { 90,     2048,     2896,    32, 16, 4},
+    { 90,      512,     5792,    32, 16, 8},
+    { 90,      512,      886,    90, 16, 8},
+    { 90,     2048,      886,    90, 64, 8},
+    { 90,      512,     1448,    90, 16, 8},
+    { 90,      512,     2896,    90, 16, 8},
+    { 90,      128,      886,  kAny, 16, 8},
+    { 90,      512,      886,  kAny, 16, 4},
+    { 90,      128,     1448,  kAny, 16, 8},
+    { 90,     kAny,     kAny,  kAny,  0, 1},
     { 90,     8384,       64,   128, 16, 1},
     { 90,     8384,      128,   128, 16, 2},
     { 90,     8384,      256,   128, 16, 4},
@@ -47,6 +63,37 @@ inline constexpr DispatchRow kForwardRows[] = {
 };
 
 inline constexpr DispatchRow kBackwardRows[] = {
+    { 90,      512,      886,    32, 16, 8},
+    { 90,     2048,      886,    32, 64, 8},
+    { 90,     8192,      886,    32, 64, 4},
+    { 90,     kAny,      886,    32, 64, 1},
+    { 90,      512,     1448,    32, 16, 8},
+    { 90,     2048,     1448,    32, 16, 4},
+    { 90,     kAny,     1448,    32, 64, 4},
+    { 90,      512,     2896,    32, 16, 8},
+    { 90,     2048,     2896,    32, 16, 4},
+    { 90,     kAny,     2896,    32, 64, 8},
+    { 90,      512,     5792,    32, 16, 8},
+    { 90,     2048,     5792,    32, 64, 8},
+    { 90,      512,     kAny,    32, 16, 8},
+    { 90,      512,      886,    90, 16, 8},
+    { 90,     2048,      886,    90, 64, 8},
+    { 90,     8192,      886,    90, 64, 4},
+    { 90,      512,     1448,    90, 16, 8},
+    { 90,     2048,     1448,    90, 64, 8},
+    { 90,      512,     2896,    90, 16, 8},
+    { 90,     2048,     2896,    90, 64, 8},
+    { 90,      512,     5792,    90, 16, 8},
+    { 90,      128,      886,  kAny, 16, 8},
+    { 90,      512,      886,  kAny, 16, 4},
+    { 90,     2048,      886,  kAny, 64, 8},
+    { 90,      128,     1448,  kAny, 16, 8},
+    { 90,      512,     1448,  kAny, 16, 4},
+    { 90,     2048,     1448,  kAny, 64, 8},
+    { 90,      128,     2896,  kAny, 16, 8},
+    { 90,       32,     5792,  kAny,  0, 1},
+    { 90,      128,     5792,  kAny, 16, 8},
+    { 90,     kAny,     kAny,  kAny,  0, 1},
     { 90,     8384,       64,   128, 16, 1},
     { 90,     8384,      128,   128, 16, 2},
     { 90,     8384,      256,   128, 16, 4},
