@@ -39,7 +39,8 @@ GROUPED = (
         for tokens in (40, 3000)
     ),
 )
-TARGETS = (("auto", torch.bfloat16, 16384, 4096, 4096, 64, "gelu", 0.7),)
+CUBLAS = "cublas"
+TARGETS = tuple((path, torch.bfloat16, 16384, 4096, 4096, 64, "gelu", 0.7) for path in ("tile:64x8", CUBLAS))
 GROUPS = 5
 
 
@@ -90,13 +91,14 @@ def check(function: Callable[[], torch.Tensor], tensors: tuple[torch.Tensor, ...
             raise AssertionError(f"kernel_driver: results must be finite, got a {tuple(result.shape)} that is not")
 
 
-def run_all(targets: bool) -> None:
-    """Run the problems."""
+def run_all(targets: bool, without: str | None = None) -> None:
+    """Run the problems but those of the path `without`, and name each first: a checker may end it at any of them."""
     torch.manual_seed(0)
     clusters = DEVICE != "cuda" or torch.cuda.get_device_capability()[0] >= 9
     for run, problems in ((run_plain, TARGETS if targets else PLAIN), (run_grouped, () if targets else GROUPED)):
         for path, *problem in problems:
-            if clusters or not path.startswith("tile:") or path.endswith("x1"):
+            if path != without and (clusters or not path.startswith("tile:") or path.endswith("x1")):
+                print("kernel_driver:", run.__name__, path, *problem, flush=True)
                 with pinned(path):
                     run(*problem)
     if DEVICE == "cuda":
@@ -123,6 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", action="store_true", help="the shapes of the targets, between profiler marks")
     parser.add_argument("--coverage", action="store_true", help="name the kernels that were not launched")
+    parser.add_argument("--without-cublas", action="store_true", help="leave out the path through cuBLASLt")
     options = parser.parse_args()
     if options.coverage:
         missing = missing_kernels()
@@ -134,7 +137,7 @@ def main() -> int:
     if options.targets:
         run_all(targets=True)  # loads the kernels
         torch.cuda.profiler.start()
-    run_all(targets=options.targets)
+    run_all(targets=options.targets, without=CUBLAS if options.without_cublas else None)
     if options.targets:
         torch.cuda.profiler.stop()
     print("kernel_driver: all results are finite")
