@@ -117,6 +117,15 @@ def test_steps_of_a_stage_run_side_by_side(tmp_path):
     assert [result.status for result in run([stage], tmp_path).values()] == ["passed"] * 3
 
 
+def test_what_a_step_has_printed_so_far_is_in_its_file(tmp_path):
+    """So that it is known where all of this was killed."""
+    outputs = tmp_path / "steps"
+    text = f"import pathlib; print('begun', flush=True); print(pathlib.Path({str(outputs / 'slow.txt')!r}).read_text())"
+    step = Step("slow", lambda _: [sys.executable, "-c", text], 60.0)
+    results = run_stages([[step]], Deadline(60.0), dict(os.environ), tmp_path, lambda results, new: None, outputs)
+    assert results[0].output == "begun\nbegun\n\n"
+
+
 def test_long_outputs_lose_their_middle():
     assert step_runner.shortened("short") == "short"
     text = "a" + "x" * 300_000 + "z"
@@ -154,8 +163,9 @@ def test_sanitizer_commands(monkeypatch):
         monkeypatch.setattr(gpu_check, "say", lambda command, text=help_text: text)
         command = gpu_check.sanitizer_command("compute-sanitizer", "racecheck")
         assert command[command.index(option) + 1] == "kns=adapterx"
-        assert command[-2:] == [sys.executable, gpu_check.DRIVER]
+        assert command[-3:] == [sys.executable, gpu_check.DRIVER, "--without-cublas"]
         assert "kns=adapterx" not in gpu_check.sanitizer_command("compute-sanitizer", "initcheck")
+        assert gpu_check.sanitizer_command("compute-sanitizer", "memcheck")[-1] == gpu_check.DRIVER
 
 
 NCU = """==PROF== Connected to process 1
@@ -185,27 +195,49 @@ def fake_machine(**changes):
     return {**found, **changes}
 
 
-def test_the_stages_name_programs_that_exist(tmp_path):
+def test_the_stages_name_programs_that_exist(tmp_path, monkeypatch):
+    monkeypatch.delenv("ADAPTERX_LIBRARY", raising=False)
     stages = gpu_check.make_stages(fake_machine(compute_sanitizer="compute-sanitizer", ncu="ncu"), tmp_path)
     steps = [step for stage in stages for step in stage]
     assert len({step.name for step in steps}) == len(steps)
     for step in steps:
         command = step.command(100.0)
         assert all(isinstance(argument, str) for argument in command)
-        programs = [argument for argument in command if argument.endswith(".py") or argument == "tests/cuda"]
+        programs = [argument for argument in command if argument.endswith(".py")]
         assert all((gpu_check.ROOT / argument).exists() for argument in programs), command
         assert programs or step.name == "build_info"
     required = {step.name for step in steps if step.required}
-    assert required == {"build", "build_info", "tests", "coverage", *gpu_check.SANITIZERS}
+    files = {path.stem for path in (gpu_check.ROOT / "tests" / "cuda").glob("test_*.py")}
+    assert "test_cuda_operator" in files
+    assert required == {"build", "build_info", "coverage", *files, *gpu_check.SANITIZERS}
+    names = [step.name for step in steps]
+    assert names.index("bench_model") < names.index("memcheck")  # a sanitizer may take whatever time is left
     command = next(step for step in steps if step.name == "bench_op_sweep").command(100.0)
     assert command[1:4] == ["benchmarks/bench_op.py", "--device", "cuda"]
     assert command[command.index("--seconds") + 1] == "75"
 
 
+def test_a_library_that_is_given_is_not_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAPTERX_LIBRARY", "elsewhere.so")
+    stages = gpu_check.make_stages(fake_machine(), tmp_path)
+    assert stages[0][0].name == "build_info"
+    assert gpu_check.environment_of(fake_machine())["ADAPTERX_LIBRARY"] == "elsewhere.so"
+
+
+def test_tests_of_other_versions_are_collected_and_run(tmp_path):
+    """Where a library warns, or one file cannot be imported, the others still run."""
+    step = gpu_check.test_step(gpu_check.ROOT / "tests" / "cuda" / "test_cuda_errors.py", tmp_path)
+    command = " ".join(step.command(100.0))
+    assert "-W default" in command
+    assert "--continue-on-collection-errors" in command
+    assert f"--junitxml {tmp_path / 'test_cuda_errors.xml'}" in command
+
+
 def test_the_environment_is_that_of_the_checkout(monkeypatch):
     monkeypatch.setenv("ADAPTERX_CUDA_PATH", "cublas")
-    monkeypatch.setenv("ADAPTERX_LIBRARY", "elsewhere.so")
+    monkeypatch.delenv("ADAPTERX_LIBRARY", raising=False)
     environment = gpu_check.environment_of(fake_machine())
+    assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(gpu_check.ROOT)
     assert environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
     assert environment["ADAPTERX_CUDA"] == "1"
@@ -219,7 +251,8 @@ JUNIT = '<testsuites><testsuite tests="{}" failures="{}" errors="0" skipped="1"/
 def test_from_steps_to_files(failures, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "results"
     report = JUNIT.format(5, failures)
-    tests = f"import sys; open({str(folder / 'tests.xml')!r}, 'w').write({report!r}); sys.exit({int(failures > 0)})"
+    reports = [str(folder / f"test_{name}.xml") for name in ("one", "two")]
+    tests = f"import sys; [open(name, 'w').write({report!r}) for name in {reports}]; sys.exit({int(failures > 0)})"
     stages = [
         [program("print('compiling'); print('{\"cuda\": \"13.0\"}')", "build_info", needed=True)],
         [program(tests, "tests"), *gpu_check.sanitizer_steps(None)],
@@ -230,7 +263,7 @@ def test_from_steps_to_files(failures, tmp_path, monkeypatch, capsys):
     assert gpu_check.main(["--results", str(folder), "--seconds", "100"]) == int(failures > 0)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["passed"] == (failures == 0)
-    assert summary["tests"] == {"tests": 5, "failures": failures, "errors": 0, "skipped": 1}
+    assert summary["tests"] == {"tests": 10, "failures": 2 * failures, "errors": 0, "skipped": 2}
     assert summary["build_info"] == {"cuda": "13.0"}
     assert summary["counters"][0]["kernel"] == "bottleneck_tile_kernel"
     by_name = {step["name"]: step for step in summary["steps"]}
@@ -238,7 +271,9 @@ def test_from_steps_to_files(failures, tmp_path, monkeypatch, capsys):
     assert "compute-sanitizer was not found" in by_name["memcheck"]["words"]
     assert by_name["tests"]["status"] == ("failed" if failures else "passed")
     assert "==== tests: " in (folder / "log.txt").read_text()
-    assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "summary.json", "tests.xml"]
+    files = ["log.txt", "steps", "summary.json", "test_one.xml", "test_two.xml"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert (folder / "steps" / "build_info.txt").read_text().startswith("compiling")
     assert "gpu_check: " + ("NOT passed" if failures else "passed") in capsys.readouterr().out
 
 

@@ -67,12 +67,22 @@ class Deadline:
         return self.end - time.monotonic()
 
 
+def open_output(name: str, outputs: Path | None) -> IO[bytes]:
+    """Open what a step prints into: a file that is still there if all of this is killed, where a folder is given."""
+    if outputs is None:
+        return tempfile.TemporaryFile()
+    outputs.mkdir(parents=True, exist_ok=True)
+    return (outputs / f"{name}.txt").open("w+b")
+
+
 class Running:
     """A step that has been started."""
 
-    def __init__(self, step: Step, limit_s: float, environment: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self, step: Step, limit_s: float, environment: dict[str, str], folder: Path, outputs: Path | None
+    ) -> None:
         self.step, self.limit_s, self.start = step, limit_s, time.monotonic()
-        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115, closed by finish
+        self.file: IO[bytes] = open_output(step.name, outputs)
         self.error = ""
         self.process: subprocess.Popen | None = None
         try:
@@ -133,7 +143,12 @@ def limit_of(step: Step, later: Sequence[Step], left_s: float) -> float:
 
 
 def run_stage(
-    stage: Sequence[Step], later: Sequence[Step], deadline: Deadline, environment: dict[str, str], folder: Path
+    stage: Sequence[Step],
+    later: Sequence[Step],
+    deadline: Deadline,
+    environment: dict[str, str],
+    folder: Path,
+    outputs: Path | None = None,
 ) -> list[Result]:
     """Run the steps of a stage side by side."""
     results: dict[str, Result] = {}
@@ -145,7 +160,7 @@ def run_stage(
         elif limit < MIN_STEP_S:
             results[step.name] = Result(step.name, "skipped", step.required, words="out of time")
         else:
-            running.append(Running(step, limit, environment, folder))
+            running.append(Running(step, limit, environment, folder, outputs))
     with ThreadPoolExecutor(max(1, len(running))) as pool:
         results |= {result.name: result for result in pool.map(Running.finish, running)}
     return [results[step.name] for step in stage]
@@ -157,8 +172,12 @@ def run_stages(
     environment: dict[str, str],
     folder: Path,
     report: Callable[[list[Result], list[Result]], None],
+    outputs: Path | None = None,
 ) -> list[Result]:
-    """Run the stages one after the other; after each, `report` gets all results so far, and the new ones."""
+    """Run the stages one after the other; after each, `report` gets all results so far, and the new ones.
+
+    What a step prints is in the file of its name in the folder `outputs` at any time.
+    """
     results: list[Result] = []
     pointless = ""
     for number, stage in enumerate(stages):
@@ -166,7 +185,7 @@ def run_stages(
             new = [Result(step.name, "skipped", step.required, words=pointless) for step in stage]
         else:
             later = [step for following in stages[number + 1 :] for step in following]
-            new = run_stage(stage, later, deadline, environment, folder)
+            new = run_stage(stage, later, deadline, environment, folder, outputs)
             needed = {step.name for step in stage if step.needed}
             broken = [result.name for result in new if result.name in needed and result.status != "passed"]
             pointless = f"{broken[0]} did not pass" if broken else ""
