@@ -16,6 +16,9 @@ ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT))  # pip's build backend leaves the source folder out
 import cuda_toolkit  # noqa: E402
 
+# Some compilers link their C++ library into whatever they build. Seen from outside, that copy and the one that PyTorch
+# runs on would use each other's locales: a number in an error's words then ends the process.
+LINK_ARGUMENTS = ["-Wl,--exclude-libs,libstdc++.a"] if sys.platform == "linux" else []
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch's headers leave parameters unused
 
 
@@ -56,7 +59,7 @@ def nvcc_flags(num_files: int, num_architectures: int) -> list[str]:
 def operator_library(toolkit: cuda_toolkit.Toolkit | None) -> Extension:
     """Describe the library, with CUDA kernels where there is a toolkit."""
     version = (ROOT / "version.txt").read_text().strip()
-    macros, options = [("ADAPTERX_VERSION", f'"{version}"')], {}
+    macros, options = [("ADAPTERX_VERSION", f'"{version}"')], {"extra_link_args": LINK_ARGUMENTS}
     # -g0: debug information makes the library ten times as large.
     flags = {"cxx": ["-O3", "-g0", "-fvisibility=hidden", *WARNINGS]}
     files = sources(cuda=toolkit is not None)
@@ -68,7 +71,7 @@ def operator_library(toolkit: cuda_toolkit.Toolkit | None) -> Extension:
         options = {
             "include_dirs": [str(folder) for folder in toolkit.include_dirs],
             "libraries": ["c10_cuda", "torch_cuda"],
-            "extra_link_args": [str(library) for library in toolkit.libraries],
+            "extra_link_args": [*LINK_ARGUMENTS, *(str(library) for library in toolkit.libraries)],
         }
     # py_limited_api: do not link libtorch_python, the library has no Python dependency.
     return cpp_extension.CppExtension(

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -359,10 +360,31 @@ def test_a_cuda_build_says_what_it_is_made_for_and_links_no_python(cuda_extensio
     assert macros["ADAPTERX_CUDA_VERSION"] == '"13.0"'
     assert macros["ADAPTERX_CUDA_ARCHITECTURES"] == '"8.0;9.0+PTX"'
     assert "ADAPTERX_WITH_CUDA" in macros
-    assert extension.extra_link_args == [f"{tmp_path}/lib64/libcudart.so", f"{tmp_path}/lib64/libcublasLt.so"]
+    assert extension.extra_link_args[-2:] == [f"{tmp_path}/lib64/libcudart.so", f"{tmp_path}/lib64/libcublasLt.so"]
     assert extension.include_dirs[0] == f"{tmp_path}/include"
     assert "torch_python" not in extension.libraries
     assert not [flag for flags in extension.extra_compile_args.values() for flag in flags if "-std" in flag]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one C++ library")
+def test_a_cxx_library_that_is_linked_in_is_not_seen_from_outside(monkeypatch, tmp_path):
+    """Where the compiler does so; next to PyTorch's copy, two visible ones break each other."""
+    compiler = shutil.which("g++")
+    if compiler is None or shutil.which("nm") is None:
+        pytest.skip("needs g++ and nm")
+    source = '#include <locale>\nbool f() { return std::locale().name() == "C"; }'
+    (tmp_path / "words.cpp").write_text(source, encoding="utf-8")
+
+    def visible(*arguments):
+        library = tmp_path / "words.so"
+        command = [compiler, "-shared", "-fPIC", "-static-libstdc++", tmp_path / "words.cpp", "-o", library, *arguments]
+        subprocess.run([str(part) for part in command], check=True)
+        symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True)
+        return "_ZNSt6locale7classicEv" in symbols.stdout
+
+    if not visible():
+        pytest.skip("the compiler has no C++ library to link in")
+    assert not visible(*run_setup(monkeypatch, ADAPTERX_CUDA="0").extra_link_args)
 
 
 def test_cores_to_spare_compile_architectures_side_by_side(cuda_extension):
