@@ -563,7 +563,7 @@ def test_recipes_are_complete():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_at_any_moment_and_resumed(model, data, tmp_path):
-    runner = Path(__file__).with_name("crash_runner.py")
+    runner = Path(__file__).parents[1] / "support" / "crash_runner.py"
     arguments = [sys.executable, "-W", "ignore", str(runner), str(model), str(data), str(tmp_path)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

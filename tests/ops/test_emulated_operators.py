@@ -12,13 +12,13 @@ import sys
 import pytest
 from emulator_build import ROOT, build_emulated_operators
 
-PLAIN = ("tests/test_ops.py", "tests/test_ops_gradients.py")
-GROUPED = ("tests/test_ops_grouped.py",)
+PLAIN = ("tests/ops/test_ops.py", "tests/ops/test_ops_gradients.py")
+GROUPED = ("tests/ops/test_ops_grouped.py",)
 REST = (
-    "tests/test_ops_autograd.py",
-    "tests/test_ops_compile.py",
-    "tests/test_ops_errors.py",
-    "tests/test_ops_transforms.py",
+    "tests/ops/test_ops_autograd.py",
+    "tests/ops/test_ops_compile.py",
+    "tests/ops/test_ops_errors.py",
+    "tests/ops/test_ops_transforms.py",
 )
 RUNS = {
     "the table": ({}, (*PLAIN, *GROUPED, *REST, "tests/cuda")),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUILD_FOLDER = ROOT / "build" / "kernel_tests"
 SOURCE_FOLDERS = (ROOT / "csrc" / "kernels", ROOT / "tests" / "cpp")
 

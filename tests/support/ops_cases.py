@@ -80,3 +80,22 @@ def gradients(function, arguments, cotangent, **options) -> dict[str, Tensor]:
 def error(actual: Tensor, exact: Tensor) -> float:
     """Relative error in the Euclidean norm, against float64."""
     return float((actual.double() - exact).norm() / exact.norm().clamp_min(1e-300))
+
+
+def layouts(rows=6, columns=24) -> dict[str, Tensor]:
+    """Return tensors of every layout that rows can have, by its name."""
+    wide = torch.randn(rows, 2 * columns, dtype=torch.float64)
+    return {
+        "rows of a wider matrix": wide[:, columns:],
+        "every other row": torch.randn(2 * rows, columns, dtype=torch.float64)[::2],
+        "three dimensions, strided": torch.randn(2, rows // 2, 3, columns, dtype=torch.float64)[:, :, 1],
+        "one row, strided": torch.randn(rows, columns, dtype=torch.float64)[2:3, :],
+        "broadcast rows": torch.randn(1, columns, dtype=torch.float64).expand(rows, columns),
+        "broadcast batch": torch.randn(rows, columns, dtype=torch.float64).expand(2, rows, columns),
+        "leading dimensions swapped": torch.randn(rows, 2, columns, dtype=torch.float64).transpose(0, 1),
+        "transposed": torch.randn(columns, rows, dtype=torch.float64).t(),
+        "columns apart": wide[:, ::2],
+        "broadcast columns": torch.randn(rows, 1, dtype=torch.float64).expand(rows, columns),
+        "negative view": torch._neg_view(torch.randn(rows, columns, dtype=torch.float64)),
+        "one column": torch.randn(rows, 1, dtype=torch.float64),
+    }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-EMULATOR = Path(__file__).resolve().parent / "emulator"
+EMULATOR = Path(__file__).resolve().parents[1] / "emulator"
 sys.path.insert(0, str(EMULATOR))
 import mutants  # noqa: E402
 

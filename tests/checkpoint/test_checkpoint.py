@@ -691,7 +691,10 @@ def test_a_checkpoint_is_read_in_a_fresh_process(saved):
         "m = plain_model(); adapterx.load_adapter(m, sys.argv[2]); print(m(torch.ones(1, 8)).tolist())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(saved)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(Path(__file__).parents[1] / "support"), str(saved)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(done.stdout) == adapted_plain()(torch.ones(1, 8)).tolist()
 

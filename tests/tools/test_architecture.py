@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FLOORS = [  # lowest first; a module may import from its own floor and from those below
     {"errors", "config", "targets", "structure", "storage", "reference"},
     {"ops"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "cuda"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
 import gpu_check
 import step_runner
 from step_runner import Deadline, Result, Step, all_passed, limit_of, run_stages

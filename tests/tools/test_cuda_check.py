@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parent / "cuda"
+TOOLS = Path(__file__).resolve().parents[1] / "cuda"
 
 
 @pytest.fixture(autouse=True)

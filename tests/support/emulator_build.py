@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "emulator"
 # ADAPTERX_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer; Python then needs
 # LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" and ASAN_OPTIONS=detect_leaks=0.
