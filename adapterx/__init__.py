@@ -1,17 +1,11 @@
 """Bottleneck adapters for frozen Transformers: attach, train, save, combine and export them."""
 
-from adapterx.attachment import (
-    Attachment,
-    Summary,
-    adapter_parameters,
-    attach,
-    detach,
-    merge_adapter,
-    summary,
-)
+from adapterx.active import disabled, mixed, set_active
+from adapterx.adapters import Summary, active_adapters, adapter_names, adapter_parameters, adapters, summary
+from adapterx.attachment import attach, detach, merge_adapter
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.checkpoint import build_head, load_adapter, load_head, restore_adapter, save_adapter, save_head
-from adapterx.composition import active_adapters, adapter_names, disabled, mixed, set_active
+from adapterx.compose import Average, Pick, Stack
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
     AdapterxError,
@@ -24,7 +18,7 @@ from adapterx.errors import (
     TrainingError,
     UnknownAdapterError,
 )
-from adapterx.modules import AdapterSet
+from adapterx.host import AdapterSet, Attachment
 from adapterx.ops import build_info
 from adapterx.storage import PACKAGE_VERSION as __version__
 
@@ -33,12 +27,15 @@ __all__ = [
     "AdapterSet",
     "AdapterxError",
     "Attachment",
+    "Average",
     "BottleneckAdapter",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "ExportError",
     "ExtensionError",
+    "Pick",
+    "Stack",
     "Summary",
     "TargetError",
     "TrainingError",
@@ -47,6 +44,7 @@ __all__ = [
     "active_adapters",
     "adapter_names",
     "adapter_parameters",
+    "adapters",
     "attach",
     "build_head",
     "build_info",

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterx.composition import active_adapters, adapter_names, check_known
+from adapterx.adapters import active_adapters, adapter_names, adapters, check_known
+from adapterx.attachment import Plan, plan_attachment
 from adapterx.config import AdapterConfig
-from adapterx.errors import CheckpointError, ConfigError, TargetError, UnknownAdapterError
+from adapterx.errors import CheckpointError, ConfigError, TargetError, UnknownAdapterError, speaking_as
 from adapterx.heads import ClassificationHead, SequenceClassifier
-from adapterx.modules import ADAPTERS, AdapterSet, ModuleCopies, Record
-from adapterx.plan import Attachment, Plan, base_modules, plan_attachment
+from adapterx.host import ADAPTERS, AdapterSet, Attachment, ModuleCopies, base_modules
 from adapterx.storage import public_name, read_tensors, write_tensors
 
 
@@ -32,17 +32,16 @@ def save_adapter(
         CheckpointError: the folder cannot be written.
     """
     name = _resolve_name(model, name, "save_adapter")
-    records = _records(model, name)
-    if not records:
+    attachment = adapters(model)[name]
+    if not attachment.targets:
         raise CheckpointError(f"save_adapter: adapter {name!r} must have adapted modules inside this model")
-    config = next(iter(records.values())).config
     document = {
         "name": name,
-        "config": config.to_dict(),
+        "config": attachment.config.to_dict(),
         "base_model": _describe_base(model),
         "modules": {
-            path: {key: getattr(record.target, key) for key in ("position", "input_size", "hidden_size")}
-            for path, record in records.items()
+            target.module: {key: getattr(target, key) for key in ("position", "input_size", "hidden_size")}
+            for target in attachment.targets
         },
         "metadata": dict(metadata or {}),
     }
@@ -75,15 +74,15 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str | None = None, 
     copied = tuple(_renamed(path, old, new) if _renamed(path, old, new) in modules else path
                    for path in config.modules_to_save)  # fmt: skip
     try:
-        plan = plan_attachment(
-            model,
-            AdapterConfig(**{**config.to_dict(), "modules_to_save": copied}),
-            saved_name if name is None else name,
-            # Of its own, so that loading does not move the global random numbers.
-            generator=torch.Generator(device="cpu").manual_seed(0),
-            saved=[_renamed(path, old, new) for path in paths],
-            function="load_adapter",
-        )
+        with speaking_as("load_adapter"):
+            plan = plan_attachment(
+                model,
+                AdapterConfig(**{**config.to_dict(), "modules_to_save": copied}),
+                saved_name if name is None else name,
+                # Of its own, so that loading does not move the global random numbers.
+                generator=torch.Generator(device="cpu").manual_seed(0),
+                saved=[_renamed(path, old, new) for path in paths],
+            )
     except TargetError as error:
         raise CheckpointError(f"load_adapter: the adapter in {folder} does not fit the model: {error}") from error
     _fill(_plan_tensors(plan), tensors, folder, "load_adapter")
@@ -110,8 +109,7 @@ def restore_adapter(model: nn.Module, folder: str | Path, name: str | None = Non
     name = _resolve_name(model, name, "restore_adapter")
     document, tensors = read_tensors(folder, "adapter", function="restore_adapter")
     config, _, _ = _parse(document, folder, "restore_adapter")
-    records = _records(model, name)
-    own = next(iter(records.values())).config if records else None
+    own = adapters(model)[name].config
     if config != own:
         raise CheckpointError(
             f"restore_adapter: {folder} holds an adapter of another configuration: {config}, not {own}"
@@ -154,7 +152,8 @@ def build_head(folder: str | Path) -> ClassificationHead:
 
 def _resolve_name(model: nn.Module, name: str | None, function: str) -> str:
     if name is not None:
-        check_known(model, [name], function=function)
+        with speaking_as(function):
+            check_known(model, [name])
         return name
     for names in (adapter_names(model), active_adapters(model)):
         if len(names) == 1:
@@ -163,15 +162,6 @@ def _resolve_name(model: nn.Module, name: str | None, function: str) -> str:
         f"{function}: name must be given, since not exactly one adapter is attached or active; attached are "
         f"{', '.join(map(repr, sorted(adapter_names(model)))) or 'none'}"
     )
-
-
-def _records(model: nn.Module, name: str) -> dict[str, Record]:
-    """Return the adapter's records by qualified name of the adapted module."""
-    return {
-        path.rpartition(".")[0]: module.records[name]
-        for path, module in model.named_modules()
-        if isinstance(module, AdapterSet) and name in module
-    }
 
 
 def _adapter_tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
-from adapterx.attachment import adapter_parameters
+from adapterx.adapters import adapter_parameters
 from adapterx.errors import ConfigError, DataError, TrainingError
 
 

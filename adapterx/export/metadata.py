@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterx.composition import active_adapters
+from adapterx.adapters import active_composition, adapters
+from adapterx.compose import adapter_names_in, composition_to_dict
 from adapterx.errors import ExportError
 from adapterx.export.positional import Prepared
-from adapterx.modules import AdapterSet
 from adapterx.storage import PACKAGE_VERSION, public_name
 
 FORMAT_VERSION = 1
@@ -33,6 +33,7 @@ def describe(model: nn.Module, prepared: Prepared, **facts: Any) -> dict[str, An
         "versions": {"adapterx": PACKAGE_VERSION, "torch": torch.__version__, "transformers": _version("transformers")},
         "base_model": _base_model(model),
         "adapters": _adapters(model),
+        "composition": composition_to_dict(active_composition(model)),
         "inputs": list(prepared.module.inputs),
         "outputs": list(prepared.module.outputs),
         "dtype": prepared.dtypes[0] if prepared.dtypes else None,
@@ -157,14 +158,8 @@ def _base_model(model: nn.Module) -> dict[str, Any]:
 
 def _adapters(model: nn.Module) -> list[dict[str, Any]]:
     """Return name and configuration of the adapters that take part in the forward pass, in order of application."""
-    records = {
-        name: record
-        for module in model.modules()
-        if isinstance(module, AdapterSet) and not module.disabled_depth
-        for name, record in module.records.items()
-    }
+    attached = adapters(model)
     return [
-        {"name": name, "rule": records[name].rule, "config": records[name].config.to_dict()}
-        for name in active_adapters(model)
-        if name in records
+        {"name": name, "rule": attached[name].rule, "config": attached[name].config.to_dict()}
+        for name in adapter_names_in(active_composition(model))
     ]

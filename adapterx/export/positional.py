@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterx.composition import check_not_mixed
-from adapterx.errors import ExportError
+from adapterx.active import check_not_mixed
+from adapterx.errors import ExportError, speaking_as
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = (("logits",), ("start_logits", "end_logits"), ("last_hidden_state",))
@@ -105,7 +105,8 @@ def prepared(
     """
     if not isinstance(model, nn.Module):
         raise ExportError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}")
-    check_not_mixed(model, function=function)
+    with speaking_as(function):
+        check_not_mixed(model)
     parameters = _parameters(model)
     config = _config(model, function)
     if isinstance(example, Mapping):

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterx.attachment import adapter_parameters
+from adapterx.adapters import active_adapters, adapter_names, adapter_parameters
 from adapterx.checkpoint import restore_adapter, save_adapter
-from adapterx.composition import active_adapters, adapter_names
 from adapterx.errors import CheckpointError, ExtensionError, TrainingError
 from adapterx.heads import SequenceClassifier
 from adapterx.integrations.sealing import (

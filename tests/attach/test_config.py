@@ -56,7 +56,7 @@ def test_lists_become_tuples_and_equal_meanings_are_equal():
         ({"reduction_factor": 0.5}, "reduction_factor must be at least 1, got 0.5"),
         ({"reduction_factor": float("inf")}, "reduction_factor must be a finite number, got inf"),
         ({"reduction_factor": "16"}, "reduction_factor must be a finite number, got '16'"),
-        ({"placement": "serial"}, "placement must be one of sequential, parallel, got 'serial'"),
+        ({"placement": "serial"}, "placement must be one of sequential, parallel, normed_sum, got 'serial'"),
         ({"positions": "attention"}, "positions must be a sequence of strings, got 'attention'"),
         ({"positions": []}, "positions must be one or more of"),
         ({"positions": ["attention", "attention"]}, "positions must not repeat a name"),

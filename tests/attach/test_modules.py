@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from adapterx import BottleneckAdapter, reference
 from adapterx.bottleneck import NEAR_ZERO_SIGMA
-from adapterx.modules import first_input
+from adapterx.targets.ports import first_input
 
 
 def adapter(input_size=5, hidden_size=5, bottleneck_dim=3, *, randomise=True, **options):

@@ -21,10 +21,11 @@ from adapterx import (
     attach,
     detach,
     disabled,
-    grouping,
     mixed,
     set_active,
 )
+from adapterx.compose import group
+from adapterx.compose.program import ApplyGroup
 from adapterx.export import to_onnx
 
 PARALLEL = {"placement": "parallel"}
@@ -99,7 +100,13 @@ def flags(model):
 
 
 def groups_of(model):
-    return [group for m in model.modules() if isinstance(m, AdapterSet) and m.mixture for _, group in m.mixture]
+    return [
+        step.group
+        for module in model.modules()
+        if isinstance(module, AdapterSet)
+        for step in module.route.steps
+        if isinstance(step, ApplyGroup)
+    ]
 
 
 HIDDEN_STATES = torch.linspace(-1, 1, 24, dtype=torch.float64).view(3, 8)
@@ -133,9 +140,9 @@ def test_modules_call_the_operator_once_for_what_it_can_serve_together(monkeypat
     model = adapted()
     inputs = inputs_for("bert", model, batch=len(NAMES))
     calls = []
-    operator = grouping.ops.grouped_bottleneck_adapter
+    operator = group.ops.grouped_bottleneck_adapter
     monkeypatch.setattr(
-        grouping.ops,
+        group.ops,
         "grouped_bottleneck_adapter",
         lambda *args, **kwargs: (calls.append(args[2]), operator(*args, **kwargs))[1],
     )
@@ -282,7 +289,8 @@ def test_autocast_does_not_round_the_residual():
     model.blocks[0].narrow.adapterx["b"].up_proj.bias.data.zero_()
     group_output = []
     with mixed(model, ["b", None, "b"]), torch.autocast("cpu", dtype=torch.bfloat16):
-        ((_, group),) = model.blocks[0].narrow.adapterx.mixture
+        (step,) = model.blocks[0].narrow.adapterx.route.steps
+        group = step.group
         group_output.append(group(hidden_states, hidden_states))
     assert torch.equal(group_output[0], hidden_states)
 
@@ -424,8 +432,8 @@ def test_every_adapter_has_its_own_rate_of_dropout():
 def stacked(monkeypatch):
     """Count how often weights are stacked."""
     count = []
-    stack = grouping.stack_weights
-    monkeypatch.setattr(grouping, "stack_weights", lambda *args: (count.append(1), stack(*args))[1])
+    stack = group.stack_weights
+    monkeypatch.setattr(group, "stack_weights", lambda *args: (count.append(1), stack(*args))[1])
     return count
 
 

@@ -20,7 +20,7 @@ import transformers
 import adapterx
 from adapterx import AdapterConfig, ExportError, attach, set_active
 from adapterx.export import onnx_file, read_metadata, to_onnx, validate
-from adapterx.modules import AdapterSet
+from adapterx.host import AdapterSet
 
 LOCAL = [
     str(Path(adapterx.__file__).parent.parent),

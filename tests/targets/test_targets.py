@@ -1,23 +1,24 @@
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
 from tiny_models import FAMILIES, build, plain_model
 from torch import nn
 
-from adapterx import AdapterConfig, TargetError, attach, targets
-from adapterx.plan import base_modules
-from adapterx.targets import LAYOUTS, find_targets
+from adapterx import AdapterConfig, TargetError, attach
+from adapterx.host import base_modules
+from adapterx.targets import find_targets, layouts
+from adapterx.targets.layouts import LAYOUTS
+
+
+class Selection(NamedTuple):
+    targets: tuple
+    rule: str
 
 
 def find(model, **options):
-    values = {
-        "placement": "sequential",
-        "positions": ("attention", "feed_forward"),
-        "layers": None,
-        "target_modules": None,
-    }
-    return find_targets(base_modules(model), **(values | options))
+    return Selection(*find_targets(base_modules(model), AdapterConfig(bottleneck_dim=4, **options)))
 
 
 def names(selection):
@@ -44,7 +45,7 @@ def test_every_table_has_a_model_that_proves_it():
 def test_structure_agrees_with_the_tables(name, monkeypatch):
     model = build(name)
     by_table = find(model)
-    monkeypatch.setattr(targets, "LAYOUTS", {})
+    monkeypatch.setattr(layouts, "LAYOUTS", {})
     by_structure = find(model)
     assert by_structure.rule.startswith("structure")
     assert names(by_structure) == names(by_table)

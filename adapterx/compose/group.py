@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from adapterx import ops
 from adapterx.bottleneck import BottleneckAdapter, compute_dtype
-from adapterx.mixing import MixedBatch, lasting, split_sequences
+from adapterx.compose.batch import MixedBatch, lasting, split_sequences
 
 
 class Weights(NamedTuple):
@@ -55,6 +55,12 @@ class AdapterGroup:
         base = source if residual is hidden_states else self._split(residual)
         result = self._apply(source, base).to(residual.dtype)
         return result if base is residual else result.flatten(0, 1)
+
+    def keep_others(self, result: Tensor, hidden_states: Tensor) -> Tensor:
+        """Return `result` for the sequences that picked one of these adapters, and `hidden_states` for the others."""
+        split = self._split(result)
+        picked = (self.batch.indices(self.names, result.device) >= 0).view(-1, *[1] * (split.dim() - 1))
+        return torch.where(picked, split, self._split(hidden_states)).view_as(result)
 
     def _split(self, tensor: Tensor) -> Tensor:
         split = split_sequences(tensor, self.batch.size) if tensor.dim() > 1 else None

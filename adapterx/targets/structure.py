@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from adapterx.errors import TargetError
+from adapterx.errors import TargetError, speaker
+from adapterx.targets.sizes import in_out_sizes, norm_size
 
 _ATTENTION_NAME = re.compile(r"att(n|ention)", re.IGNORECASE)
 _NORM_NAME = re.compile(r"norm|^ln", re.IGNORECASE)
@@ -30,33 +31,25 @@ class Projection(NamedTuple):
     output_size: int
 
 
-class Found(NamedTuple):
-    """An output projection; names are qualified. `input_module` receives what the sublayer receives."""
+class Site(NamedTuple):
+    """A sublayer that an adapter may go behind, found and not yet measured; names are qualified.
+
+    Attributes:
+        module: the output projection, or the module that the user named.
+        position: `"attention"`, `"feed_forward"`, or `"named"`.
+        block: index of the block, or None.
+        input_module: the module that receives what the sublayer receives; None where that is unknown.
+        norm: the norm of output + residual stream; None where there is none, or it is unknown.
+    """
 
     module: str
     position: str
-    block: int
-    input_module: str
+    block: int | None
+    input_module: str | None = None
+    norm: str | None = None
 
 
-def in_out_sizes(module: nn.Module) -> tuple[int, int] | None:
-    """Return the input and output widths of a linear map (`nn.Linear` and its quantised kin, `Conv1D`), or None."""
-    if isinstance(module, nn.MultiheadAttention):
-        return module.embed_dim, module.embed_dim
-    for names in (("in_features", "out_features"), ("nx", "nf")):
-        sizes = tuple(getattr(module, name, None) for name in names)
-        if all(isinstance(size, int) for size in sizes):
-            return sizes
-    return None
-
-
-def norm_size(module: nn.Module) -> int | None:
-    """Return the width of a layer whose only weight is a vector (LayerNorm, RMSNorm), or None."""
-    weight = module._parameters.get("weight")
-    return weight.shape[0] if weight is not None and weight.dim() == 1 else None
-
-
-def find_by_structure(modules: Mapping[str, nn.Module], positions: tuple[str, ...]) -> list[Found]:
+def find_by_structure(modules: Mapping[str, nn.Module], positions: tuple[str, ...]) -> list[Site]:
     """Return the output projections of every block at the given positions.
 
     A block is an element of a `ModuleList` or `Sequential` whose elements have one class and hold an attention
@@ -65,24 +58,24 @@ def find_by_structure(modules: Mapping[str, nn.Module], positions: tuple[str, ..
     Raises:
         TargetError: there are no blocks, or a position has no candidate or several; the message lists them.
     """
-    found: list[Found] = []
-    for prefix, index in _blocks(modules):
+    found: list[Site] = []
+    for prefix, index in find_repeated(modules).items():
         projections, attention_roots = _inspect(modules, prefix)
         for position in positions:
             output, source = _choose(modules, prefix, position, projections, attention_roots)
-            found.append(Found(f"{prefix}.{output}", position, index, f"{prefix}.{source}"))
+            found.append(Site(f"{prefix}.{output}", position, index, f"{prefix}.{source}"))
     if not found:
         linear = [name for name, module in modules.items() if name and in_out_sizes(module)]
         raise TargetError(
-            "attach: no repeated blocks were found in the model; give target_modules. "
+            f"{speaker()}: no repeated blocks were found in the model; give target_modules. "
             f"Its linear modules are {', '.join(linear[:20]) or 'none'}{' ...' if len(linear) > 20 else ''}"
         )
     order = {name: number for number, name in enumerate(modules)}
     return sorted(found, key=lambda item: order[item.module])
 
 
-def _blocks(modules: Mapping[str, nn.Module]) -> list[tuple[str, int]]:
-    """Return name and index of every block, from the innermost lists that hold whole blocks."""
+def find_repeated(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Return name and index of every repeated block, from the innermost lists that hold whole blocks."""
     lists: dict[str, bool] = {}
     for name, module in modules.items():
         children = list(module.children()) if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
@@ -95,9 +88,9 @@ def _blocks(modules: Mapping[str, nn.Module]) -> list[tuple[str, int]]:
     if any(lists.values()):
         lists = {name: True for name, has_attention in lists.items() if has_attention}
     inner = [name for name in lists if not any(_is_below(other, name) for other in lists)]
-    return [
-        (f"{name}.{key}" if name else key, index) for name in inner for index, key in enumerate(modules[name]._modules)
-    ]
+    return {
+        f"{name}.{key}" if name else key: index for name in inner for index, key in enumerate(modules[name]._modules)
+    }
 
 
 def _is_below(name: str, ancestor: str) -> bool:
@@ -150,7 +143,7 @@ def _choose(
         names = ", ".join(f"{p.name} ({p.input_size} to {p.output_size})" for p in candidates or group or projections)
         problem = "several modules could be" if candidates else "no module is clearly"
         raise TargetError(
-            f"attach: in block {prefix} {problem} the {position} output projection; give target_modules"
+            f"{speaker()}: in block {prefix} {problem} the {position} output projection; give target_modules"
             f" or other positions. Candidates: {names or 'none'}"
         )
     if position == "attention":
