@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from adapterx.adapters import check_known
+from adapterx.adapters import adapters, check_known
 from adapterx.compose import Composition, Pick, Stack, adapter_names_in, parse_composition
 from adapterx.compose.batch import MixedBatch
 from adapterx.compose.expression import keep_names
@@ -32,17 +32,18 @@ def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Comp
 
     Raises:
         UnknownAdapterError: a name is not attached.
-        ConfigError: a name is repeated, or `names` is none of the above.
+        ConfigError: a name is repeated, `names` is none of the above, or adapters would not run in the order given.
         NotImplementedError: the composition cannot be run.
         RuntimeError: the model is inside a `mixed` block.
     """
     with speaking_as("set_active"):
         check_not_mixed(model)
         composition = parse_composition(names)
-        check_runnable(composition)
-        check_known(model, adapter_names_in(composition))
+        wanted = adapter_names_in(composition)
+        check_known(model, wanted)
+        attached = adapters(model)
+        check_runnable(composition, {name: attached[name].sublayers() for name in wanted})
     _remember(model, composition)
-    wanted = adapter_names_in(composition)
     for switchable in switchable_modules(model):
         switchable.change_route(composition=composition)
         for name, module in switchable.items():

@@ -48,6 +48,14 @@ class Attachment:
         """Indices of the blocks that hold adapted modules."""
         return tuple(sorted({target.block for target in self.targets} - {None}))
 
+    def sublayers(self) -> dict[tuple[int, str], str]:
+        """Return what the adapter's ports read, by block and position, where both are known."""
+        return {
+            (target.block, target.position): target.port.reads
+            for target in self.targets
+            if target.block is not None and target.position != "named"
+        }
+
     def __str__(self) -> str:
         lines = [f"adapter {self.name!r} on {len(self.targets)} modules, chosen by {self.rule}"]
         for target in self.targets:

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 from torch import Tensor
 
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.compose.batch import MixedBatch
-from adapterx.compose.expression import Average, Composition, Pick, Stack
+from adapterx.compose.expression import Average, Composition, Pick, Stack, adapter_names_in
 from adapterx.compose.group import AdapterGroup
-from adapterx.errors import speaker
-from adapterx.targets.ports import Call, Port
+from adapterx.errors import ConfigError, speaker
+from adapterx.targets.ports import Call, NormedSum, Port
 
 # Takes the hidden states that the step before gave; asks its port, with the call, what to read and what to add to.
 Step = Callable[[Call, Tensor], Tensor]
@@ -77,11 +78,16 @@ def run_steps(steps: tuple[Step, ...], call: Call, hidden_states: Tensor) -> Ten
     return hidden_states
 
 
-def check_runnable(composition: Composition) -> None:
-    """Refuse what no module can run yet.
+def check_runnable(composition: Composition, sublayers: Mapping[str, Mapping[tuple, str]]) -> None:
+    """Refuse what modules cannot run as it is said.
+
+    Args:
+        composition: what shall run.
+        sublayers: by adapter name: what its ports read, by sublayer.
 
     Raises:
         NotImplementedError: a part is of another kind than Stack and Average.
+        ConfigError: parts act on one sublayer at two places, which run in an order of their own.
     """
     if not isinstance(composition, (Stack, Average)):
         hint = "; `mixed` picks an adapter for each sequence" if isinstance(composition, Pick) else ""
@@ -91,7 +97,17 @@ def check_runnable(composition: Composition) -> None:
         )
     for part in composition.parts:
         if not isinstance(part, str):
-            check_runnable(part)
+            check_runnable(part, sublayers)
+    names = adapter_names_in(composition)
+    for first, second in combinations(names, 2):
+        for sublayer in sublayers[first].keys() & sublayers[second].keys():
+            reads = sublayers[first][sublayer], sublayers[second][sublayer]
+            # The norm runs behind the projection, so an adapter on the norm can only follow.
+            if reads[0] != reads[1] and (isinstance(composition, Average) or reads[0] == NormedSum.reads):
+                raise ConfigError(
+                    f"{speaker()}: parts of {type(composition).__name__} must act on a sublayer in the order in which "
+                    f"it runs, got {first!r}, which reads the {reads[0]}, before {second!r}, which reads the {reads[1]}"
+                )
 
 
 def build_steps(

@@ -254,6 +254,33 @@ def test_a_failing_attach_leaves_the_model_untouched(config, name, error, messag
     assert_same(before, fingerprint(model))
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"bottleneck_dim": 4}, "got dict; AdapterConfig.from_dict makes one of a mapping"),
+        ("houlsby", "got str"),
+        (None, "got NoneType"),
+        (AdapterConfig, "got type"),
+    ],
+    ids=str,
+)
+def test_what_is_no_config_is_refused_in_words(config, words):
+    model = build("bert")
+    before = fingerprint(model)
+    with pytest.raises(TypeError, match=f"^attach: config must be an AdapterConfig, {words}"):
+        attach(model, config)
+    assert_same(fingerprint(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn, "float32"], ids=str)
+def test_dtypes_that_no_adapter_has(dtype):
+    model = build("bert")
+    before = fingerprint(model)
+    with pytest.raises(ConfigError, match=r"^attach: dtype must be one of float32, bfloat16, float16, float64, got"):
+        attach(model, SEQUENTIAL, dtype=dtype)
+    assert_same(fingerprint(model), before)
+
+
 def test_names_that_are_taken():
     model = build("bert")
     attach(model, SEQUENTIAL)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from adapterx import BottleneckAdapter, reference
+from adapterx import BottleneckAdapter, ConfigError, reference
 from adapterx.bottleneck import NEAR_ZERO_SIGMA
 from adapterx.targets.ports import first_input
 
@@ -220,3 +220,26 @@ def test_first_input():
 
 def test_prints_what_it_is():
     assert "activation=gelu, scaling=learned, dropout=0.1" in repr(adapter(scaling="learned", dropout=0.1))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"init": "xaiver"}, "init must be one of houlsby, xavier, he, got 'xaiver'"),
+        ({"init_up": "one"}, "init_up must be one of zero, near_zero, got 'one'"),
+        ({"scaling": "lerned"}, "scaling must be one of a number, learned, learned_per_channel, got 'lerned'"),
+        ({"scaling": float("nan")}, "scaling must be a finite number, got nan"),
+        ({"scaling": True}, "scaling must be a finite number, got True"),
+        ({"dropout": 1.5}, r"dropout must be in \[0, 1\), got 1.5"),
+        ({"dropout": "0.1"}, "dropout must be a finite number, got '0.1'"),
+        ({"activation": "GELU"}, "activation must be one of relu, gelu, .*, got 'GELU'"),
+        ({"down_bias": 1}, "down_bias must be True or False, got 1"),
+        ({"bottleneck_dim": 0}, "bottleneck_dim must be at least 1, got 0"),
+        ({"hidden_size": 8.0}, "hidden_size must be an integer, got 8.0"),
+        ({"input_size": True}, "input_size must be an integer, got True"),
+    ],
+    ids=str,
+)
+def test_values_that_break_their_rule_are_refused(values, words):
+    with pytest.raises(ConfigError, match=f"^BottleneckAdapter: {words}"):
+        BottleneckAdapter(**{"input_size": 8, "hidden_size": 8, "bottleneck_dim": 4, **values})
