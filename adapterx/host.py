@@ -16,7 +16,7 @@ from adapterx.compose.expression import Composition, Stack
 from adapterx.compose.program import Member, Step, build_steps, readers, run_steps
 from adapterx.config import AdapterConfig
 from adapterx.targets import Target
-from adapterx.targets.ports import Call, Capture
+from adapterx.targets.ports import Call, Capture, Port
 
 ADAPTERS = "adapterx"
 COPIES = "adapterx_copies"
@@ -97,12 +97,14 @@ class Route:
         blocks: the open blocks around the module, the innermost last. Any `disabled` one leaves the base module alone;
             otherwise the innermost `mixed` one replaces the composition.
         steps: what the module's adapters run, made of all this.
+        port: one of theirs; all ports of a module begin and end alike.
         answer: what answers in place of the module.
     """
 
     composition: Composition = NOTHING
     blocks: tuple[Block, ...] = ()
     steps: tuple[Step, ...] = field(default=(), compare=False)
+    port: Port | None = field(default=None, compare=False)
     answer: Answer | None = field(default=None, compare=False)
 
     def in_effect(self) -> tuple[Composition, MixedBatch | None]:
@@ -180,12 +182,13 @@ class AdapterSet(SwitchableModules):
         wanted = set(readers(steps))
         for name, capture in self.captures.items():
             capture.wanted = name in wanted
-        return replace(route, steps=steps)
+        port = next((member.port for member in members.values()), None)
+        return replace(route, steps=steps, port=port)
 
     def adapt(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Apply what takes part to what the base module returned; None leaves it as it is."""
-        steps = self.route.steps
-        if not steps:
+        route = self.route
+        if not route.steps:
             return None
         is_tuple = isinstance(output, tuple)
         hidden_states = output[0] if is_tuple and output else output
@@ -195,8 +198,7 @@ class AdapterSet(SwitchableModules):
                 f"{self.where} returns {type(hidden_states).__name__}"
             )
         call = Call(module, args, kwargs, hidden_states, self._modules, self.captures)
-        port = next(iter(self.places.values())).target.port  # all ports of a module begin and end alike
-        hidden_states = port.finish(call, run_steps(steps, call, port.start(call)))
+        hidden_states = route.port.finish(call, run_steps(route.steps, call, route.port.start(call)))
         if not is_tuple:
             return hidden_states
         if hasattr(output, "_replace"):  # a named tuple
