@@ -1,8 +1,16 @@
 """Bottleneck adapters for frozen Transformers: attach, train, save, combine and export them."""
 
 from adapterx.active import disabled, mixed, set_active
-from adapterx.adapters import Summary, active_adapters, adapter_names, adapter_parameters, adapters, summary
-from adapterx.attachment import attach, detach, merge_adapter
+from adapterx.adapters import (
+    Summary,
+    active_adapters,
+    adapter_names,
+    adapter_parameters,
+    adapters,
+    merge_adapter,
+    summary,
+)
+from adapterx.attachment import attach, detach
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.checkpoint import build_head, load_adapter, load_head, restore_adapter, save_adapter, save_head
 from adapterx.compose import Average, Pick, Stack

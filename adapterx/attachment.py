@@ -4,7 +4,6 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 import torch
 from torch import nn
@@ -89,18 +88,6 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     keep_compositions(model, adapter_names(model))
     if not adapter_names(model):
         unfreeze(model)
-
-
-def merge_adapter(model: nn.Module, name: str | None = None) -> NoReturn:
-    """Refuse, because it cannot be done.
-
-    Raises:
-        NotImplementedError: always.
-    """
-    raise NotImplementedError(
-        "merge_adapter: a bottleneck adapter cannot be merged into the base weights: between down_proj and up_proj "
-        "stands a non-linear activation, and no single matrix computes that; export the model with its adapters instead"
-    )
 
 
 @dataclass(frozen=True)
