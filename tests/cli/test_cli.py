@@ -550,7 +550,7 @@ def test_missing_extra_is_named(monkeypatch, capsys):
 
 def test_missing_library_of_a_command_is_named(model, data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for name in ("adapterx.cli.wiring", "adapterx.cli.progress", "adapterx.integrations.transformers"):
+    for name in ("adapterx.cli.trainer", "adapterx.cli.progress", "adapterx.integrations.transformers"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert "pip install 'adapterx[train]'" in refused(
         "train", "--model", model, "--data", data, "--output", tmp_path / "o"
