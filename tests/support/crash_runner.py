@@ -1,4 +1,4 @@
-"""Kill `adapterx train` at chosen moments, resume it, and print as JSON what came out. Started by test_cli.py.
+"""Kill `adapterx train` at chosen moments, resume it, and print as JSON what came out. Started by test_cli_resume.py.
 
     python crash_runner.py MODEL DATA FOLDER
 
