@@ -1,4 +1,4 @@
-"""The commands. Everything heavy is imported inside a command, so that `--help` answers at once."""
+"""The commands. What is slow to import is imported where it is used, so that `--help` answers at once."""
 
 import sys
 from collections.abc import Callable
@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from adapterx.cli import help
+from adapterx.cli import help, inspection, scoring
 from adapterx.cli.options import TrainOptions, takes_train_options
 from adapterx.cli.reporting import errors_in_one_line, print_figures, say
-from adapterx.cli.runs import to_json, write
+from adapterx.cli.runs import load_run, to_json, write
+from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker, speaking_as
+from adapterx.export import to_onnx, to_torchscript
 
 app = typer.Typer(
     name="adapterx",
@@ -42,9 +44,7 @@ TextColumn = Annotated[str | None, _option("Column of the texts.")]
 @takes_train_options
 def train(options: TrainOptions) -> None:
     """Train on labelled texts and write a run folder: adapter, head, metrics, learning curve."""
-    from adapterx.cli.train import train as run
-
-    run(options)
+    run_training(options)
 
 
 @_command
@@ -58,8 +58,6 @@ def evaluate(
     as_json: Annotated[bool, _option("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
     """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label."""
-    from adapterx.cli import scoring
-
     metrics = scoring.evaluate(run, data, text_column=text_column, label_column=label_column, model=model)
     if output is not None:
         write(output, to_json(metrics))
@@ -85,9 +83,6 @@ def predict(
     output: Annotated[Path | None, _option("Write here instead of printing.")] = None,
 ) -> None:
     """Label texts, with probabilities."""
-    from adapterx.cli import scoring
-    from adapterx.cli.runs import load_run
-
     _check_format(form, *scoring.FORMATS)
     wanted = scoring.texts_to_label(texts or [], file, sys.stdin.buffer, text_column)
     rendered = scoring.render(scoring.predict(load_run(run, model=model), wanted), form)
@@ -111,9 +106,6 @@ def export(
     The model takes input_ids, attention_mask and, where the base model does, token_type_ids; it returns logits.
     """
     _check_format(form, "torchscript", "onnx", "onnx-portable")
-    from adapterx.cli.runs import load_run
-    from adapterx.export import to_onnx, to_torchscript
-
     loaded = load_run(run, model=model)
     folder = output or run / "export"
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,8 +130,6 @@ def info(
     ] = None,
 ) -> None:
     """Tell what is installed, what a folder holds, or which modules of a model would be adapted."""
-    from adapterx.cli import inspection
-
     if target is None:
         print_figures("adapterx", inspection.installation())
     else:

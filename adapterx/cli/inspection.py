@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 
+from adapterx import ops
+from adapterx.attachment import attach, summary
+from adapterx.cli.models import load_base, quiet_transformers
+from adapterx.cli.recipes import BOTTLENECK_DIM
 from adapterx.cli.runs import METRICS, read_record, state_of, versions
+from adapterx.config import AdapterConfig
 from adapterx.errors import CheckpointError, speaker
 
 
 def installation() -> dict[str, Any]:
     """Return versions and what the operator library was built for."""
-    from adapterx import ops
-
     facts = versions() | {"python": platform.python_version(), "operator library": ops.LIBRARY} | ops.build_info()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return facts | {"threads": torch.get_num_threads(), "GPU": gpu}
@@ -68,11 +71,6 @@ def _compact(config: dict[str, Any]) -> str:
 
 
 def _base_model(model: str) -> str:
-    from adapterx.attachment import attach, summary
-    from adapterx.cli.models import load_base, quiet_transformers
-    from adapterx.cli.recipes import BOTTLENECK_DIM
-    from adapterx.config import AdapterConfig
-
     quiet_transformers()
     base = load_base(model)
     width = min(BOTTLENECK_DIM, getattr(base.config, "hidden_size", BOTTLENECK_DIM))  # toy models are narrower

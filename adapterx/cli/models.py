@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from adapterx.cli.recipes import MAX_LENGTH
@@ -73,7 +74,6 @@ def load_base(model: str) -> nn.Module:
     Raises:
         CheckpointError: it cannot be loaded, or its file lacks weights.
     """
-    import torch
     import transformers
 
     local = _check_folder(model)

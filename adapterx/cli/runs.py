@@ -11,12 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterx.checkpoint import build_head, load_adapter
+from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers
 from adapterx.errors import CheckpointError, ConfigError, speaker
+from adapterx.heads import SequenceClassifier
+from adapterx.storage import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from adapterx.heads import SequenceClassifier
 
 RECORD, METRICS, CURVE, CHECKPOINTS = "run.json", "metrics.json", "learning_curve.png", "checkpoints"
 STARTED_WITH = "options.json"  # in the checkpoint folder: what an interrupted run was started with
@@ -36,8 +38,6 @@ def to_json(value: object) -> bytes:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file atomically, in a folder that is made if need be."""
-    from adapterx.storage import write_atomically
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
 
@@ -81,7 +81,9 @@ def prepare_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
     names = sorted(path.name for path in output.iterdir())
     if names and not resume and not overwrite:
         if state == "interrupted":
-            raise ConfigError(f"train: {output} holds an interrupted run; continue it with --resume or --overwrite it")
+            raise ConfigError(
+                f"train: {output} holds an interrupted run; continue it with --resume or discard it with --overwrite"
+            )
         raise ConfigError(
             f"train: the output folder {output} is not empty ({', '.join(names[:4])}); choose another or --overwrite"
         )
@@ -121,7 +123,7 @@ class Run:
 
     folder: Path
     record: dict[str, Any]
-    classifier: "SequenceClassifier"
+    classifier: SequenceClassifier
     tokenizer: "PreTrainedTokenizerBase"
 
     @property
@@ -165,10 +167,6 @@ def load_run(folder: Path, *, model: str | None = None) -> Run:
     Raises:
         CheckpointError: something is missing, damaged, or does not fit.
     """
-    from adapterx.checkpoint import build_head, load_adapter
-    from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers
-    from adapterx.heads import SequenceClassifier
-
     record = read_record(folder)
     quiet_transformers()
     own = record["method"] == "full"  # then the whole model stands in the run folder

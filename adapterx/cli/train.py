@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from adapterx.cli.trainer import Encoded
     from adapterx.integrations.transformers import AdapterTrainer
 
+Json = dict[str, Any]  # what is written as JSON
 
-def train(options: TrainOptions) -> dict[str, Any]:
+
+def train(options: TrainOptions) -> Json:
     """Train, evaluate, and write the run folder; return the metrics.
 
     Raises:
@@ -97,7 +99,7 @@ def build_classifier(base: nn.Module, options: TrainOptions, num_labels: int) ->
     return classifier
 
 
-def begin(output: Path, asked: dict[str, Any], *, resume: bool) -> None:
+def begin(output: Path, asked: Json, *, resume: bool) -> None:
     """Note what the run was started with; when it is resumed, refuse other options.
 
     Raises:
@@ -112,7 +114,7 @@ def begin(output: Path, asked: dict[str, Any], *, resume: bool) -> None:
         runs.write(path, to_json(asked))
 
 
-def started_with(before: dict[str, Any]) -> dict[str, Any]:
+def started_with(before: Json) -> Json:
     """Return the record of an interrupted run; options that its version did not know stand at their defaults."""
     filled = {option.name: option.default for option in OPTIONS if not option.metadata["free"]} | before
     if filled.get("adapter"):
@@ -120,7 +122,7 @@ def started_with(before: dict[str, Any]) -> dict[str, Any]:
     return json.loads(to_json(filled))
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: Json, now: Json) -> list[str]:
     """Return `name: old -> new` for every value that differs, looking into nested ones."""
     found = []
     for name in sorted(before.keys() | now.keys()):
@@ -157,7 +159,7 @@ def run_trainer(trainer: "AdapterTrainer", checkpoints: Path, *, resume: bool) -
 
 def final_metrics(
     trainer: "AdapterTrainer", method: str, training: "Encoded", held_out: "Encoded | None", seconds: float
-) -> dict[str, Any]:
+) -> Json:
     """Score the trained model on every held-out example and gather what is worth keeping."""
     scores: dict[str, float] = {}
     if held_out:
@@ -192,12 +194,7 @@ def clean_log(entry: dict[str, float]) -> dict[str, float | None]:
 
 
 def write_run(
-    output: Path,
-    classifier: SequenceClassifier,
-    tokenizer: Any,
-    options: TrainOptions,
-    found: dict[str, Any],
-    metrics: dict[str, Any],
+    output: Path, classifier: SequenceClassifier, tokenizer: Any, options: TrainOptions, found: Json, metrics: Json
 ) -> None:
     """Write the run folder, `run.json` last, and discard the checkpoints unless they are to be kept.
 
@@ -232,7 +229,7 @@ def write_run(
         discard(output / runs.CHECKPOINTS)
 
 
-def print_summary(output: Path, metrics: dict[str, Any]) -> None:
+def print_summary(output: Path, metrics: Json) -> None:
     """Print the figures that matter and what to do next."""
     shown = {name: metrics[name] for name in ("accuracy", "macro_f1", "majority_baseline") if metrics[name] is not None}
     shown["trained"] = f"{metrics['trainable_parameters']:,} parameters ({100 * metrics['trainable_fraction']:.2f} %)"
