@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, InitVar, dataclass, field, fields
 from pathlib import Path
-from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
@@ -20,10 +19,9 @@ from adapterx.heads import POOLINGS
 DATA, OUTPUT, TRAINING, ADAPTER = "Data", "Output", "Training", "Adapter"  # the panels of --help
 REQUIRED = MISSING
 
-
 Rule = tuple[str, Callable[[Any], bool]]  # what a value must do, in words and as a test
-AT_LEAST_ONE: Rule = ("be at least 1", lambda value: value >= 1)
 ANYTHING: Rule = ("hold a value", lambda value: True)
+AT_LEAST_ONE: Rule = ("be at least 1", lambda value: value >= 1)
 SHARE: Rule = ("be in [0, 1)", lambda value: 0.0 <= value < 1.0)
 RATE: Rule = ("be a number above 0", lambda value: 0.0 < value < math.inf)
 DECAY: Rule = ("be a number from 0 up", lambda value: 0.0 <= value < math.inf)
@@ -117,9 +115,7 @@ class TrainOptions:
         if self.eval_data is not None and self.eval_fraction is not None:
             raise ConfigError("train: eval_data and eval_fraction exclude each other; give one of them")
         if self.keep_best and self.eval_fraction == 0.0:
-            raise ConfigError(
-                "train: keep_best needs examples to choose by: give eval_data or an eval_fraction above 0"
-            )
+            raise ConfigError("train: keep_best needs examples to choose by: give eval_data or eval_fraction above 0")
         if self.precision == "fp16" and not self.uses_gpu:
             raise ConfigError("train: precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
         by_default = RECIPES[self.method] | {"eval_fraction": 0.0 if self.eval_data is not None else EVAL_FRACTION}
@@ -190,7 +186,7 @@ def _block_list(word: str) -> tuple[int, ...]:
     return tuple(blocks)
 
 
-# Fields of AdapterConfig that are typed as one word.
+# Fields of AdapterConfig that are typed as one word, because they are of several types or a list of numbers.
 READ_FROM_A_WORD = {"scaling": _number_or_name, "layers": _block_list}
 
 
@@ -206,11 +202,11 @@ def adapter_values(typed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, kind: Any) -> Any:
-    """Return the type of a field as it is typed: a tuple by repeating the option, everything else as one word."""
+    """Return the type of a field as it is typed: a tuple by repeating the option."""
     if name in READ_FROM_A_WORD:
         return str | None
-    kinds = [kind] if get_origin(kind) is tuple else [each for each in get_args(kind) or [kind] if each is not NoneType]
-    return (list[str] if any(get_origin(each) is tuple for each in kinds) else kinds[0]) | None
+    repeated = any(get_origin(each) is tuple for each in (kind, *get_args(kind)))
+    return (list[str] if repeated else kind) | None
 
 
 def parameters() -> list[inspect.Parameter]:
@@ -228,7 +224,7 @@ def parameters() -> list[inspect.Parameter]:
 
 
 def takes_train_options(command: Callable[[TrainOptions], None]) -> Callable[..., None]:
-    """Let typer see every option as a parameter of the command, which itself gets the record of them."""
+    """Let typer see every option as a parameter of the command; the command itself gets them as a whole."""
 
     @functools.wraps(command)
     def typed(**given: Any) -> None:

@@ -116,7 +116,7 @@ def test_options_are_checked_before_anything_slow_is_imported(model, data, tmp_p
 )  # fmt: skip
 def test_value_that_breaks_its_rule(name, value):
     with pytest.raises(ConfigError, match=f"^train: {name} must .*, got "):
-        options.TrainOptions(model="m", data="d", output=Path("o"), **{name: value})
+        settled(**{name: value})
 
 
 def test_adapter_options_are_read_as_they_are_typed():
@@ -147,9 +147,23 @@ OTHER_METHODS = {
 }
 
 
+FREE = {"output", "resume", "overwrite", "threads", "device", "keep_checkpoints", "data", "eval_data"}
+
+
+def settled(**given):
+    return options.TrainOptions(model="m", data="d", output=Path("o"), **given)
+
+
 @pytest.mark.parametrize("method", OTHER_METHODS)
 def test_record_has_the_keys_and_the_defaults_of_0_1_0(method):
-    record = options.TrainOptions(model="m", data="d", output=Path("o"), method=method).record()
+    record = settled(method=method).record()
     expected = RECORD_OF_0_1_0 | {"method": method} | OTHER_METHODS[method]
-    assert {name: record[name] for name in expected} == expected
-    assert options.TrainOptions(model="m", data="d", output=Path("o"), eval_data="e").record()["eval_fraction"] == 0.0
+    if method == "adapters":  # a later version may know more about an adapter
+        assert record["adapter"].items() >= expected["adapter"].items()
+        expected["adapter"] = record["adapter"]
+    assert record.items() >= expected.items()
+    assert not record.keys() & FREE
+    assert settled(eval_data="e").record()["eval_fraction"] == 0.0
+    assert settled(adapter_values={"reduction_factor": 4, "init": "xavier"}).record()["adapter"].items() >= {
+        "bottleneck_dim": None, "reduction_factor": 4.0, "init": "xavier"
+    }.items()  # fmt: skip
