@@ -39,7 +39,7 @@ def train(options: TrainOptions) -> Json:
     Raises:
         AdapterxError: the data or the model cannot be used, or training failed; nothing good is lost.
     """
-    output = Path(options.output).absolute()
+    output = options.output.absolute()
     training, held_out, labels = read_data(options)
     if is_main_process():
         runs.prepare_folder(output, resume=options.resume, overwrite=options.overwrite)
