@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from adapterx import ops
-from adapterx.attachment import attach, summary
+from adapterx.adapters import summary
+from adapterx.attachment import attach
 from adapterx.cli.models import load_base, quiet_transformers
 from adapterx.cli.recipes import BOTTLENECK_DIM
 from adapterx.cli.runs import METRICS, read_record, state_of, versions

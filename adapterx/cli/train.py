@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from adapterx.attachment import attach, summary
+from adapterx.adapters import summary
+from adapterx.attachment import attach
 from adapterx.checkpoint import save_adapter, save_head
 from adapterx.cli import runs
 from adapterx.cli.examples import Examples, label_ids, load_examples, ordered_labels
