@@ -10,7 +10,8 @@ from adapterx.attachment import (
     summary,
 )
 from adapterx.bottleneck import BottleneckAdapter
-from adapterx.checkpoint import build_head, load_adapter, load_head, restore_adapter, save_adapter, save_head
+from adapterx.checkpoint import load_adapter, load_head, restore_adapter, restore_head, save_adapter, save_head
+from adapterx.checkpoint.document import PACKAGE_VERSION as __version__
 from adapterx.composition import active_adapters, adapter_names, disabled, mixed, set_active
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
@@ -24,9 +25,9 @@ from adapterx.errors import (
     TrainingError,
     UnknownAdapterError,
 )
+from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.modules import AdapterSet
 from adapterx.ops import build_info
-from adapterx.storage import PACKAGE_VERSION as __version__
 
 __all__ = [
     "AdapterConfig",
@@ -35,10 +36,12 @@ __all__ = [
     "Attachment",
     "BottleneckAdapter",
     "CheckpointError",
+    "ClassificationHead",
     "ConfigError",
     "DataError",
     "ExportError",
     "ExtensionError",
+    "SequenceClassifier",
     "Summary",
     "TargetError",
     "TrainingError",
@@ -48,7 +51,6 @@ __all__ = [
     "adapter_names",
     "adapter_parameters",
     "attach",
-    "build_head",
     "build_info",
     "detach",
     "disabled",
@@ -57,6 +59,7 @@ __all__ = [
     "merge_adapter",
     "mixed",
     "restore_adapter",
+    "restore_head",
     "save_adapter",
     "save_head",
     "set_active",

@@ -186,7 +186,7 @@ def _class_line(scores: dict[str, Any]) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    from adapterx.storage import write_atomically
+    from adapterx.checkpoint.folder import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)

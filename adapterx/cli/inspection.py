@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from adapterx.checkpoint.pair import read_document
 from adapterx.cli.runs import CHECKPOINTS, METRICS, OPTIONS, RECORD, read_record, versions
-from adapterx.errors import CheckpointError
+from adapterx.errors import speaking_as
 
 
 def installation() -> dict[str, Any]:
@@ -43,12 +44,10 @@ def run_folder(folder: Path) -> dict[str, Any]:
     return facts | _sizes(folder)
 
 
+@speaking_as("info")
 def adapter_folder(folder: Path) -> dict[str, Any]:
     """Return what an adapter folder holds."""
-    try:
-        stored = json.loads((folder / "adapter_config.json").read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'adapter_config.json'} is damaged: {error}") from error
+    stored = read_document(folder, "adapter")
     return {key: _compact(value) if isinstance(value, dict) else value for key, value in stored.items()} | _sizes(
         folder
     )

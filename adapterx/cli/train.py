@@ -13,6 +13,7 @@ from torch import nn
 
 from adapterx.attachment import attach
 from adapterx.checkpoint import save_adapter, save_head
+from adapterx.checkpoint.folder import discard, newest_complete, write_atomically
 from adapterx.cli.examples import Examples, label_ids, load_examples, ordered_labels
 from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers, resolve_max_length
 from adapterx.cli.options import TrainOptions, differences
@@ -33,8 +34,6 @@ from adapterx.cli.runs import (
 )
 from adapterx.errors import AdapterxError, ConfigError, TrainingError
 from adapterx.heads import SequenceClassifier
-from adapterx.integrations.sealing import discard, newest_complete
-from adapterx.storage import write_atomically
 from adapterx.training import examples_per_class, seed_everything, stratified_split
 
 if TYPE_CHECKING:

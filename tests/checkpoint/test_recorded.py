@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 import adapterx
 from adapterx import attach, load_adapter
+from adapterx.checkpoint.folder import verify_seal
+from adapterx.checkpoint.trained import restore_trained
 from adapterx.heads import SequenceClassifier
-from adapterx.integrations import sealing
-from adapterx.integrations.transformers import restore_trained
 
 FOLDER = recorded.FIXTURES / "0.1.0"
 
@@ -59,15 +59,15 @@ def test_a_head(expected):
     model = recorded.adapted_classifier()
     with torch.no_grad():
         model.head.linear.weight.zero_()
-    adapterx.load_head(model, FOLDER / "head")
+    adapterx.restore_head(model, FOLDER / "head")
     assert_same(recorded.outputs_of(model), expected["classifier"])
-    built = adapterx.build_head(FOLDER / "head")
+    built = adapterx.load_head(FOLDER / "head")
     assert (built.pooling, built.dropout.p, built.num_labels) == ("cls", 0.1, 3)
     assert torch.equal(built.linear.weight, model.head.linear.weight)
 
 
 def test_a_checkpoint_of_the_trainer(expected):
-    sealing.verify_seal(FOLDER / "checkpoint-7")
+    verify_seal(FOLDER / "checkpoint-7")
     model = recorded.classifier()
     attach(model.base_model, recorded.ADAPTERS["learned"], "learned")
     restore_trained(model, FOLDER / "checkpoint-7")

@@ -153,23 +153,23 @@ def perturbed(source, target):
 def test_a_perturbed_file_is_refused(mode, exported, tmp_path):
     model, folder, _ = exported("bert", *MODES["bert"])
     path = folder / onnx_file.FILES[mode]
-    assert validate(path, model)["max_abs_diff"] <= 1e-4
+    assert validate(model, path)["max_abs_diff"] <= 1e-4
     perturbed(path, tmp_path / "model.onnx")
     with pytest.raises(ExportError, match=r"must agree with the model within 0\.0001, it differs by .*onnxruntime"):
-        validate(tmp_path / "model.onnx", model)
-    assert validate(tmp_path / "model.onnx", model, atol=10.0)["max_abs_diff"] > 1e-4
+        validate(model, tmp_path / "model.onnx")
+    assert validate(model, tmp_path / "model.onnx", atol=10.0)["max_abs_diff"] > 1e-4
 
 
 def test_a_damaged_file_is_refused(exported, tmp_path):
     model, folder, _ = exported("bert", *MODES["bert"])
     (tmp_path / "cut.onnx").write_bytes((folder / "model.onnx").read_bytes()[:5000])
     with pytest.raises(ExportError, match="neither a TorchScript nor an ONNX file"):
-        validate(tmp_path / "cut.onnx", model)
+        validate(model, tmp_path / "cut.onnx")
     graph = onnx.load(folder / "model.onnx")
     del graph.functions[:]
     onnx.save(graph, tmp_path / "bare.onnx")
     with pytest.raises(ExportError, match=r"ONNX Runtime cannot run bare\.onnx"):
-        validate(tmp_path / "bare.onnx", model)
+        validate(model, tmp_path / "bare.onnx")
 
 
 def test_a_refused_file_replaces_nothing(tmp_path, monkeypatch):

@@ -46,4 +46,4 @@ def test_they_say_what_they_are():
 def test_they_can_be_validated_again(name):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    validate(EXPORTS / name, recorded.adapted_classifier(), shapes=((2, 5),))
+    validate(recorded.adapted_classifier(), EXPORTS / name, shapes=((2, 5),))
