@@ -93,7 +93,7 @@ def _check_order(model: object, file: object) -> None:
 def _kind_to_run(path: Path) -> str:
     """Return `TORCHSCRIPT` or `ONNX`, or say what else the file is."""
     if not path.is_file():
-        raise ExportError(f"{speaker()}: file must be a file that exists, {path} is not one")
+        raise ExportError(f"{speaker()}: file must be a file that exists, got {path}")
     try:
         kind = kind_of(path)
     except (OSError, zipfile.BadZipFile) as error:

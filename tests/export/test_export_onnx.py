@@ -1,4 +1,5 @@
 import builtins
+import hashlib
 import json
 import logging
 import warnings
@@ -19,7 +20,7 @@ import transformers
 
 import adapterx
 from adapterx import AdapterConfig, ExportError, attach, set_active
-from adapterx.export import onnx_file, read_metadata, to_onnx, validate
+from adapterx.export import onnx_file, onnx_folder, read_metadata, to_onnx, validate
 from adapterx.modules import AdapterSet
 
 LOCAL = [
@@ -188,7 +189,7 @@ def test_stacked_adapters_of_two_activations_with_external_data(tmp_path, monkey
     set_active(model, ["second", "default"])
     before = [module.training for module in model.modules()], {n: p.requires_grad for n, p in model.named_parameters()}
     (tmp_path / "adapterx_export.json").write_text("not ours")
-    monkeypatch.setattr(onnx_file, "EXTERNAL_DATA_FROM", 1000)
+    monkeypatch.setattr(onnx_folder, "EXTERNAL_DATA_FROM", 1000)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         document = to_onnx(model, tmp_path)
@@ -197,9 +198,10 @@ def test_stacked_adapters_of_two_activations_with_external_data(tmp_path, monkey
     assert document["variants"] == ["relu", "silu_no_down_bias_no_up_bias"]
     assert [node.overload for node in adapter_nodes(tmp_path / "model.onnx")] == document["variants"] * 2
     assert [entry["name"] for entry in document["adapters"]] == ["second", "default"]
-    names = ["adapterx_export.json", "model.onnx", "model.onnx.data"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == names
-    assert (tmp_path / "model.onnx.data").stat().st_size > 1000
+    index, file, data = sorted(p.name for p in tmp_path.iterdir())
+    assert (index, file) == ("adapterx_export.json", "model.onnx")
+    assert data == f"model.onnx.{hashlib.sha256((tmp_path / data).read_bytes()).hexdigest()[:16]}.data"
+    assert (tmp_path / data).stat().st_size > 1000
     assert_agrees(tmp_path / "model.onnx", model.eval())
 
 
