@@ -10,7 +10,7 @@ import tiny_export as tiny
 import torch
 from crash_points import moments
 
-from adapterx import ExportError
+from adapterx import BottleneckAdapter, ExportError
 from adapterx.export import onnx_folder, read_metadata, to_onnx, to_torchscript
 from adapterx.export.metadata import staging
 
@@ -18,10 +18,11 @@ SHAPE = (2, 8)
 
 
 def changed(model):
-    """Give the adapters other weights, so that the outputs tell the new model from the old one."""
-    for name, parameter in model.named_parameters():
-        if "adapterx" in name:
-            parameter.data.mul_(-1.5)
+    """Change weights and graph, so that the outputs tell the new model, the old one and a mixture of both apart."""
+    for module in model.modules():
+        if isinstance(module, BottleneckAdapter):
+            module.scaling *= -2.0  # an attribute of the node
+            module.up_proj.weight.data.mul_(-3.0)
     return model
 
 

@@ -82,7 +82,7 @@ class Moments:
                 public = [path for path in inside if not self.hidden(path)]
                 if event == "open" and public:
                     self.faults.append(f"{public[0].name} is written in place")
-                if event == "os.rename" and not self.hidden(paths[1]):
+                if event == "os.rename" and not self.hidden(paths[1].parent):
                     self.check_rename(*paths[:2])
         finally:
             self.busy = False
