@@ -18,7 +18,8 @@ SHAPE = (2, 8)
 
 
 def changed(model):
-    """Change weights and graph, so that the outputs tell the new model, the old one and a mixture of both apart."""
+    """Change graph, data and small weights: outputs tell the new model, the old one and a mixture of both apart."""
+    model.get_input_embeddings().weight.data.mul_(0.7)  # large enough to go into the data file
     for module in model.modules():
         if isinstance(module, BottleneckAdapter):
             module.scaling *= -2.0  # an attribute of the node
