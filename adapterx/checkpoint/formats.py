@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from adapterx.checkpoint.document import read_json
-from adapterx.errors import CheckpointError, speaker
+from adapterx.errors import CheckpointError, speaker, speaking_as
 
 OWN, PEFT, ADAPTERHUB = "adapterx", "peft", "adapterhub"
 
 
+@speaking_as("format_of")
 def format_of(folder: str | Path) -> str | None:
     """Return which library wrote the adapter in a folder; nothing but its JSON document is read.
 

@@ -46,7 +46,10 @@ def write_pair(folder: str | Path, stem: str, tensors: Mapping[str, Tensor], doc
         raise CheckpointError(f"{speaker()}: the model must hold real weights, these are on the meta device: {on_meta}")
     # Cloned, because safetensors refuses tensors that share memory.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
-    content = save(plain, metadata={"format": "pt"})
+    try:
+        content = save(plain, metadata={"format": "pt"})
+    except (SafetensorError, KeyError, ValueError) as error:  # a dtype that the format does not know
+        raise CheckpointError(f"{speaker()}: tensors must have dtypes that safetensors can hold: {error}") from error
     added = {
         "format": OWN,
         "format_version": FORMAT_VERSION,

@@ -6,6 +6,7 @@ from saved_adapters import CONFIG, HIDDEN_STATES, adapted_plain
 from tiny_models import plain_model
 
 from adapterx import CheckpointError, load_adapter, save_adapter
+from adapterx.checkpoint.pair import write_pair
 
 
 def test_metadata_must_be_json(saved):
@@ -24,3 +25,9 @@ def test_other_files_stay_and_permissions_are_ordinary(saved):
     assert (saved / "notes.txt").read_text() == "mine"
     (saved / "plain.txt").write_text("")
     assert (saved / CONFIG).stat().st_mode == (saved / "plain.txt").stat().st_mode
+
+
+def test_tensors_that_the_format_cannot_hold(tmp_path):
+    with pytest.raises(CheckpointError, match=r"tensors must have dtypes that safetensors can hold: .*complex128"):
+        write_pair(tmp_path, "adapter", {"x": torch.ones(1, dtype=torch.complex128)}, {})
+    assert not list(tmp_path.iterdir())
