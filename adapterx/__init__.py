@@ -12,7 +12,8 @@ from adapterx.adapters import (
 )
 from adapterx.attachment import attach, detach
 from adapterx.bottleneck import BottleneckAdapter
-from adapterx.checkpoint import build_head, load_adapter, load_head, restore_adapter, save_adapter, save_head
+from adapterx.checkpoint import load_adapter, load_head, restore_adapter, restore_head, save_adapter, save_head
+from adapterx.checkpoint.document import PACKAGE_VERSION as __version__
 from adapterx.compose import Average, Pick, Stack
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
@@ -26,9 +27,9 @@ from adapterx.errors import (
     TrainingError,
     UnknownAdapterError,
 )
+from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.host import AdapterSet, Attachment
 from adapterx.ops import build_info
-from adapterx.storage import PACKAGE_VERSION as __version__
 
 __all__ = [
     "AdapterConfig",
@@ -38,11 +39,13 @@ __all__ = [
     "Average",
     "BottleneckAdapter",
     "CheckpointError",
+    "ClassificationHead",
     "ConfigError",
     "DataError",
     "ExportError",
     "ExtensionError",
     "Pick",
+    "SequenceClassifier",
     "Stack",
     "Summary",
     "TargetError",
@@ -54,7 +57,6 @@ __all__ = [
     "adapter_parameters",
     "adapters",
     "attach",
-    "build_head",
     "build_info",
     "detach",
     "disabled",
@@ -63,6 +65,7 @@ __all__ = [
     "merge_adapter",
     "mixed",
     "restore_adapter",
+    "restore_head",
     "save_adapter",
     "save_head",
     "set_active",

@@ -154,11 +154,9 @@ def plan_attachment(
     if not isinstance(config, AdapterConfig):
         hint = "; AdapterConfig.from_dict makes one of a mapping" if isinstance(config, Mapping) else ""
         raise TypeError(f"{speaker()}: config must be an AdapterConfig, got {type(config).__name__}{hint}")
-    if dtype is not None and dtype not in _ADAPTER_DTYPES:
-        known = ", ".join(str(known).removeprefix("torch.") for known in _ADAPTER_DTYPES)
-        raise ConfigError(f"{speaker()}: dtype must be one of {known}, got {dtype!r}")
+    check_dtype(dtype)
     check_not_mixed(model)
-    _check_name(model, name)
+    check_name(model, name)
     modules = base_modules(model)
     targets, rule = find_targets(modules, config, saved=saved)
     for target in targets:
@@ -200,7 +198,15 @@ def remove_adapters(model: nn.Module, names: tuple[str, ...]) -> None:
                 delattr(module, child)
 
 
-def _check_name(model: nn.Module, name: str) -> None:
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ConfigError unless adapters can have this dtype, or the one of their modules (None)."""
+    if dtype is not None and dtype not in _ADAPTER_DTYPES:
+        known = ", ".join(str(known).removeprefix("torch.") for known in _ADAPTER_DTYPES)
+        raise ConfigError(f"{speaker()}: dtype must be one of {known}, got {dtype!r}")
+
+
+def check_name(model: nn.Module, name: str) -> None:
+    """Raise ConfigError unless a new adapter of the model can have this name."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{speaker()}: name must consist of letters, digits, '_' and '-', got {name!r}")
     if hasattr(AdapterSet(), name):

@@ -10,11 +10,11 @@ import torch
 from adapterx import ops
 from adapterx.adapters import summary
 from adapterx.attachment import attach
+from adapterx.checkpoint.pair import read_document
 from adapterx.cli.models import load_base, quiet_transformers
 from adapterx.cli.recipes import BOTTLENECK_DIM
 from adapterx.cli.runs import METRICS, read_record, state_of, versions
 from adapterx.config import AdapterConfig
-from adapterx.errors import CheckpointError, speaker
 
 
 def installation() -> dict[str, Any]:
@@ -59,11 +59,7 @@ def _run_folder(folder: Path) -> dict[str, Any]:
 
 
 def _adapter_folder(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    try:
-        stored = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{speaker()}: {path} is damaged: {error}") from error
+    stored = read_document(folder, "adapter")
     return {key: _compact(value) if isinstance(value, dict) else value for key, value in stored.items()}
 
 

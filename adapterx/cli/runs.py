@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterx.checkpoint import build_head, load_adapter
+from adapterx.checkpoint import load_adapter, load_head
+from adapterx.checkpoint.folder import move_into_place, staging, write_atomically
 from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers
 from adapterx.errors import CheckpointError, ConfigError, speaker
 from adapterx.heads import SequenceClassifier
-from adapterx.storage import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,17 +104,10 @@ def staged(output: Path, *, last: str) -> Iterator[Path]:
 
     A process killed in between leaves `output` without a new `last`, hence without a complete run.
     """
-    folder = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=output))
-    try:
+    with staging(output, prefix=PARTIAL) as folder:
         yield folder
         files = sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name))
-        for path in files:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(path, output / path.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        move_into_place([(path, output / path.name) for path in files])
 
 
 @dataclass(frozen=True)
@@ -175,7 +168,7 @@ def load_run(folder: Path, *, model: str | None = None) -> Run:
     base = load_base(source)
     if record["method"] == "adapters":
         load_adapter(base, folder)
-    head = build_head(folder)
+    head = load_head(folder)
     if head.num_labels != len(record["labels"]):
         raise CheckpointError(
             f"{speaker()}: the head in {folder} has {head.num_labels} classes, {RECORD} {len(record['labels'])}"

@@ -15,6 +15,7 @@ from torch import nn
 from adapterx.adapters import summary
 from adapterx.attachment import attach
 from adapterx.checkpoint import save_adapter, save_head
+from adapterx.checkpoint.folder import discard, newest_complete
 from adapterx.cli import runs
 from adapterx.cli.examples import Examples, label_ids, load_examples, ordered_labels
 from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers, resolve_max_length
@@ -22,9 +23,8 @@ from adapterx.cli.options import OPTIONS, TrainOptions
 from adapterx.cli.reporting import draw_learning_curve, print_figures, say
 from adapterx.cli.runs import is_main_process, to_json
 from adapterx.config import AdapterConfig
-from adapterx.errors import AdapterxError, ConfigError, TrainingError
+from adapterx.errors import AdapterxError, CheckpointError, ConfigError, TrainingError
 from adapterx.heads import SequenceClassifier
-from adapterx.integrations.sealing import discard, newest_complete
 from adapterx.training import examples_per_class, seed_everything, stratified_split
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def write_run(
             (folder / runs.METRICS).write_bytes(to_json(metrics))
             draw_learning_curve(metrics["history"], folder / runs.CURVE)
             (folder / runs.RECORD).write_bytes(to_json(record))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, CheckpointError) as error:
         raise TrainingError(
             f"train: training is done, but its result could not be written to {output} ({error}); the checkpoints are "
             "intact: make room and repeat the command with --resume"
