@@ -1,17 +1,20 @@
 """Bottleneck adapters for frozen Transformers: attach, train, save, combine and export them."""
 
-from adapterx.attachment import (
-    Attachment,
+from adapterx.active import disabled, mixed, set_active
+from adapterx.adapters import (
     Summary,
+    active_adapters,
+    adapter_names,
     adapter_parameters,
-    attach,
-    detach,
+    adapters,
     merge_adapter,
     summary,
 )
+from adapterx.attachment import attach, detach
 from adapterx.bottleneck import BottleneckAdapter
-from adapterx.checkpoint import build_head, load_adapter, load_head, restore_adapter, save_adapter, save_head
-from adapterx.composition import active_adapters, adapter_names, disabled, mixed, set_active
+from adapterx.checkpoint import load_adapter, load_head, restore_adapter, restore_head, save_adapter, save_head
+from adapterx.checkpoint.document import PACKAGE_VERSION as __version__
+from adapterx.compose import Average, Pick, Stack
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
     AdapterxError,
@@ -24,21 +27,26 @@ from adapterx.errors import (
     TrainingError,
     UnknownAdapterError,
 )
-from adapterx.modules import AdapterSet
+from adapterx.heads import ClassificationHead, SequenceClassifier
+from adapterx.host import AdapterSet, Attachment
 from adapterx.ops import build_info
-from adapterx.storage import PACKAGE_VERSION as __version__
 
 __all__ = [
     "AdapterConfig",
     "AdapterSet",
     "AdapterxError",
     "Attachment",
+    "Average",
     "BottleneckAdapter",
     "CheckpointError",
+    "ClassificationHead",
     "ConfigError",
     "DataError",
     "ExportError",
     "ExtensionError",
+    "Pick",
+    "SequenceClassifier",
+    "Stack",
     "Summary",
     "TargetError",
     "TrainingError",
@@ -47,8 +55,8 @@ __all__ = [
     "active_adapters",
     "adapter_names",
     "adapter_parameters",
+    "adapters",
     "attach",
-    "build_head",
     "build_info",
     "detach",
     "disabled",
@@ -57,6 +65,7 @@ __all__ = [
     "merge_adapter",
     "mixed",
     "restore_adapter",
+    "restore_head",
     "save_adapter",
     "save_head",
     "set_active",

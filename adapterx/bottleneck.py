@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adapterx import ops
+from adapterx.config import check_branch, check_size
 
 # Sigma of init_up="near_zero". With init="houlsby" a branch is then about 1e-4 of its hidden states: below what
 # bfloat16 resolves, and still a normal number in float16, where 1e-5 would be subnormal.
@@ -22,7 +23,7 @@ class BottleneckAdapter(nn.Module):
         bottleneck_dim: width of the bottleneck, in elements.
         activation: a key of `adapterx.config.ACTIVATIONS`.
         scaling: factor on the branch, or `"learned"`, or `"learned_per_channel"`.
-        dropout: probability of dropping an element of the scaled branch in training.
+        dropout: probability of dropping an element of the scaled branch in training, in [0, 1).
         down_bias: whether `down_proj` has a bias.
         up_bias: whether `up_proj` has a bias.
         init: distribution of the `down_proj` weight: `"houlsby"`, `"xavier"` or `"he"`.
@@ -30,6 +31,9 @@ class BottleneckAdapter(nn.Module):
         generator: source of the random numbers, on the CPU; None takes the global one.
         device: where the parameters live.
         dtype: floating dtype of the parameters.
+
+    Raises:
+        ConfigError: a value breaks its rule.
 
     Source:
         Houlsby et al. 2019, section 2.1; learned scaling and parallel placement: He et al. 2021, section 3.
@@ -53,6 +57,20 @@ class BottleneckAdapter(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for name, size in (
+            ("input_size", input_size), ("hidden_size", hidden_size), ("bottleneck_dim", bottleneck_dim)
+        ):  # fmt: skip
+            check_size("BottleneckAdapter", name, size)
+        scaling, dropout = check_branch(
+            "BottleneckAdapter",
+            activation=activation,
+            scaling=scaling,
+            dropout=dropout,
+            down_bias=down_bias,
+            up_bias=up_bias,
+            init=init,
+            init_up=init_up,
+        )
         self.activation, self.dropout, self.init, self.init_up = activation, dropout, init, init_up
         # skip_init: nn.Linear's own initialisation would draw from the global random numbers for nothing.
         place = {"device": device or "cpu", "dtype": dtype}
@@ -61,7 +79,7 @@ class BottleneckAdapter(nn.Module):
         if isinstance(scaling, str):
             self.scaling = nn.Parameter(torch.empty(1 if scaling == "learned" else hidden_size, **place))
         else:
-            self.scaling = float(scaling)
+            self.scaling = scaling
         self.reset_parameters(generator)
 
     @torch.no_grad()

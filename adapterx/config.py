@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields
 
 from adapterx.errors import ConfigError
 
-PLACEMENTS = ("sequential", "parallel")
+PLACEMENTS = ("sequential", "parallel", "normed_sum")
 POSITIONS = ("attention", "feed_forward")
+ADDED_TO = ("sum", "sum_plus_residual", "normed_plus_residual")
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
 LEARNED_SCALINGS = ("learned", "learned_per_channel")
 INITS = ("houlsby", "xavier", "he")
@@ -25,7 +26,10 @@ class AdapterConfig:
         bottleneck_dim: width m of the bottleneck, in elements. Exactly one of this and `reduction_factor` is given.
         reduction_factor: hidden size divided by m; m is rounded down and at least 1.
         placement: `"sequential"` reads and changes the sublayer's output (Houlsby et al. 2019); `"parallel"` reads
-            what the sublayer reads and adds to its output (He et al. 2021).
+            what the sublayer reads and adds to its output (He et al. 2021); `"normed_sum"` reads the LayerNorm of the
+            sublayer's output and the residual stream, and adds before it is normed again (Pfeiffer et al. 2021).
+        added_to: what a `"normed_sum"` branch is added to: `"sum"` (output + residual), `"sum_plus_residual"` (the
+            residual once more) or `"normed_plus_residual"`; the result goes through the LayerNorm.
         positions: behind which sublayers of each block adapters stand; `("attention", "feed_forward")` is Houlsby's
             choice, `("feed_forward",)` Pfeiffer's. Not used when `target_modules` is given.
         activation: one of `ACTIVATIONS`; `"gelu"` is the exact (erf) form.
@@ -52,6 +56,7 @@ class AdapterConfig:
     bottleneck_dim: int | None = None
     reduction_factor: float | None = None
     placement: str = "sequential"
+    added_to: str = "sum"
     positions: tuple[str, ...] = POSITIONS
     activation: str = "gelu"
     scaling: float | str = 1.0
@@ -66,20 +71,24 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         self._check_size()
-        _one_of("placement", self.placement, PLACEMENTS)
-        _one_of("activation", self.activation, ACTIVATIONS)
-        _one_of("init", self.init, INITS)
-        _one_of("init_up", self.init_up, UP_INITS)
-        for name in ("down_bias", "up_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"AdapterConfig: {name} must be True or False, got {getattr(self, name)!r}")
-        if isinstance(self.scaling, str):
-            _one_of("scaling", self.scaling, LEARNED_SCALINGS, alternative="a number, ")
-        else:
-            self._set("scaling", _finite("scaling", self.scaling))
-        self._set("dropout", _finite("dropout", self.dropout))
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"AdapterConfig: dropout must be in [0, 1), got {self.dropout!r}")
+        for name, allowed in (("placement", PLACEMENTS), ("added_to", ADDED_TO)):
+            check_choice("AdapterConfig", name, getattr(self, name), allowed)
+        if self.added_to != "sum" and self.placement != "normed_sum":
+            raise ConfigError(
+                f"AdapterConfig: added_to must be 'sum' unless placement is 'normed_sum', got {self.added_to!r}"
+            )
+        scaling, dropout = check_branch(
+            "AdapterConfig",
+            activation=self.activation,
+            scaling=self.scaling,
+            dropout=self.dropout,
+            down_bias=self.down_bias,
+            up_bias=self.up_bias,
+            init=self.init,
+            init_up=self.init_up,
+        )
+        self._set("scaling", scaling)
+        self._set("dropout", dropout)
         self._check_places()
 
     def _set(self, name: str, value: object) -> None:
@@ -92,12 +101,9 @@ class AdapterConfig:
                 f"bottleneck_dim={self.bottleneck_dim!r} and reduction_factor={self.reduction_factor!r}"
             )
         if self.bottleneck_dim is not None:
-            if isinstance(self.bottleneck_dim, bool) or not isinstance(self.bottleneck_dim, int):
-                raise ConfigError(f"AdapterConfig: bottleneck_dim must be an integer, got {self.bottleneck_dim!r}")
-            if self.bottleneck_dim < 1:
-                raise ConfigError(f"AdapterConfig: bottleneck_dim must be at least 1, got {self.bottleneck_dim}")
+            check_size("AdapterConfig", "bottleneck_dim", self.bottleneck_dim)
         else:
-            self._set("reduction_factor", _finite("reduction_factor", self.reduction_factor))
+            self._set("reduction_factor", _finite("AdapterConfig", "reduction_factor", self.reduction_factor))
             if self.reduction_factor < 1.0:
                 raise ConfigError(f"AdapterConfig: reduction_factor must be at least 1, got {self.reduction_factor!r}")
 
@@ -148,14 +154,55 @@ class AdapterConfig:
         return cls(**values)
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...], *, alternative: str = "") -> None:
-    if value not in allowed:
-        raise ConfigError(f"AdapterConfig: {name} must be one of {alternative}{', '.join(allowed)}, got {value!r}")
+def check_branch(
+    owner: str,
+    *,
+    activation: str,
+    scaling: float | str,
+    dropout: float,
+    down_bias: bool,
+    up_bias: bool,
+    init: str,
+    init_up: str,
+) -> tuple[float | str, float]:
+    """Check what `AdapterConfig` and `BottleneckAdapter` have in common; return scaling and dropout as plain numbers.
+
+    Raises:
+        ConfigError: a value breaks its rule; the message names `owner`.
+    """
+    check_choice(owner, "activation", activation, ACTIVATIONS)
+    check_choice(owner, "init", init, INITS)
+    check_choice(owner, "init_up", init_up, UP_INITS)
+    for name, value in (("down_bias", down_bias), ("up_bias", up_bias)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{owner}: {name} must be True or False, got {value!r}")
+    if isinstance(scaling, str):
+        check_choice(owner, "scaling", scaling, LEARNED_SCALINGS, alternative="a number, ")
+    else:
+        scaling = _finite(owner, "scaling", scaling)
+    dropout = _finite(owner, "dropout", dropout)
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"{owner}: dropout must be in [0, 1), got {dropout!r}")
+    return scaling, dropout
 
 
-def _finite(name: str, value: object) -> float:
+def check_size(owner: str, name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is an integer from 1 up."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{owner}: {name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ConfigError(f"{owner}: {name} must be at least 1, got {value}")
+
+
+def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...], *, alternative: str = "") -> None:
+    """Raise ConfigError unless `value` is one of the strings that are allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f"{owner}: {name} must be one of {alternative}{', '.join(allowed)}, got {value!r}")
+
+
+def _finite(owner: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"AdapterConfig: {name} must be a finite number, got {value!r}")
+        raise ConfigError(f"{owner}: {name} must be a finite number, got {value!r}")
     return float(value)
 
 

@@ -1,4 +1,42 @@
-"""Exceptions that name what is wrong. Each is also a builtin, so `except ValueError` keeps working."""
+"""Exceptions that name what is wrong, and the function that says so. Each is also a builtin.
+
+Every message reads `<function>: <argument> must <rule>, got <value>`, where the function is the public one that the
+user called: helpers that several of them share ask `speaker()` for its name.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_SPEAKER: ContextVar[str | None] = ContextVar("adapterx_speaker", default=None)
+
+
+@contextmanager
+def speaking_as(function: str) -> Iterator[None]:
+    """Let messages raised inside name this public function; of nested ones the outermost speaks.
+
+    Works as a decorator too. Never leave such a block open while the user's own code runs.
+    """
+    token = _SPEAKER.set(_SPEAKER.get() or function)
+    try:
+        yield
+    finally:
+        _SPEAKER.reset(token)
+
+
+@contextmanager
+def unspoken() -> Iterator[None]:
+    """Let nobody speak inside: around a call of the user's own code, such as a model's forward, in a longer block."""
+    token = _SPEAKER.set(None)
+    try:
+        yield
+    finally:
+        _SPEAKER.reset(token)
+
+
+def speaker() -> str:
+    """Return the name of the public function that was called, for the head of a message."""
+    return _SPEAKER.get() or "adapterx"
 
 
 class AdapterxError(Exception):

@@ -1,5 +1,5 @@
 // Vocabulary shared by every kernel: element types, activations, the thread pool of the caller.
-// Framework-free: no torch, ATen, c10, onnxruntime or Python here (tests/test_architecture.py checks it).
+// Framework-free: no torch, ATen, c10, onnxruntime or Python here (tests/tools/test_architecture.py checks it).
 #pragma once
 
 #include <cstdint>

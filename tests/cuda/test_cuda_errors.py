@@ -9,7 +9,7 @@ import pytest
 import torch
 from cuda_cases import grouped, make_grouped, to_device
 from ops_cases import NAMES, compute, error, expect, make_arguments
-from test_ops_errors import CASES, call, right
+from ops_error_cases import CASES, call, right
 
 from adapterx import ops
 

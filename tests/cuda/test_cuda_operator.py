@@ -28,9 +28,9 @@ from ops_cases import (
     error,
     expect,
     gradients,
+    layouts,
     make_arguments,
 )
-from test_ops import layouts
 
 ALL_DTYPES = (torch.float64, torch.float32, *HALVES)
 

@@ -1,0 +1,189 @@
+"""Say which of the attached adapters take part in the forward pass, and how: for good, or inside a `with` block."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from adapterx.adapters import adapters, check_known
+from adapterx.compose import Composition, Pick, Stack, adapter_names_in, parse_composition
+from adapterx.compose.batch import MixedBatch
+from adapterx.compose.expression import keep_names
+from adapterx.compose.program import check_runnable
+from adapterx.errors import speaker, speaking_as
+from adapterx.host import Block, SwitchableModules, switchable_modules
+
+# Plain attribute of the module that adapters were last switched on: the composition of all modules inside it. What is
+# attached later, below it, takes it over from the nearest one.
+_COMPOSITION = "_adapterx_composition"
+# The open blocks of all models, the innermost last: what is attached inside one, even to a bare model, belongs to it.
+_OPEN_BLOCKS: list[Block] = []
+
+
+def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Composition | None) -> None:
+    """Make these adapters, and no others, take part in the forward pass and in training.
+
+    Args:
+        model: any module that encloses the adapted ones.
+        names: one name; several, which are stacked in this order behind each module (of several trained copies of a
+            module the last one answers); a composition, such as `Average("a", Stack("b", "c"))`; or None for the base
+            model alone.
+
+    Raises:
+        UnknownAdapterError: a name is not attached.
+        ConfigError: a name is repeated, `names` is none of the above, or adapters would not run in the order given.
+        NotImplementedError: the composition cannot be run.
+        RuntimeError: the model is inside a `mixed` block.
+    """
+    with speaking_as("set_active"):
+        check_not_mixed(model)
+        composition = parse_composition(names)
+        wanted = adapter_names_in(composition)
+        check_known(model, wanted)
+        attached = adapters(model)
+        check_runnable(composition, {name: attached[name].sublayers() for name in wanted})
+    _remember(model, composition)
+    for switchable in switchable_modules(model):
+        switchable.change_route(composition=composition)
+        for name, module in switchable.items():
+            module.requires_grad_(name in wanted)
+
+
+def take_over(model: nn.Module, added: Mapping[str, Sequence[SwitchableModules]]) -> None:
+    """Let what is new in the model follow the compositions and the open blocks around it.
+
+    Args:
+        model: what `attach` was called on.
+        added: what hangs there newly, by qualified name of its base module.
+    """
+    blocks = [(block, set(map(id, block.model.modules()))) for block in _OPEN_BLOCKS]
+    for path, switchables in added.items():
+        chain = [model]
+        for part in path.split(".") if path else ():
+            chain.append(chain[-1]._modules[part])
+        nearest = next((module for module in reversed(chain) if _COMPOSITION in vars(module)), None)
+        around = tuple(block for block, inside in blocks if id(chain[-1]) in inside)
+        composition = Stack() if nearest is None else vars(nearest)[_COMPOSITION]
+        for switchable in switchables:
+            for block in around:
+                block.switchables.append(switchable)
+            switchable.change_route(composition=composition, blocks=around)
+
+
+def keep_compositions(model: nn.Module, names: Sequence[str]) -> None:
+    """Take all adapters but these out of the compositions in the model.
+
+    A name that is attached no more, here or in a part that has been taken out, must not come alive with its namesake.
+    """
+    for module in model.modules():
+        if _COMPOSITION in vars(module):
+            composition = keep_names(vars(module)[_COMPOSITION], names)
+            if composition.parts:
+                setattr(module, _COMPOSITION, composition)
+            else:
+                delattr(module, _COMPOSITION)
+        if isinstance(module, SwitchableModules):
+            module.change_route(composition=keep_names(module.route.composition, names))
+
+
+def _remember(model: nn.Module, composition: Composition) -> None:
+    """Note the composition on the model, in place of those of its parts."""
+    for module in model.modules():
+        vars(module).pop(_COMPOSITION, None)
+    if composition.parts:
+        setattr(model, _COMPOSITION, composition)
+
+
+def check_not_mixed(model: nn.Module) -> None:
+    """Raise RuntimeError if a `mixed` block is open on the model, a part of it, or what encloses it."""
+    own = None
+    for block in _OPEN_BLOCKS:
+        if block.batch is None:
+            continue
+        own = own or set(map(id, model.modules()))
+        if any(id(module) in own for module in block.model.modules()):
+            raise RuntimeError(
+                f"{speaker()}: model must not be inside a `mixed` block, which says which adapters take part until "
+                "it ends"
+            )
+
+
+@contextmanager
+def _open(block: Block) -> Iterator[None]:
+    """Keep a block open on everything that hangs on its model, and on what is hung there meanwhile."""
+    _OPEN_BLOCKS.append(block)
+    try:
+        for switchable in switchable_modules(block.model):
+            block.switchables.append(switchable)
+            switchable.change_route(blocks=(*switchable.route.blocks, block))
+        yield
+    finally:
+        _OPEN_BLOCKS.remove(block)
+        for switchable in block.switchables:  # not the model's: a part may have been taken out meanwhile
+            switchable.change_route(blocks=tuple(other for other in switchable.route.blocks if other is not block))
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Run the base model alone inside the `with` block; blocks nest, and an exception ends them too.
+
+    What is attached inside takes part after the block. A copy of the model that is taken inside is not disabled.
+    """
+    with _open(Block(model)):
+        yield model
+
+
+@contextmanager
+def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
+    """Adapt each sequence of a batch by an adapter of its own inside the `with` block.
+
+    Each adapted module calls the grouped operator once for all adapters that share placement and activation, whatever
+    their bottleneck, scaling, biases and dropout. The result is that of running each sequence alone with
+    `set_active(model, name)`; a trained copy of a module (`modules_to_save`) answers for the sequences of its adapter.
+
+    The named adapters, and no others, take part in training; `backward()` belongs inside the block. Without gradients
+    their weights are stacked once and kept until the block ends; parameters may be changed in place meanwhile, but not
+    through `parameter.data`, which hides the change. A `mixed` block inside replaces this one until it ends, and
+    `disabled` shows the base model. At the end everything is as before, after an exception too. The block belongs to
+    the model, not to the thread: threads that need different names at one time need models of their own.
+
+    Args:
+        model: any module that encloses the adapted ones.
+        names: for each sequence of the batch the name of an attached adapter, or None for the base model alone. Where
+            `generate` expands the batch (beams, several sequences per prompt), one entry per expanded row.
+
+    Yields:
+        The model. Its adapted modules must see the batch as the first dimension, or as a matrix with equally many
+        consecutive rows per sequence.
+
+    Raises:
+        TypeError: `names` is not a sequence of strings and None.
+        UnknownAdapterError: a name is not attached.
+        ValueError: `names` is empty; in a forward pass: a shape does not fit the number of names.
+        RuntimeError: in a backward pass after the block: gradients would be lost.
+    """
+    with speaking_as("mixed"):
+        batch = MixedBatch(Pick(names))
+        check_known(model, adapter_names_in(batch.pick))
+    steps = register_optimizer_step_post_hook(batch.note_optimizer_step)
+    try:
+        with _trained_by(batch, switchable_modules(model)), _open(Block(model, batch)):
+            yield model
+    finally:
+        steps.remove()
+
+
+@contextmanager
+def _trained_by(batch: MixedBatch, switchables: Sequence[SwitchableModules]) -> Iterator[None]:
+    """Let the parameters of the picked adapters, and of no others, require gradients; give all flags back."""
+    children = [(name, child) for switchable in switchables for name, child in switchable.items()]
+    former = [(p, p.requires_grad, name in batch.names) for name, child in children for p in child.parameters()]
+    try:
+        for parameter, _, wanted in former:
+            parameter.requires_grad_(wanted)
+        yield
+    finally:
+        batch.refrozen = [parameter for parameter, flag, _ in former if parameter.requires_grad and not flag]
+        for parameter, flag, _ in former:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,154 @@
+"""Ask a model about its adapters: which there are, which are active, what they look like, how large they are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from torch import nn
+
+from adapterx.compose import Composition, Stack, adapter_names_in
+from adapterx.errors import UnknownAdapterError, speaker, speaking_as
+from adapterx.host import Attachment, SwitchableModules, switchable_modules
+
+
+def adapter_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of all adapters in the model, active or not, in order of attachment per module."""
+    return tuple(dict.fromkeys(name for switchable in switchable_modules(model) for name in switchable))
+
+
+def active_adapters(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the active adapters in order of application; a `disabled` block does not change them."""
+    compositions = [switchable.route.composition for switchable in switchable_modules(model)]
+    return tuple(dict.fromkeys(name for composition in compositions for name in adapter_names_in(composition)))
+
+
+def active_composition(model: nn.Module) -> Composition:
+    """Return the composition that runs now: `Stack()` inside a `disabled` block, or where there is none.
+
+    Where parts of the model were switched apart, it is the composition of the first part.
+    """
+    first = next(iter(switchable_modules(model)), None)
+    return Stack() if first is None else first.route.in_effect()[0]
+
+
+def adapters(model: nn.Module) -> dict[str, Attachment]:
+    """Return what `attach` has put into the model, by adapter name.
+
+    Args:
+        model: any module that encloses adapted ones, or a part of the model; names are relative to it.
+
+    Returns:
+        For each adapter its configuration, targets, rule, blocks, trained copies, and the active composition that it
+        takes part in.
+    """
+    found: dict[str, Attachment] = {}
+    for path, switchable in model.named_modules():
+        if not isinstance(switchable, SwitchableModules):
+            continue
+        base = path.rpartition(".")[0]
+        for name, place in switchable.places.items():
+            composition = switchable.route.composition
+            entry = found.setdefault(
+                name,
+                replace(
+                    place.attachment,
+                    targets=(),
+                    modules_to_save=(),
+                    composition=composition if name in adapter_names_in(composition) else None,
+                ),
+            )
+            if place.target is None:
+                found[name] = replace(entry, modules_to_save=(*entry.modules_to_save, base))
+            else:
+                old, new = _prefixes(place.module, base)
+                found[name] = replace(entry, targets=(*entry.targets, place.target.renamed(old, new)))
+    return found
+
+
+def _prefixes(name: str, path: str) -> tuple[str, str]:
+    """Return what to take off `name`, and what to put on, for a name that is `path` where it is asked for."""
+    if name.endswith(path):
+        return name[: len(name) - len(path)], ""
+    return "", path[: len(path) - len(name)]
+
+
+def adapter_parameters(model: nn.Module, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the qualified names and parameters of one adapter, trained copies included, or of all.
+
+    Raises:
+        UnknownAdapterError: the adapter is not attached.
+    """
+    if name is not None:
+        with speaking_as("adapter_parameters"):
+            check_known(model, [name])
+    for path, module in model.named_modules():
+        if isinstance(module, SwitchableModules):
+            for key, child in module.items():
+                if name is None or key == name:
+                    for parameter_name, parameter in child.named_parameters():
+                        yield ".".join(filter(None, (path, key, parameter_name))), parameter
+
+
+def check_known(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise UnknownAdapterError unless all names are attached."""
+    known = adapter_names(model)
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UnknownAdapterError(
+            f"{speaker()}: name must be an attached adapter, got {', '.join(map(repr, unknown))}; "
+            f"attached are {', '.join(map(repr, sorted(known))) or 'none'}"
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Numbers of parameters; print it.
+
+    Attributes:
+        trainable: elements that require gradients.
+        trainable_adapters: those of them in adapters and trained copies.
+        trainable_other: those of them elsewhere, such as in a head outside the adapted model.
+        total: all elements, adapters included.
+        adapter_mebibytes: memory of the tensors of all adapters, active or not, in MiB.
+    """
+
+    trainable: int
+    trainable_adapters: int
+    trainable_other: int
+    total: int
+    adapter_mebibytes: float
+
+    @property
+    def percent(self) -> float:
+        """Share of the trainable elements in all, in percent."""
+        return 100.0 * self.trainable / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.trainable:,} of {self.total:,} parameters are trainable ({self.percent:.2f} %): "
+            f"{self.trainable_adapters:,} in adapters, {self.trainable_other:,} elsewhere; "
+            f"the adapters take {self.adapter_mebibytes:.2f} MiB"
+        )
+
+
+def summary(model: nn.Module) -> Summary:
+    """Count the parameters of the model, each once."""
+    in_adapters = {id(parameter): parameter for _, parameter in adapter_parameters(model)}
+    everything = {id(parameter): parameter for parameter in model.parameters()}
+    trainable = sum(p.numel() for p in everything.values() if p.requires_grad)
+    adapters = sum(p.numel() for p in in_adapters.values() if p.requires_grad)
+    size = sum(p.numel() * p.element_size() for p in in_adapters.values())
+    total = sum(p.numel() for p in everything.values())
+    return Summary(trainable, adapters, trainable - adapters, total, size / 2**20)
+
+
+def merge_adapter(model: nn.Module, name: str | None = None) -> NoReturn:
+    """Refuse, because it cannot be done.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError(
+        "merge_adapter: a bottleneck adapter cannot be merged into the base weights: between down_proj and up_proj "
+        "stands a non-linear activation, and no single matrix computes that; export the model with its adapters instead"
+    )

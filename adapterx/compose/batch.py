@@ -1,0 +1,69 @@
+"""Which adapter each sequence of a batch picks, and where its rows are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapterx.compose.expression import Pick
+
+
+class MixedBatch:
+    """Which adapter each sequence of a batch picks inside one `mixed` block, and what the block must remember."""
+
+    def __init__(self, pick: Pick) -> None:
+        self.pick, self.names = pick, pick.parts
+        self.size = len(self.names)
+        self.optimizer_steps = 0  # of all optimizers since the block began
+        self.refrozen: list[nn.Parameter] = []  # trained inside the block, frozen again by its end
+        self._indices: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}
+
+    def note_optimizer_step(self, *_: Any) -> None:
+        """Post hook of every optimizer: a fused step changes parameters without counting up their versions."""
+        self.optimizer_steps += 1
+
+    def indices(self, members: tuple[str, ...], device: torch.device) -> Tensor:
+        """Return which of the members each sequence picks, -1 for none of them: int64 `(size,)`, made once."""
+        if (members, device) not in self._indices:
+            index = {name: number for number, name in enumerate(members)}
+            with lasting():
+                picked = torch.tensor([index.get(name, -1) for name in self.names], device=device)
+            self._indices[members, device] = picked
+        return self._indices[members, device]
+
+    def refuse_late_backward(self, output: Tensor, *modules: nn.Module) -> None:
+        """Let the backward pass complain where the end of the block would make autograd drop gradients of `modules`."""
+        if output.requires_grad and not torch.compiler.is_compiling():
+            output.register_hook(partial(self._check_open, modules))
+
+    def _check_open(self, modules: tuple[nn.Module, ...], _gradient: Tensor) -> None:
+        lost = {id(parameter) for parameter in self.refrozen if not parameter.requires_grad}
+        if lost and any(id(parameter) in lost for module in modules for parameter in module.parameters()):
+            raise RuntimeError(
+                "mixed: backward() must run inside the `with` block; its end has frozen adapters that were frozen "
+                "before it, and their gradients would be lost"
+            )
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Make tensors without history that training may still use, even where `torch.inference_mode` is on."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def split_sequences(tensor: Tensor, count: int) -> Tensor | None:
+    """Return a view with one entry of the first dimension per sequence; None if the shape does not allow it.
+
+    Either the first dimension is the batch already, or the tensor is a matrix of which equally many consecutive rows
+    belong to each sequence.
+    """
+    rows = tensor.shape[0] if tensor.dim() else 0
+    if tensor.dim() and rows == count:
+        return tensor
+    if tensor.dim() == 2 and rows % count == 0:
+        return tensor.unflatten(0, (count, rows // count))
+    return None

@@ -1,0 +1,251 @@
+"""What hangs on a base module: its adapters, its trained copies, and the hooks that run them.
+
+The base modules keep their class, their place and their keys. Each of them that adapters use has a child: `adapterx`
+holds adapters by name, `adapterx_copies` trained copies. What such a child runs is one immutable value, its `route`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from adapterx.compose.batch import MixedBatch
+from adapterx.compose.copies import Answer, build_answer
+from adapterx.compose.expression import Composition, Stack
+from adapterx.compose.program import Member, Step, build_steps, readers, run_steps
+from adapterx.config import AdapterConfig
+from adapterx.targets import Target
+from adapterx.targets.ports import Call, Capture, Port
+
+ADAPTERS = "adapterx"
+COPIES = "adapterx_copies"
+NOTHING = Stack()
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One adapter of a model: what `attach` has done, and what `adapters` tells; print it.
+
+    Attributes:
+        name: the adapter's name.
+        rule: how the modules were chosen, in words.
+        config: the adapter's configuration.
+        targets: the adapted modules.
+        modules_to_save: the modules of which the adapter trains a copy.
+        composition: the active composition that the adapter takes part in; None where it is inactive.
+    """
+
+    name: str
+    rule: str
+    config: AdapterConfig
+    targets: tuple[Target, ...]
+    modules_to_save: tuple[str, ...]
+    composition: Composition | None = None
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Indices of the blocks that hold adapted modules."""
+        return tuple(sorted({target.block for target in self.targets} - {None}))
+
+    def sublayers(self) -> dict[tuple[int, str], str]:
+        """Return what the adapter's ports read, by block and position, where both are known."""
+        return {
+            (target.block, target.position): target.port.reads
+            for target in self.targets
+            if target.block is not None and target.position != "named"
+        }
+
+    def __str__(self) -> str:
+        lines = [f"adapter {self.name!r} on {len(self.targets)} modules, chosen by {self.rule}"]
+        for target in self.targets:
+            width = self.config.resolve_bottleneck_dim(target.hidden_size)
+            source = f", reads the input of {target.input_module}" if target.input_module else ""
+            sizes = f"{target.input_size} -> {width} -> {target.hidden_size}"
+            lines.append(f"  {target.module} ({target.position}): {sizes}{source}")
+        lines += [f"  {name}: trained copy" for name in self.modules_to_save]
+        return "\n".join(lines)
+
+
+class Place(NamedTuple):
+    """Why something hangs on a module: the attachment, and the target there (None for a trained copy)."""
+
+    attachment: Attachment
+    module: str
+    target: Target | None
+
+
+class Block:
+    """One open `disabled` or `mixed` block. Blocks are told apart by identity, and no copy of a model has one.
+
+    Args:
+        model: what the block was opened on.
+        batch: who picks whom, in a `mixed` block; None in a `disabled` one.
+    """
+
+    def __init__(self, model: nn.Module, batch: MixedBatch | None = None) -> None:
+        self.model, self.batch = model, batch
+        self.switchables: list[SwitchableModules] = []  # on which it is open
+
+
+@dataclass(frozen=True)
+class Route:
+    """What takes part in the forward pass of one module.
+
+    Attributes:
+        composition: what `set_active` chose for the model.
+        blocks: the open blocks around the module, the innermost last. Any `disabled` one leaves the base module alone;
+            otherwise the innermost `mixed` one replaces the composition.
+        steps: what the module's adapters run, made of all this.
+        port: one of theirs; all ports of a module begin and end alike.
+        answer: what answers in place of the module.
+    """
+
+    composition: Composition = NOTHING
+    blocks: tuple[Block, ...] = ()
+    steps: tuple[Step, ...] = field(default=(), compare=False)
+    port: Port | None = field(default=None, compare=False)
+    answer: Answer | None = field(default=None, compare=False)
+
+    def in_effect(self) -> tuple[Composition, MixedBatch | None]:
+        """Return the composition that runs now, and the batch of the `mixed` block that takes its place."""
+        if any(block.batch is None for block in self.blocks):
+            return NOTHING, None
+        return self.composition, self.blocks[-1].batch if self.blocks else None
+
+
+class SwitchableModules(nn.ModuleDict):
+    """Modules by adapter name, of which the route says which take part in the forward pass.
+
+    Args:
+        where: qualified name of the base module, for messages.
+    """
+
+    def __init__(self, where: str = "") -> None:
+        super().__init__()
+        self.where = where
+        self.places: dict[str, Place] = {}
+        self.route = Route()
+        self.handle: RemovableHandle | None = None  # of the forward hook on the base module
+
+    def hang(self, name: str, module: nn.Module, place: Place) -> None:
+        """Add what an adapter brings to this module; it does not run before the route says so."""
+        self[name] = module
+        self.places[name] = place
+        self.change_route()
+
+    def remove(self, name: str) -> None:
+        """Take it off again."""
+        del self[name], self.places[name]
+        self.change_route()
+
+    def change_route(self, **changes: Any) -> None:
+        """Exchange the composition or the blocks of the route, and build what runs from it."""
+        self.route = self._build(replace(self.route, **changes))
+
+    def _build(self, route: Route) -> Route:
+        raise NotImplementedError(f"{type(self).__name__}: _build must be defined by what hangs on a module")
+
+    def __getstate__(self) -> dict[str, Any]:  # copies and pickles know nothing of an open block
+        return {**self.__dict__, "route": Route(self.route.composition)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.change_route()
+
+
+class AdapterSet(SwitchableModules):
+    """All adapters of one base module; child `adapterx` of that module."""
+
+    def __init__(self, where: str = "") -> None:
+        super().__init__(where)
+        self.captures: dict[str, Capture] = {}
+        self.capture_handles: dict[str, RemovableHandle] = {}
+
+    def remove(self, name: str) -> None:
+        """Take an adapter off, and the hook that served it."""
+        super().remove(name)
+        self.captures.pop(name, None)
+        if name in self.capture_handles:
+            self.capture_handles.pop(name).remove()
+
+    def capture(self, name: str, source: str, module: nn.Module) -> None:
+        """Carry what another module, of the name `source`, receives to the adapter of this name."""
+        capture = Capture(source, f"adapter {name!r} of {self.where}")
+        self.captures[name] = capture
+        self.capture_handles[name] = module.register_forward_pre_hook(capture.store, with_kwargs=True)
+        self.change_route()
+
+    def _build(self, route: Route) -> Route:
+        members = {name: Member(self[name], place.target.port) for name, place in self.places.items()}
+        steps = build_steps(route.in_effect()[0], members, self.where, route.in_effect()[1])
+        wanted = set(readers(steps))
+        for name, capture in self.captures.items():
+            capture.wanted = name in wanted
+        port = next((member.port for member in members.values()), None)
+        return replace(route, steps=steps, port=port)
+
+    def adapt(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """Apply what takes part to what the base module returned; None leaves it as it is."""
+        route = self.route
+        if not route.steps:
+            return None
+        is_tuple = isinstance(output, tuple)
+        hidden_states = output[0] if is_tuple and output else output
+        if not isinstance(hidden_states, Tensor):
+            raise TypeError(
+                "attach: an adapted module must return a tensor or a tuple that begins with one, "
+                f"{self.where} returns {type(hidden_states).__name__}"
+            )
+        call = Call(module, args, kwargs, hidden_states, self._modules, self.captures)
+        hidden_states = route.port.finish(call, run_steps(route.steps, call, route.port.start(call)))
+        if not is_tuple:
+            return hidden_states
+        if hasattr(output, "_replace"):  # a named tuple
+            return output._replace(**{output._fields[0]: hidden_states})
+        return (hidden_states, *output[1:])
+
+
+class ModuleCopies(SwitchableModules):
+    """Trained copies of one base module, by adapter name; child `adapterx_copies` of that module."""
+
+    def _build(self, route: Route) -> Route:
+        composition, batch = route.in_effect()
+        return replace(route, answer=build_answer(composition, self._modules, self.where, batch))
+
+    def replace_output(self, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """Return what answers in place of the base module; None leaves the base module's output."""
+        answer = self.route.answer
+        return None if answer is None else answer(args, kwargs, output)
+
+
+def apply_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    """Forward hook of an adapted module. A plain function: copies and pickles of a model so find their own adapters."""
+    return getattr(module, ADAPTERS).adapt(module, args, kwargs, output)
+
+
+def apply_copies(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    """Forward hook of a module of which adapters train copies."""
+    return getattr(module, COPIES).replace_output(args, kwargs, output)
+
+
+def switchable_modules(model: nn.Module) -> list[SwitchableModules]:
+    """Return everything that adapterx has hung on the model, in the model's order."""
+    return [module for module in model.modules() if isinstance(module, SwitchableModules)]
+
+
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the model's own modules by qualified name, itself under `""`, without what adapterx has added."""
+    modules: dict[str, nn.Module] = {}
+    _collect(model, "", modules, set())
+    return modules
+
+
+def _collect(module: nn.Module, name: str, modules: dict[str, nn.Module], seen: set[nn.Module]) -> None:
+    if module in seen or isinstance(module, SwitchableModules):
+        return
+    seen.add(module)
+    modules[name] = module
+    for key, child in module._modules.items():
+        if child is not None:
+            _collect(child, f"{name}.{key}" if name else key, modules, seen)

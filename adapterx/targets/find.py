@@ -1,0 +1,203 @@
+"""Choose the modules that adapters hang on: by the user's names, by a table per model type, or by structure."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from adapterx.config import AdapterConfig
+from adapterx.errors import TargetError, speaker
+from adapterx.targets import layouts
+from adapterx.targets.ports import Input, NormedSum, Output, Port
+from adapterx.targets.structure import Site, find_by_structure, find_repeated
+
+
+@dataclass(frozen=True)
+class Target:
+    """One module to adapt, measured.
+
+    Attributes:
+        module: its qualified name.
+        position: `"attention"`, `"feed_forward"`, or `"named"` when `target_modules` chose it.
+        block: index of the block it belongs to, or None.
+        port: what the adapter reads and what it adds to.
+        input_size: width of what the adapter reads, in elements.
+        hidden_size: width of what it adds to, in elements.
+    """
+
+    module: str
+    position: str
+    block: int | None
+    port: Port
+    input_size: int
+    hidden_size: int
+
+    @property
+    def input_module(self) -> str | None:
+        """Qualified name of another module whose input the adapter reads, or None."""
+        return self.port.source
+
+    def renamed(self, old: str, new: str) -> "Target":
+        """Return the target with a prefix of all its names exchanged, as a module sees it that encloses the model."""
+        port = self.port if self.port.source is None else replace(self.port, source=new + self.port.source[len(old) :])
+        return replace(self, module=new + self.module[len(old) :], port=port)
+
+
+def find_targets(
+    modules: Mapping[str, nn.Module], config: AdapterConfig, *, saved: Sequence[str] | None = None
+) -> tuple[tuple[Target, ...], str]:
+    """Choose the modules to adapt.
+
+    Args:
+        modules: qualified name to module, the model itself under `""`, without anything that adapterx added.
+        config: says by `target_modules`, or by `positions`, which modules; by `layers`, of which blocks.
+        saved: qualified names of the modules that a checkpoint adapts. They stand for `target_modules`, which may speak
+            of names that differ by a prefix.
+
+    Returns:
+        The targets in the model's order, and the rule that chose them, in words.
+
+    Raises:
+        TargetError: nothing, or something unsuitable, is chosen; the message lists what there is.
+    """
+    if config.target_modules is None:
+        sites, rule = _find_by_position(modules, config.positions)
+    else:
+        sites, rule = _find_by_name(modules, config.target_modules, saved), f"target_modules={config.target_modules!r}"
+    if config.layers is not None:
+        sites = _keep_blocks(sites, config.layers)
+        rule += f", layers={list(config.layers)}"
+    return tuple(_measure(modules, site, config) for site in sites), rule
+
+
+def find_blocks(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Return qualified name and index of the model's blocks: those of its table, else the repeated ones."""
+    layout, _ = layouts.layout_of(modules)
+    if layout is not None:
+        pattern = layout.block_pattern()
+        found = {name: int(match[2]) for name in modules if (match := pattern.fullmatch(name))}
+        if found:
+            return found
+    return find_repeated(modules)
+
+
+def block_of(name: str, blocks: Mapping[str, int]) -> int | None:
+    """Return the index of the block that a module is in; outside all blocks, the first number in its name, or None."""
+    parts = name.split(".")
+    for depth in range(len(parts), 0, -1):
+        if (prefix := ".".join(parts[:depth])) in blocks:
+            return blocks[prefix]
+    return next((int(part) for part in parts if part.isdecimal()), None)
+
+
+def _find_by_position(modules: Mapping[str, nn.Module], positions: tuple[str, ...]) -> tuple[list[Site], str]:
+    layout, model_type = layouts.layout_of(modules)
+    if layout is not None:
+        sites = _find_by_table(modules, layout, positions)
+        if sites:
+            return sites, f"table for model type {model_type!r}"
+    reason = "has no table" if layout is None else "has a table that does not fit this model"
+    rule = f"structure of the repeated blocks (model type {model_type!r} {reason})"
+    return find_by_structure(modules, positions), rule
+
+
+def _find_by_table(modules: Mapping[str, nn.Module], layout: layouts.Layout, positions: tuple[str, ...]) -> list[Site]:
+    # The whole name is matched: in BERT the suffix `output.dense` alone would also take `attention.output.dense`.
+    pattern = re.compile(rf"{layout.block_pattern().pattern}\.(.*)")
+    places = {getattr(layout, position).output: position for position in positions}
+    sites = []
+    for name in modules:
+        match = pattern.fullmatch(name)
+        if match and match[3] in places:
+            position = places[match[3]]
+            place = getattr(layout, position)
+            norm = f"{match[1]}.{place.norm}"
+            norm = norm if norm in modules else None
+            sites.append(Site(name, position, int(match[2]), f"{match[1]}.{place.input}", norm))
+    if any(site.input_module not in modules for site in sites):
+        return []
+    return sites if {site.position for site in sites} == set(positions) else []
+
+
+def _find_by_name(
+    modules: Mapping[str, nn.Module], target_modules: str | tuple[str, ...], saved: Sequence[str] | None
+) -> list[Site]:
+    blocks = find_blocks(modules)
+    chosen = _match(modules, target_modules) if saved is None else [name for name in modules if name in set(saved)]
+    return [Site(name, "named", block_of(name, blocks)) for name in chosen]
+
+
+def _match(modules: Mapping[str, nn.Module], target_modules: str | tuple[str, ...]) -> list[str]:
+    """Return the names of the modules that the user's suffixes or regular expression mean."""
+    names = [name for name in modules if name]
+    if isinstance(target_modules, str):
+        chosen = [name for name in names if re.fullmatch(target_modules, name)]
+        unused = () if chosen else (target_modules,)
+    else:
+        chosen = [name for name in names if any(_has_suffix(name, suffix) for suffix in target_modules)]
+        unused = [suffix for suffix in target_modules if not any(_has_suffix(name, suffix) for name in names)]
+    if unused:
+        hint = "; one string is a regular expression for the whole name, a tuple holds suffixes"
+        raise TargetError(
+            f"{speaker()}: target_modules must match modules of the model, nothing matches "
+            f"{', '.join(map(repr, unused))}; the nearest names are {', '.join(_nearest(unused, names)) or 'none'}"
+            + (hint if isinstance(target_modules, str) else "")
+        )
+    return chosen
+
+
+def _has_suffix(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
+
+
+def _nearest(wanted: Iterable[str], names: list[str]) -> list[str]:
+    """Return up to five module names like `wanted`, comparing as many of the last components as it has."""
+    found: dict[str, None] = {}
+    for pattern in wanted:
+        plain = re.sub(r"\\\.", ".", re.sub(r"\(\?:|[\^$()*+?]", "", pattern))
+        depth = plain.count(".") + 1
+        tails = {".".join(name.split(".")[-depth:]): name for name in reversed(names)}
+        close = difflib.get_close_matches(plain, tails, n=5, cutoff=0.3)
+        found |= dict.fromkeys(tails[tail] for tail in close)
+    return list(found)[:5]
+
+
+def _keep_blocks(sites: list[Site], blocks: tuple[int, ...]) -> list[Site]:
+    known = {site.block for site in sites} - {None}
+    missing = sorted(set(blocks) - known)
+    if missing:
+        raise TargetError(
+            f"{speaker()}: layers must be block indices of the model, got {missing}; "
+            f"there are {sorted(known) or 'none'}"
+        )
+    return [site for site in sites if site.block in blocks]
+
+
+def _measure(modules: Mapping[str, nn.Module], site: Site, config: AdapterConfig) -> Target:
+    """Give a site its port, and ask the port for the sizes."""
+    module, port = _port_of(site, config)
+    return Target(module, site.position, site.block, port, *port.sizes(modules, module))
+
+
+def _port_of(site: Site, config: AdapterConfig) -> tuple[str, Port]:
+    """Return the module that the adapter hangs on, and its port there."""
+    if config.placement == "sequential":
+        return site.module, Output()
+    if config.placement == "parallel":
+        return site.module, Input(site.input_module)
+    needs_residual = config.added_to != "sum"
+    if site.position == "named" and needs_residual:
+        raise TargetError(
+            f"{speaker()}: target_modules must not be given with added_to={config.added_to!r}, which needs the "
+            f"residual stream of a sublayer; choose by positions, got {config.target_modules!r}"
+        )
+    module = site.module if site.position == "named" else site.norm
+    if module is None:
+        known = sorted(name for name, layout in layouts.LAYOUTS.items() if layout.attention.norm is not None)
+        raise TargetError(
+            f"{speaker()}: placement 'normed_sum' needs a norm behind each sublayer that a table names, got none for "
+            f"{site.module}; tables that name it: {', '.join(known)}; or name the norms in target_modules"
+        )
+    return module, NormedSum(config.added_to, site.input_module if needs_residual else None)

@@ -1,0 +1,192 @@
+"""What an adapter reads and where its result goes.
+
+A port is the seam between an adapter and the module that it hangs on. It is a value, so it can be compared, copied and
+written down; the module that an adapter hangs on (`adapterx.host`) asks its port and knows no placement.
+
+    port        the adapter hangs on       reads                                adds to
+    Output      the output projection      what the projection returns          the same
+    Input       the output projection      what the sublayer receives           what the projection returns
+    NormedSum   the norm behind the sum    norm(sum), the sum being             the sum, before it is normed (again)
+                                           output + residual stream
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from adapterx.errors import TargetError, speaker
+from adapterx.targets.sizes import in_out_sizes, module_sizes, norm_size
+
+
+class Call(NamedTuple):
+    """One run of a module that adapters hang on: what it received, what it returned, and what hangs on it."""
+
+    module: nn.Module
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Tensor
+    adapters: Mapping[str, nn.Module]
+    captures: Mapping[str, "Capture"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Read what the module returns, and add to it (Houlsby et al. 2019)."""
+
+    reads: ClassVar[str] = "output"  # ports of one module must agree: what passes from adapter to adapter
+    source: ClassVar[str | None] = None  # the module whose input must be captured
+
+    def sizes(self, modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]:
+        """Return the widths of what the adapter reads and adds to, in elements; errors as in `module_sizes`."""
+        hidden_size = module_sizes(modules, name)[1]
+        return hidden_size, hidden_size
+
+    def start(self, call: Call) -> Tensor:
+        """Return the hidden states that the first adapter receives."""
+        return call.output
+
+    def read(self, call: Call, hidden_states: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return what the adapter of this name reads, and what it adds to."""
+        return hidden_states, hidden_states
+
+    def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
+        """Return what the module shall return, given what the last adapter gave."""
+        return hidden_states
+
+
+@dataclass(frozen=True)
+class Input:
+    """Read what the sublayer receives, and add to what the module returns (He et al. 2021, parallel placement).
+
+    Attributes:
+        source: qualified name of the module whose input is read; None is the module itself.
+    """
+
+    reads: ClassVar[str] = "output"
+    source: str | None = None
+
+    def sizes(self, modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]:
+        """Return the widths of what the adapter reads and adds to."""
+        own_input, hidden_size = module_sizes(modules, name)
+        if self.source is None:
+            return own_input, hidden_size
+        # A sublayer has no size of its own; it reads the residual stream, which its output projection writes.
+        return (in_out_sizes(modules[self.source]) or (hidden_size, hidden_size))[0], hidden_size
+
+    def start(self, call: Call) -> Tensor:
+        """Return the hidden states that the first adapter receives."""
+        return call.output
+
+    def read(self, call: Call, hidden_states: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return what the adapter of this name reads, and what it adds to."""
+        if self.source is None:
+            return first_input(call.args, call.kwargs), hidden_states
+        return call.captures[name].take(), hidden_states
+
+    def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
+        """Return what the module shall return."""
+        return hidden_states
+
+
+@dataclass(frozen=True)
+class NormedSum:
+    """Read the normed sum of a sublayer's output and the residual stream; the module is the norm itself.
+
+    With `u = h + r` the sum that the norm receives, `x = norm(u)` and `g` the adapter's branch, the module returns
+    `norm(u + g(x))`, `norm(u + r + g(x))` or `norm(x + r + g(x))`, as `added_to` says. The norm runs twice.
+
+    Attributes:
+        added_to: `"sum"`, `"sum_plus_residual"` or `"normed_plus_residual"`.
+        source: qualified name of the module that receives the residual stream `r`; None where `"sum"` needs none.
+
+    Source:
+        Pfeiffer et al. 2021; AdapterHub's `original_ln_before=True` with `residual_before_ln` True, "post_add", False.
+    """
+
+    reads: ClassVar[str] = "normed sum"
+    added_to: str = "sum"
+    source: str | None = None
+
+    def sizes(self, modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]:
+        """Return the widths of what the adapter reads and adds to.
+
+        Raises:
+            TargetError: the module is no norm.
+        """
+        size = norm_size(modules[name])
+        if size is None:
+            kind = type(modules[name]).__name__
+            raise TargetError(f"{speaker()}: {name} must be a norm for placement 'normed_sum', got a {kind}")
+        return size, size
+
+    def start(self, call: Call) -> Tensor:
+        """Return the sum, as the norm received it."""
+        return first_input(call.args, call.kwargs)
+
+    def read(self, call: Call, hidden_states: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return the normed sum, and what the adapter of this name adds to."""
+        # The module itself has normed the first sum already.
+        unchanged = hidden_states is first_input(call.args, call.kwargs)
+        normed = call.output if unchanged else call.module.forward(hidden_states)
+        if self.added_to == "sum":
+            return normed, hidden_states
+        residual = call.captures[name].take()
+        return normed, residual + (hidden_states if self.added_to == "sum_plus_residual" else normed)
+
+    def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
+        """Return the norm of the sum that the last adapter gave."""
+        return call.module.forward(hidden_states)
+
+
+Port = Output | Input | NormedSum
+
+
+class _PerThread(threading.local):
+    hidden_states: Tensor | None = None
+
+    def __reduce__(self) -> tuple:  # copies and pickles start empty
+        return _PerThread, ()
+
+
+class Capture:
+    """Carry what one module receives to the port of an adapter that hangs on another.
+
+    A plain object rather than a module: exporters refuse modules that change in the forward pass. It holds a tensor
+    only between the two hooks of one forward pass, one per thread, so that threads may share a model.
+
+    Args:
+        source: qualified name of the module whose input is carried.
+        reader: the adapter and the module that it hangs on, in words.
+    """
+
+    def __init__(self, source: str, reader: str) -> None:
+        self.source, self.reader = source, reader
+        self.wanted = False  # whether the adapter takes part in the forward pass
+        self.captured = _PerThread()
+
+    def store(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the module that receives the input."""
+        if self.wanted:
+            self.captured.hidden_states = first_input(args, kwargs)
+
+    def take(self) -> Tensor:
+        """Return the captured hidden states and forget them."""
+        hidden_states, self.captured.hidden_states = self.captured.hidden_states, None
+        if hidden_states is None:
+            raise RuntimeError(
+                f"attach: {self.reader} reads the input of {self.source}, which did not run before it; "
+                "it must run in the same forward pass"
+            )
+        return hidden_states
+
+
+def first_input(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """Return the hidden states among the arguments of a module: the first one, or `hidden_states=`."""
+    candidates = [*args[:1], kwargs.get("hidden_states"), *kwargs.values()]
+    for value in candidates:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    raise TypeError("attach: a parallel adapter needs a module that receives hidden states, this one receives none")

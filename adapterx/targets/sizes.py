@@ -1,0 +1,79 @@
+"""How wide a module is: what it reads and what it returns, in elements."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from adapterx.errors import TargetError, speaker
+
+
+def in_out_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """Return the input and output widths of a linear map (`nn.Linear` and its quantised kin, `Conv1D`), or None."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim, module.embed_dim
+    for names in (("in_features", "out_features"), ("nx", "nf")):
+        sizes = tuple(getattr(module, name, None) for name in names)
+        if all(isinstance(size, int) for size in sizes):
+            return sizes
+    return None
+
+
+def norm_size(module: nn.Module) -> int | None:
+    """Return the width of a layer whose only weight is a vector (LayerNorm, RMSNorm), or None."""
+    weight = module._parameters.get("weight")
+    return weight.shape[0] if weight is not None and weight.dim() == 1 else None
+
+
+def module_sizes(modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]:
+    """Return the widths of what a module reads and returns.
+
+    Raises:
+        TargetError: the module cannot be adapted, or its widths cannot be told.
+    """
+    module = modules[name]
+    _refuse_unsuitable(modules, name)
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim, module.embedding_dim
+    sizes = in_out_sizes(module)
+    if sizes is None and (size := norm_size(module)) is not None:
+        sizes = (size, size)
+    weight = getattr(module, "weight", None)
+    if sizes is None and isinstance(weight, Tensor) and weight.dim() == 2:
+        sizes = (weight.shape[1], weight.shape[0])
+    if sizes is None:
+        size = _config_hidden_size(modules, name)
+        if size is None:
+            raise TargetError(
+                f"{speaker()}: the hidden size of {name} ({type(module).__name__}) cannot be told; target_modules "
+                "should name modules with in_features and out_features, or the model needs a config.hidden_size"
+            )
+        sizes = (size, size)
+    return sizes
+
+
+def _refuse_unsuitable(modules: Mapping[str, nn.Module], name: str) -> None:
+    module, parent = modules[name], modules.get(name.rpartition(".")[0])
+    kind = type(module).__name__
+    reason = None
+    if isinstance(parent, nn.MultiheadAttention):
+        reason = (
+            f"torch.nn.MultiheadAttention reads its weights without calling it; name {name.rpartition('.')[0]} instead"
+        )
+    elif isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
+        reason = f"a {kind} is never called"
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        reason = f"the last axis of a {kind} is not its channels"
+    if reason:
+        raise TargetError(f"{speaker()}: {name} cannot be adapted, because {reason}")
+
+
+def _config_hidden_size(modules: Mapping[str, nn.Module], name: str) -> int | None:
+    """Return `hidden_size` of the nearest enclosing module that has a config."""
+    parts = name.split(".")
+    for depth in range(len(parts), -1, -1):
+        config = getattr(modules.get(".".join(parts[:depth])), "config", None)
+        for attribute in ("hidden_size", "d_model"):
+            size = getattr(config, attribute, None)
+            if isinstance(size, int) and not isinstance(size, bool):
+                return size
+    return None

@@ -1,0 +1,126 @@
+"""`AdapterConfig`: its defaults, what it refuses, and its dictionaries."""
+
+import dataclasses
+import json
+
+import pytest
+
+from adapterx import AdapterConfig, ConfigError, config, reference
+
+
+def test_defaults_are_houlsby_adapters():
+    made = AdapterConfig(bottleneck_dim=64)
+    assert made.placement == "sequential"
+    assert made.positions == ("attention", "feed_forward")
+    assert (made.activation, made.scaling, made.dropout) == ("gelu", 1.0, 0.0)
+    assert (made.down_bias, made.up_bias, made.init, made.init_up) == (True, True, "houlsby", "zero")
+    assert (made.layers, made.target_modules, made.modules_to_save) == (None, None, ())
+
+
+def test_activations_are_those_of_the_reference():
+    assert set(config.ACTIVATIONS) == set(reference.ACTIVATIONS)
+
+
+def test_is_frozen_and_keyword_only():
+    made = AdapterConfig(bottleneck_dim=64)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.bottleneck_dim = 3
+    with pytest.raises(TypeError):
+        AdapterConfig(64)
+
+
+def test_lists_become_tuples_and_equal_meanings_are_equal():
+    one = AdapterConfig(
+        bottleneck_dim=4,
+        positions=["feed_forward", "attention"],
+        layers=[2, 0],
+        target_modules=["o_proj", "wo"],
+        modules_to_save=["classifier"],
+        scaling=4,
+    )
+    assert one.positions == ("attention", "feed_forward")
+    assert one.layers == (0, 2)
+    assert one.target_modules == ("o_proj", "wo")
+    assert one.modules_to_save == ("classifier",)
+    assert isinstance(one.scaling, float)
+    assert hash(one) == hash(dataclasses.replace(one, layers=(0, 2)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bottleneck_dim": 0}, "AdapterConfig: bottleneck_dim must be at least 1, got 0"),
+        ({"bottleneck_dim": -3}, "AdapterConfig: bottleneck_dim must be at least 1, got -3"),
+        ({"bottleneck_dim": 2.0}, "AdapterConfig: bottleneck_dim must be an integer, got 2.0"),
+        ({"bottleneck_dim": True}, "AdapterConfig: bottleneck_dim must be an integer, got True"),
+        ({}, "exactly one of bottleneck_dim and reduction_factor must be given"),
+        ({"bottleneck_dim": 4, "reduction_factor": 2}, "got bottleneck_dim=4 and reduction_factor=2"),
+        ({"reduction_factor": 0.5}, "reduction_factor must be at least 1, got 0.5"),
+        ({"reduction_factor": float("inf")}, "reduction_factor must be a finite number, got inf"),
+        ({"reduction_factor": "16"}, "reduction_factor must be a finite number, got '16'"),
+        ({"placement": "serial"}, "placement must be one of sequential, parallel, normed_sum, got 'serial'"),
+        ({"positions": "attention"}, "positions must be a sequence of strings, got 'attention'"),
+        ({"positions": []}, "positions must be one or more of"),
+        ({"positions": ["attention", "attention"]}, "positions must not repeat a name"),
+        ({"positions": ["mlp"]}, "positions must be one or more of"),
+        ({"positions": 3}, "positions must be a sequence of strings, got 3"),
+        ({"activation": "GELU"}, "activation must be one of relu, gelu,"),
+        ({"scaling": "channel"}, "scaling must be one of a number, learned, learned_per_channel, got 'channel'"),
+        ({"scaling": float("nan")}, "scaling must be a finite number, got nan"),
+        ({"scaling": None}, "scaling must be a finite number, got None"),
+        ({"scaling": True}, "scaling must be a finite number, got True"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
+        ({"down_bias": 1}, "down_bias must be True or False, got 1"),
+        ({"up_bias": "yes"}, "up_bias must be True or False, got 'yes'"),
+        ({"init": "bert"}, "init must be one of houlsby, xavier, he, got 'bert'"),
+        ({"init_up": "ones"}, "init_up must be one of zero, near_zero, got 'ones'"),
+        ({"layers": []}, "layers must be different block indices from 0 up"),
+        ({"layers": [-1]}, r"layers must be different block indices from 0 up, got \[-1\]"),
+        ({"layers": [1, 1]}, "layers must be different block indices"),
+        ({"layers": [True]}, "layers must be different block indices"),
+        ({"layers": "01"}, "layers must be different block indices"),
+        ({"layers": 3}, "layers must be different block indices"),
+        ({"target_modules": []}, "target_modules must name at least one module"),
+        ({"target_modules": ""}, "target_modules must name at least one module"),
+        ({"target_modules": "(layer"}, "target_modules must be suffixes or a valid regular expression"),
+        ({"target_modules": ["a", ""]}, "target_modules must hold strings that are not empty"),
+        ({"target_modules": [1]}, "target_modules must hold strings that are not empty"),
+        ({"modules_to_save": "classifier"}, "modules_to_save must be a sequence of strings, got 'classifier'"),
+        ({"modules_to_save": ["a", "a"]}, "modules_to_save must not repeat a name"),
+    ],
+)
+def test_refuses_in_words(values, message):
+    sized = {"bottleneck_dim", "reduction_factor"} & values.keys() or not values
+    with pytest.raises(ConfigError, match=message):
+        AdapterConfig(**(values if sized else {"bottleneck_dim": 4, **values}))
+
+
+def test_errors_are_value_errors():
+    with pytest.raises(ValueError):
+        AdapterConfig(bottleneck_dim=0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "hidden_size", "expected"), [(16, 768, 48), (16.0, 100, 6), (2.5, 32, 12), (1, 32, 32), (100, 32, 1)]
+)
+def test_reduction_factor_rounds_down_to_at_least_one(factor, hidden_size, expected):
+    assert AdapterConfig(reduction_factor=factor).resolve_bottleneck_dim(hidden_size) == expected
+
+
+def test_dict_round_trip_through_json():
+    made = AdapterConfig(
+        reduction_factor=16, placement="parallel", scaling="learned", layers=(1, 3), target_modules=("wo",)
+    )
+    values = json.loads(json.dumps(made.to_dict()))
+    assert AdapterConfig.from_dict(values) == made
+    assert values["layers"] == [1, 3]
+
+
+def test_from_dict_is_strict():
+    with pytest.raises(ConfigError, match="AdapterConfig: unknown keys: alpha, rank"):
+        AdapterConfig.from_dict({"bottleneck_dim": 4, "rank": 8, "alpha": 1})
+    with pytest.raises(ConfigError, match="values must be a mapping, got list"):
+        AdapterConfig.from_dict([])
+    with pytest.raises(ConfigError, match="exactly one of"):
+        AdapterConfig.from_dict({})
