@@ -184,17 +184,22 @@ def test_plans(emulator):
     """The plan fits the device and uses clusters only where they exist."""
     sm_90, sm_80 = (90, 227 * 1024), (80, 163 * 1024)
 
-    def plan(tokens, hidden, bottleneck, device, dtype="bfloat16"):
+    def plan(tokens, hidden, bottleneck, device, dtype="bfloat16", **options):
         return emulator.plan_tile(
             dtype=dtype, tokens=tokens, hidden_size=hidden, bottleneck_dim=bottleneck, capability=device[0],
-            shared_memory=device[1],
+            shared_memory=device[1], **options,
         )  # fmt: skip
 
-    row_tile, cluster_size, shared = plan(16384, 4096, 64, sm_90)
+    for device, sizes in itertools.product((sm_90, sm_80), itertools.product((8, 16384), (768, 8192), (16, 128))):
+        row_tile, cluster_size, shared = plan(*sizes, device)
+        assert row_tile in (0, 16, 64)
+        assert row_tile == 0 or shared <= device[1]
+        assert cluster_size == 1 or device is sm_90
+    # The grouped form has no cuBLASLt to be measured against: what serves it is the roofline's choice.
+    row_tile, cluster_size, shared = plan(16384, 4096, 64, sm_90, num_groups=64)
     assert (row_tile, cluster_size) == (64, 8)
     assert 2 * (shared + 1024) <= 228 * 1024  # two blocks on an SM, each with 1 KiB reserved
-    assert plan(8, 4096, 64, sm_90)[:2] == (16, 8)
-    assert plan(16384, 8192, 128, sm_90)[0] == 64
+    assert plan(8, 4096, 64, sm_90, num_groups=4)[:2] == (16, 8)
     assert plan(16384, 768, 64, sm_80)[:2] == (64, 1)
     assert plan(16384, 8192, 64, sm_80)[0] == 0
     assert plan(16, 64, 129, sm_90)[0] == 0
