@@ -129,6 +129,12 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Run the base model alone inside the `with` block; blocks nest, and an exception ends them too.
 
     What is attached inside takes part after the block. A copy of the model that is taken inside is not disabled.
+
+    Args:
+        model: any module that encloses the adapted ones.
+
+    Yields:
+        The model.
     """
     with _open(Block(model)):
         yield model

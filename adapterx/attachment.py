@@ -94,6 +94,10 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 def merge_adapter(model: nn.Module, name: str | None = None) -> NoReturn:
     """Refuse, because it cannot be done.
 
+    Args:
+        model: any.
+        name: any.
+
     Raises:
         NotImplementedError: always.
     """

@@ -118,13 +118,26 @@ def restore_adapter(model: nn.Module, folder: str | Path, name: str | None = Non
 
 
 def save_head(classifier: SequenceClassifier, folder: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write `head_config.json` and `head_model.safetensors`; errors as in `save_adapter`."""
+    """Write `head_config.json` and `head_model.safetensors`; an interruption leaves the old pair or the new one.
+
+    Args:
+        classifier: its head is written, its base model is not.
+        folder: made if it is not there; an adapter may stand in the same one.
+        metadata: further values for the JSON file, under `"metadata"`.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or the metadata cannot be stored.
+    """
     document = {**classifier.head.to_dict(), "metadata": dict(metadata or {})}
     write_tensors(folder, "head", classifier.head.state_dict(), document, function="save_head")
 
 
 def load_head(classifier: SequenceClassifier, folder: str | Path) -> None:
     """Copy a saved head into the classifier's.
+
+    Args:
+        classifier: its head must have the saved one's size, classes and pooling.
+        folder: what `save_head` wrote.
 
     Raises:
         CheckpointError: the files are missing or damaged, or are of another kind of head; it is then as it was.
@@ -140,7 +153,17 @@ def load_head(classifier: SequenceClassifier, folder: str | Path) -> None:
 
 
 def build_head(folder: str | Path) -> ClassificationHead:
-    """Build the head that `save_head` wrote; errors as in `load_head`."""
+    """Build the head that `save_head` wrote.
+
+    Args:
+        folder: what `save_head` wrote.
+
+    Returns:
+        A new head on the CPU.
+
+    Raises:
+        CheckpointError: the files are missing or damaged, or do not describe a head.
+    """
     document, tensors = read_tensors(folder, "head", function="build_head")
     try:
         head = ClassificationHead(**{key: document[key] for key in ("hidden_size", "num_labels", "pooling", "dropout")})

@@ -155,7 +155,11 @@ class SwitchableModules(nn.ModuleDict):
 
 
 class AdapterSet(SwitchableModules):
-    """All adapters of one base module; child `adapterx` of that module."""
+    """All adapters of one base module; child `adapterx` of that module.
+
+    Args:
+        where: qualified name of the base module, for messages.
+    """
 
     def __init__(self, where: str = "") -> None:
         super().__init__(where)

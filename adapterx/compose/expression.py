@@ -16,6 +16,12 @@ from adapterx.errors import ConfigError
 class Stack:
     """One part after the other behind each module; without parts the base model alone.
 
+    Args:
+        *parts: names of adapters or compositions, any number.
+
+    Raises:
+        ConfigError: a part is neither.
+
     Source:
         Pfeiffer et al. 2020 (MAD-X).
     """
@@ -62,7 +68,14 @@ class Average:
 
 @dataclass(frozen=True, init=False)
 class Parallel:
-    """Every part for a repeated batch of its own, from the first adapted module to the end of the model."""
+    """Every part for a repeated batch of its own, from the first adapted module to the end of the model.
+
+    Args:
+        *parts: names of adapters or compositions, one or more.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+    """
 
     parts: tuple["str | Composition", ...]
 
@@ -72,7 +85,15 @@ class Parallel:
 
 @dataclass(frozen=True, init=False)
 class Split:
-    """Every part for its own stretch of the tokens, `splits` tokens long."""
+    """Every part for its own stretch of the tokens, `splits` tokens long.
+
+    Args:
+        *parts: names of adapters or compositions, one or more.
+        splits: how many tokens are each part's, from 1 up.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+    """
 
     parts: tuple["str | Composition", ...]
     splits: tuple[int, ...]
@@ -87,7 +108,15 @@ class Split:
 
 @dataclass(frozen=True, init=False)
 class BatchSplit:
-    """Every part for its own stretch of the batch, `batch_sizes` sequences long."""
+    """Every part for its own stretch of the batch, `batch_sizes` sequences long.
+
+    Args:
+        *parts: names of adapters or compositions, one or more.
+        batch_sizes: how many sequences are each part's, from 1 up.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+    """
 
     parts: tuple["str | Composition", ...]
     batch_sizes: tuple[int, ...]
@@ -99,7 +128,17 @@ class BatchSplit:
 
 @dataclass(frozen=True, init=False)
 class Fuse:
-    """Attention over the results of several adapters, with weights of its own (Pfeiffer et al. 2021)."""
+    """Attention over the results of several adapters, with weights of its own.
+
+    Args:
+        *parts: names of adapters, two or more.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+
+    Source:
+        Pfeiffer et al. 2021 (AdapterFusion).
+    """
 
     parts: tuple[str, ...]
 
@@ -115,6 +154,10 @@ class Pick:
 
     Args:
         parts: for each sequence a name or None.
+
+    Raises:
+        TypeError: `parts` is not a sequence of strings and None.
+        ValueError: it is empty.
     """
 
     parts: tuple[str | None, ...]
@@ -131,6 +174,7 @@ class Pick:
 
 
 Composition = Stack | Average | Parallel | Split | BatchSplit | Fuse | Pick
+"""Any of the compositions; `Stack`, `Average` and `Pick` can be run."""
 KINDS = {kind.__name__.lower(): kind for kind in (Stack, Average, Parallel, Split, BatchSplit, Fuse, Pick)}
 
 
@@ -190,7 +234,7 @@ def composition_to_dict(composition: Composition) -> dict[str, Any]:
 
 
 def composition_from_dict(values: Mapping[str, Any]) -> Composition:
-    """Build a composition from `composition_to_dict`'s form.
+    """Return the composition of which `composition_to_dict` made these values.
 
     Raises:
         ConfigError: the kind is unknown, a key is missing or unknown, or a value breaks its rule.

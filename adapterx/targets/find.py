@@ -84,7 +84,12 @@ def find_blocks(modules: Mapping[str, nn.Module]) -> dict[str, int]:
 
 
 def block_of(name: str, blocks: Mapping[str, int]) -> int | None:
-    """Return the index of the block that a module is in; outside all blocks, the first number in its name, or None."""
+    """Return the index of the block that a module is in; outside all blocks, the first number in its name, or None.
+
+    Args:
+        name: qualified name of the module.
+        blocks: name and index of the blocks, as `find_blocks` returns them.
+    """
     parts = name.split(".")
     for depth in range(len(parts), 0, -1):
         if (prefix := ".".join(parts[:depth])) in blocks:
