@@ -1,10 +1,19 @@
 """Bottleneck adapters for frozen Transformers: attach, train, save, combine and export them."""
 
 from adapterx.active import disabled, mixed, set_active
-from adapterx.adapters import Summary, active_adapters, adapter_names, adapter_parameters, adapters, summary
-from adapterx.attachment import attach, detach, merge_adapter
+from adapterx.adapters import (
+    Summary,
+    active_adapters,
+    adapter_names,
+    adapter_parameters,
+    adapters,
+    merge_adapter,
+    summary,
+)
+from adapterx.attachment import attach, detach
 from adapterx.bottleneck import BottleneckAdapter
-from adapterx.checkpoint import build_head, load_adapter, load_head, restore_adapter, save_adapter, save_head
+from adapterx.checkpoint import load_adapter, load_head, restore_adapter, restore_head, save_adapter, save_head
+from adapterx.checkpoint.document import PACKAGE_VERSION as __version__
 from adapterx.compose import Average, Pick, Stack
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
@@ -18,9 +27,9 @@ from adapterx.errors import (
     TrainingError,
     UnknownAdapterError,
 )
+from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.host import AdapterSet, Attachment
 from adapterx.ops import build_info
-from adapterx.storage import PACKAGE_VERSION as __version__
 
 __all__ = [
     "AdapterConfig",
@@ -30,11 +39,13 @@ __all__ = [
     "Average",
     "BottleneckAdapter",
     "CheckpointError",
+    "ClassificationHead",
     "ConfigError",
     "DataError",
     "ExportError",
     "ExtensionError",
     "Pick",
+    "SequenceClassifier",
     "Stack",
     "Summary",
     "TargetError",
@@ -46,7 +57,6 @@ __all__ = [
     "adapter_parameters",
     "adapters",
     "attach",
-    "build_head",
     "build_info",
     "detach",
     "disabled",
@@ -55,6 +65,7 @@ __all__ = [
     "merge_adapter",
     "mixed",
     "restore_adapter",
+    "restore_head",
     "save_adapter",
     "save_head",
     "set_active",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from torch import nn
 
@@ -147,3 +148,19 @@ def summary(model: nn.Module) -> Summary:
     size = sum(p.numel() * p.element_size() for p in in_adapters.values())
     total = sum(p.numel() for p in everything.values())
     return Summary(trainable, adapters, trainable - adapters, total, size / 2**20)
+
+
+def merge_adapter(model: nn.Module, name: str | None = None) -> NoReturn:
+    """Refuse, because it cannot be done.
+
+    Args:
+        model: any.
+        name: any.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError(
+        "merge_adapter: a bottleneck adapter cannot be merged into the base weights: between down_proj and up_proj "
+        "stands a non-linear activation, and no single matrix computes that; export the model with its adapters instead"
+    )

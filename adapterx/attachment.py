@@ -4,7 +4,6 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 import torch
 from torch import nn
@@ -91,22 +90,6 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         unfreeze(model)
 
 
-def merge_adapter(model: nn.Module, name: str | None = None) -> NoReturn:
-    """Refuse, because it cannot be done.
-
-    Args:
-        model: any.
-        name: any.
-
-    Raises:
-        NotImplementedError: always.
-    """
-    raise NotImplementedError(
-        "merge_adapter: a bottleneck adapter cannot be merged into the base weights: between down_proj and up_proj "
-        "stands a non-linear activation, and no single matrix computes that; export the model with its adapters instead"
-    )
-
-
 @dataclass(frozen=True)
 class Plan:
     """Everything that `attach` will hang on the model, built and checked; the model is still as it was."""
@@ -171,11 +154,9 @@ def plan_attachment(
     if not isinstance(config, AdapterConfig):
         hint = "; AdapterConfig.from_dict makes one of a mapping" if isinstance(config, Mapping) else ""
         raise TypeError(f"{speaker()}: config must be an AdapterConfig, got {type(config).__name__}{hint}")
-    if dtype is not None and dtype not in _ADAPTER_DTYPES:
-        known = ", ".join(str(known).removeprefix("torch.") for known in _ADAPTER_DTYPES)
-        raise ConfigError(f"{speaker()}: dtype must be one of {known}, got {dtype!r}")
+    check_dtype(dtype)
     check_not_mixed(model)
-    _check_name(model, name)
+    check_name(model, name)
     modules = base_modules(model)
     targets, rule = find_targets(modules, config, saved=saved)
     for target in targets:
@@ -217,7 +198,15 @@ def remove_adapters(model: nn.Module, names: tuple[str, ...]) -> None:
                 delattr(module, child)
 
 
-def _check_name(model: nn.Module, name: str) -> None:
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ConfigError unless adapters can have this dtype, or the one of their modules (None)."""
+    if dtype is not None and dtype not in _ADAPTER_DTYPES:
+        known = ", ".join(str(known).removeprefix("torch.") for known in _ADAPTER_DTYPES)
+        raise ConfigError(f"{speaker()}: dtype must be one of {known}, got {dtype!r}")
+
+
+def check_name(model: nn.Module, name: str) -> None:
+    """Raise ConfigError unless a new adapter of the model can have this name."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{speaker()}: name must consist of letters, digits, '_' and '-', got {name!r}")
     if hasattr(AdapterSet(), name):

@@ -24,6 +24,16 @@ def speaking_as(function: str) -> Iterator[None]:
         _SPEAKER.reset(token)
 
 
+@contextmanager
+def unspoken() -> Iterator[None]:
+    """Let nobody speak inside: around a call of the user's own code, such as a model's forward, in a longer block."""
+    token = _SPEAKER.set(None)
+    try:
+        yield
+    finally:
+        _SPEAKER.reset(token)
+
+
 def speaker() -> str:
     """Return the name of the public function that was called, for the head of a message."""
     return _SPEAKER.get() or "adapterx"

@@ -90,8 +90,9 @@ def check_finite_loss(loss: Tensor | float, *, step: int, epoch: float | None, l
         return
     where = f"step {step}" + ("" if epoch is None else f" (epoch {epoch:.2f})")
     raise TrainingError(
-        f"the loss became {value} at {where} with learning rate {learning_rate:.3g}; try a learning rate of "
-        f"{learning_rate / 10:.1g} or lower, a longer warm-up, or fp32 or bf16 instead of fp16"
+        f"check_finite_loss: loss must be finite, the loss became {value} at {where} with learning rate "
+        f"{learning_rate:.3g}; try a learning rate of {learning_rate / 10:.1g} or lower, a longer warm-up, or fp32 or "
+        "bf16 instead of fp16"
     )
 
 
@@ -108,8 +109,8 @@ def check_finite_parameters(model: nn.Module, *, step: int) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter.detach()).all():
             raise TrainingError(
-                f"{name} holds values that are not finite at step {step}, so this state is not saved; "
-                "try a lower learning rate, or fp32 or bf16 instead of fp16"
+                f"check_finite_parameters: {name} must be finite, it holds values that are not finite at step {step}, "
+                "so this state is not saved; try a lower learning rate, or fp32 or bf16 instead of fp16"
             )
 
 

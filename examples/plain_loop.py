@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import adapterx
-from adapterx.heads import SequenceClassifier
+from adapterx import SequenceClassifier
 from adapterx.training import check_finite_loss, parameter_groups, seed_everything
 
 

@@ -2,26 +2,16 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapterx.cli.tables import Rows, read_rows
-from adapterx.errors import DataError
+from adapterx.errors import DataError, speaker
 
-TEXT_COLUMNS = (
-    "text",
-    "sentence",
-    "review",
-    "content",
-    "document",
-    "utterance",
-    "question",
-    "comment",
-    "body",
-    "title",
-)
-LABEL_COLUMNS = ("label", "labels", "category", "class", "intent", "sentiment", "target", "topic", "y")
+USUAL_COLUMNS = {  # in the order in which they are looked for
+    "text": ("text", "sentence", "review", "content", "document", "utterance", "question", "comment", "body", "title"),
+    "label": ("label", "labels", "category", "class", "intent", "sentiment", "target", "topic", "y"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,72 +56,63 @@ def load_examples(
         DataError: a column is missing or cannot be guessed, or a text or label is missing or of a wrong kind.
     """
     rows = read_rows(source, default_split=default_split)
-    text_column = _column(rows, text_column, hints[0], TEXT_COLUMNS, "text")
+    text_column = _column(rows, text_column, hints[0], "text")
     texts = _checked(rows, text_column, _text)
     if not with_labels:
         return Examples(texts, [], text_column, None)
-    label_column = _column(rows, label_column, hints[1], LABEL_COLUMNS, "label")
+    label_column = _column(rows, label_column, hints[1], "label")
     if label_column == text_column:
-        raise DataError(f"{source}: the text column and the label column must differ, both are {text_column!r}")
+        raise DataError(f"{speaker()}: {source}: text column and label column must differ, both are {text_column!r}")
     return Examples(texts, _checked(rows, label_column, _label), text_column, label_column)
 
 
-def _column(rows: Rows, asked: str | None, hint: str | None, usual: tuple[str, ...], kind: str) -> str:
+def _column(rows: Rows, asked: str | None, hint: str | None, kind: str) -> str:
     listed = ", ".join(repr(name) for name in rows.columns)
     if asked is not None:
         if asked not in rows.columns:
-            raise DataError(f"{rows.source} has no column {asked!r}; its columns are {listed}")
+            raise DataError(f"{speaker()}: {rows.source} has no column {asked!r}; its columns are {listed}")
         return asked
     if hint in rows.columns:
         return hint
     lowered = {name.lower(): name for name in reversed(rows.columns)}
-    for name in usual:
+    for name in USUAL_COLUMNS[kind]:
         if name in lowered:
             return lowered[name]
     raise DataError(
-        f"{rows.source} has no column that looks like a {kind}; name it with --{kind}-column, one of {listed}"
+        f"{speaker()}: {rows.source} has no column that looks like a {kind}; "
+        f"name it with --{kind}-column, one of {listed}"
     )
 
 
-def _checked(rows: Rows, column: str, convert: Callable[[object], str]) -> list[str]:
+def _checked(rows: Rows, column: str, convert: Callable[[object, str], str]) -> list[str]:
     converted, missing = [], []
     for value, place in zip(rows.values, rows.places, strict=True):
         cell = value.get(column)
-        if (
-            cell is None
-            or (isinstance(cell, float) and math.isnan(cell))
-            or (isinstance(cell, str) and not cell.strip())
-        ):
+        if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):  # NaN differs from itself
             missing.append(place)
-            continue
-        try:
-            converted.append(convert(cell))
-        except TypeError as error:
-            raise DataError(f"{rows.source}: {place}: column {column!r} {error}") from None
+        else:
+            converted.append(convert(cell, f"{rows.source}: {place}: column {column!r}"))
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise DataError(
-            f"{rows.source}: column {column!r} has no value in {', '.join(missing[:3])}{more}; fill or delete them"
-        )
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise DataError(f"{speaker()}: {rows.source}: column {column!r} has no value in {shown}; fill or delete them")
     return converted
 
 
-def _text(value: object) -> str:
+def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"must hold text, got {value!r}")
+        raise DataError(f"{speaker()}: {where} must hold text, got {value!r}")
     return value
 
 
-def _label(value: object) -> str:
+def _label(value: object, where: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and not value.is_integer():
-        raise TypeError(f"must hold class names or whole numbers, got {value!r} (regression is not supported)")
-    if isinstance(value, (int, float)):
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
-    if not isinstance(value, str):
-        raise TypeError(f"must hold class names or whole numbers, got {value!r}")
-    return value.strip()
+    hint = " (regression is not supported)" if isinstance(value, float) else ""
+    raise DataError(f"{speaker()}: {where} must hold class names or whole numbers, got {value!r}{hint}")
 
 
 def ordered_labels(labels: list[str], source: str) -> list[str]:
@@ -142,7 +123,7 @@ def ordered_labels(labels: list[str], source: str) -> list[str]:
     """
     distinct = set(labels)
     if len(distinct) < 2:
-        raise DataError(f"{source} must have at least two classes, it has only {next(iter(distinct))!r}")
+        raise DataError(f"{speaker()}: {source} must have at least two classes, it has only {next(iter(distinct))!r}")
     try:
         return sorted(distinct, key=lambda label: (int(label), label))
     except ValueError:
@@ -160,7 +141,7 @@ def label_ids(examples: Examples, known: list[str], source: str) -> list[int]:
     if strange:
         shown = ", ".join(repr(label) for label in strange[:5])
         raise DataError(
-            f"{source} has {len(strange)} label(s) that do not occur in training: {shown}; "
+            f"{speaker()}: {source} has {len(strange)} label(s) that do not occur in training: {shown}; "
             f"known are {', '.join(repr(label) for label in known[:20])}"
         )
     return [ids[label] for label in examples.labels]

@@ -1,11 +1,9 @@
-"""Help of the commands: what each does, and commands to copy."""
+"""Help of the commands: the summary is the command's docstring; here stand commands to copy."""
+
+import inspect
+from collections.abc import Callable
 
 KEEP_LINES = "\b\n"  # before a paragraph: do not fill its lines
-
-
-def _help(summary: str, *examples: str) -> str:
-    return "\n\n".join([summary, "[bold]Examples[/bold]", *(KEEP_LINES + example for example in examples)])
-
 
 PROGRAM = "Train, score, use and export bottleneck adapters on frozen Transformers.\n\n" + KEEP_LINES + (
     "  adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment\n"
@@ -13,39 +11,39 @@ PROGRAM = "Train, score, use and export bottleneck adapters on frozen Transforme
     "  adapterx predict runs/sentiment 'A quiet, beautiful film.'\n"
     "  adapterx export runs/sentiment --format onnx"
 )  # fmt: skip
-TRAIN = _help(
-    "Train on labelled texts and write a run folder: adapter, head, metrics, learning curve.",
-    "# a CSV with the columns text and label; a tenth is held out for evaluation\n"
-    "adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment",
-    "# few-shot: 16 examples of each class; a narrow adapter after the feed-forward layers only\n"
-    "adapterx train --model bert-base-uncased --data train.csv --eval-data dev.csv \\\n"
-    "  --examples-per-class 16 --bottleneck-dim 16 --positions feed_forward --output runs/few-shot",
-    "# a decoder, whose last token has seen the whole text\n"
-    "adapterx train --model gpt2 --pooling last --data train.jsonl --output runs/decoder",
-    "# the same call with --resume continues after Ctrl-C, a crash or a full disk\n"
-    "adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment --resume",
-    "# two devices\n"
-    "torchrun --nproc-per-node 2 -m adapterx.cli train --model bert-base-uncased \\\n"
-    "  --data train.csv --output runs/two",
-)
-EVALUATE = _help(
-    "Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label.",
-    "adapterx evaluate runs/sentiment --data test.csv\n"
-    "adapterx evaluate runs/sentiment --data test.jsonl --json --output runs/sentiment/test.json",
-)
-PREDICT = _help(
-    "Label texts, with probabilities.",
-    "adapterx predict runs/sentiment 'A quiet, beautiful film.' 'Two hours I will not get back.'\n"
-    "adapterx predict runs/sentiment --file new.csv --format csv --output labelled.csv\n"
-    "cat reviews.txt | adapterx predict runs/sentiment - --format jsonl",
-)
-EXPORT = _help(
-    "Write the adapted model with its head as TorchScript or ONNX, and check the file against PyTorch. "
-    "The model takes input_ids, attention_mask and, where the base model does, token_type_ids; it returns logits.",
-    "adapterx export runs/sentiment --format torchscript\n"
-    "adapterx export runs/sentiment --format onnx-portable --output deploy/",
-)
-INFO = _help(
-    "Tell what is installed, what a folder holds, or which modules of a model would be adapted.",
-    "adapterx info\nadapterx info runs/sentiment\nadapterx info bert-base-uncased",
-)
+EXAMPLES = {
+    "train": (
+        "# a CSV with the columns text and label; a tenth is held out for evaluation\n"
+        "adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment",
+        "# few-shot: 16 examples of each class; a narrow adapter after the feed-forward layers only\n"
+        "adapterx train --model bert-base-uncased --data train.csv --eval-data dev.csv \\\n"
+        "  --examples-per-class 16 --bottleneck-dim 16 --positions feed_forward --output runs/few-shot",
+        "# a decoder, whose last token has seen the whole text\n"
+        "adapterx train --model gpt2 --pooling last --data train.jsonl --output runs/decoder",
+        "# the same call with --resume continues after Ctrl-C, a crash or a full disk\n"
+        "adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment --resume",
+        "# two devices\n"
+        "torchrun --nproc-per-node 2 -m adapterx.cli train --model bert-base-uncased \\\n"
+        "  --data train.csv --output runs/two",
+    ),
+    "evaluate": (
+        "adapterx evaluate runs/sentiment --data test.csv\n"
+        "adapterx evaluate runs/sentiment --data test.jsonl --json --output runs/sentiment/test.json",
+    ),
+    "predict": (
+        "adapterx predict runs/sentiment 'A quiet, beautiful film.' 'Two hours I will not get back.'\n"
+        "adapterx predict runs/sentiment --file new.csv --format csv --output labelled.csv\n"
+        "cat reviews.txt | adapterx predict runs/sentiment - --format jsonl",
+    ),
+    "export": (
+        "adapterx export runs/sentiment --format torchscript\n"
+        "adapterx export runs/sentiment --format onnx-portable --output deploy/",
+    ),
+    "info": ("adapterx info\nadapterx info runs/sentiment\nadapterx info bert-base-uncased",),
+}
+
+
+def of(command: Callable[..., None]) -> str:
+    """Return the help of a command."""
+    summary = " ".join(inspect.getdoc(command).split())
+    return "\n\n".join([summary, "[bold]Examples[/bold]", *(KEEP_LINES + e for e in EXAMPLES[command.__name__])])

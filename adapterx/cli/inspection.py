@@ -7,29 +7,44 @@ from typing import Any
 
 import torch
 
-from adapterx.cli.runs import CHECKPOINTS, METRICS, OPTIONS, RECORD, read_record, versions
-from adapterx.errors import CheckpointError
+from adapterx import ops
+from adapterx.adapters import summary
+from adapterx.attachment import attach
+from adapterx.checkpoint.pair import read_document
+from adapterx.cli.models import load_base, quiet_transformers
+from adapterx.cli.recipes import BOTTLENECK_DIM
+from adapterx.cli.runs import METRICS, read_record, state_of, versions
+from adapterx.config import AdapterConfig
 
 
 def installation() -> dict[str, Any]:
     """Return versions and what the operator library was built for."""
-    from adapterx import ops
+    facts = versions() | {"python": platform.python_version(), "operator library": ops.LIBRARY} | ops.build_info()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return facts | {"threads": torch.get_num_threads(), "GPU": gpu}
 
-    facts: dict[str, Any] = dict(versions())
-    facts["python"] = platform.python_version()
-    facts["operator library"] = ops.LIBRARY
-    facts |= ops.build_info()
-    facts["threads"] = torch.get_num_threads()
-    facts["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return facts
+
+def describe(target: str) -> dict[str, Any] | str:
+    """Return what a run folder or an adapter folder holds, or in words how a model would be adapted.
+
+    Raises:
+        AdapterxError: the folder is damaged, or it is no model.
+    """
+    folder = Path(target)
+    if state_of(folder) == "complete":
+        return _run_folder(folder) | _sizes(folder)
+    if state_of(folder) == "interrupted":
+        return f"{target} holds an interrupted run; finish it with `adapterx train ... --resume`"
+    if (folder / "adapter_config.json").exists():
+        return _adapter_folder(folder) | _sizes(folder)
+    return _base_model(target)
 
 
 def _sizes(folder: Path) -> dict[str, str]:
     return {path.name: f"{path.stat().st_size / 1024:,.1f} KiB" for path in sorted(folder.glob("*.safetensors"))}
 
 
-def run_folder(folder: Path) -> dict[str, Any]:
-    """Return what a run folder holds."""
+def _run_folder(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     facts = {name: record[name] for name in ("method", "base_model", "max_length", "seed")}
     facts["labels"] = ", ".join(record["labels"][:20]) + (" ..." if len(record["labels"]) > 20 else "")
@@ -40,43 +55,21 @@ def run_folder(folder: Path) -> dict[str, Any]:
         for name in ("accuracy", "macro_f1", "majority_baseline", "trainable_fraction", "train_seconds"):
             if metrics.get(name) is not None:
                 facts[name] = metrics[name]
-    return facts | _sizes(folder)
+    return facts
 
 
-def adapter_folder(folder: Path) -> dict[str, Any]:
-    """Return what an adapter folder holds."""
-    try:
-        stored = json.loads((folder / "adapter_config.json").read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'adapter_config.json'} is damaged: {error}") from error
-    return {key: _compact(value) if isinstance(value, dict) else value for key, value in stored.items()} | _sizes(
-        folder
-    )
+def _adapter_folder(folder: Path) -> dict[str, Any]:
+    stored = read_document(folder, "adapter")
+    return {key: _compact(value) if isinstance(value, dict) else value for key, value in stored.items()}
 
 
 def _compact(config: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in config.items() if value not in (None, [], False))
 
 
-def base_model(model: str) -> str:
-    """Return which modules of a model the default adapter would be attached to, and how many parameters it adds."""
-    from adapterx.attachment import attach, summary
-    from adapterx.cli.models import load_base, quiet_transformers
-    from adapterx.cli.recipes import BOTTLENECK_DIM
-    from adapterx.config import AdapterConfig
-
+def _base_model(model: str) -> str:
     quiet_transformers()
     base = load_base(model)
     width = min(BOTTLENECK_DIM, getattr(base.config, "hidden_size", BOTTLENECK_DIM))  # toy models are narrower
     attached = attach(base, AdapterConfig(bottleneck_dim=width))
     return f"{attached}\n{summary(base)}"
-
-
-def kind_of(target: str) -> str:
-    """Return `"run"`, `"interrupted"`, `"adapter"` or `"model"`."""
-    folder = Path(target)
-    if (folder / RECORD).exists():
-        return "run"
-    if (folder / CHECKPOINTS / OPTIONS).exists():
-        return "interrupted"
-    return "adapter" if (folder / "adapter_config.json").exists() else "model"

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from adapterx.cli.recipes import MAX_LENGTH
-from adapterx.errors import CheckpointError, ConfigError
+from adapterx.cli.tables import first_line
+from adapterx.errors import CheckpointError, ConfigError, speaker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,25 +31,21 @@ def _check_folder(model: str) -> bool:
     if not path.is_dir():
         # A hub name is `name` or `owner/name`; everything else can only be meant as a path.
         if path.exists() or path.is_absolute() or model.startswith(".") or model.count("/") > 1:
-            raise CheckpointError(f"the model {model} must be a folder or a hub name, and no such folder exists")
+            raise CheckpointError(f"{speaker()}: model must be a hub name or a folder, no such folder exists: {model}")
         return False
     names = [file.name for file in path.iterdir()]
     if "config.json" not in names:
-        raise CheckpointError(f"the model folder {model} has no config.json")
+        raise CheckpointError(f"{speaker()}: the model folder {model} has no config.json")
     if not any(name.endswith(".safetensors") for name in names):
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
         if pickled:
             raise CheckpointError(
-                f"the model folder {model} has only {pickled[0]}: a pickle can run any program when it is loaded, so "
-                "it is refused; convert it where you trust it: model.save_pretrained(folder, safe_serialization=True)"
+                f"{speaker()}: the model folder {model} has only {pickled[0]}: a pickle can run any program when it is "
+                "loaded, so it is refused; convert it where you trust it: "
+                "model.save_pretrained(folder, safe_serialization=True)"
             )
-        raise CheckpointError(f"the model folder {model} has no .safetensors file")
+        raise CheckpointError(f"{speaker()}: the model folder {model} has no .safetensors file")
     return True
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
@@ -62,10 +60,10 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local)
     except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(f"the tokenizer of {model} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{speaker()}: cannot load the tokenizer of {model}: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise CheckpointError(f"the tokenizer of {model} must have a padding or an end token, it has neither")
+            raise CheckpointError(f"{speaker()}: the tokenizer of {model} must have a padding or an end token")
         tokenizer.pad_token = tokenizer.eos_token  # decoders pad with it; the mask hides it anyway
     return tokenizer
 
@@ -76,7 +74,6 @@ def load_base(model: str) -> nn.Module:
     Raises:
         CheckpointError: it cannot be loaded, or its file lacks weights.
     """
-    import torch
     import transformers
 
     local = _check_folder(model)
@@ -91,11 +88,11 @@ def load_base(model: str) -> nn.Module:
             warnings.simplefilter("ignore", FutureWarning)
             base, info = loader.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"the model {model} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{speaker()}: cannot load the model {model}: {first_line(error)}") from error
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing or info["mismatched_keys"]:
         wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
-        raise CheckpointError(f"the model {model} lacks or does not fit {len(wrong)} weights, among them {wrong[:3]}")
+        raise CheckpointError(f"{speaker()}: {len(wrong)} weights of {model} are missing or do not fit: {wrong[:3]}")
     return base
 
 
@@ -108,9 +105,7 @@ def resolve_max_length(asked: int | None, tokenizer: "PreTrainedTokenizerBase", 
     positions = getattr(base.config, "max_position_embeddings", None) or tokenizer.model_max_length
     limit = int(min(tokenizer.model_max_length, positions))
     if asked is not None and not 3 <= asked <= limit:
-        raise ConfigError(
-            f"max_length must lie between 3 and {limit}, the number of positions of the model, got {asked}"
-        )
+        raise ConfigError(f"train: max_length must lie between 3 and {limit}, the model's positions, got {asked}")
     return min(MAX_LENGTH, limit) if asked is None else asked
 
 

@@ -1,152 +1,236 @@
-"""What `adapterx train` is asked to do: one plain record, checked once, and comparable with that of an earlier run."""
+"""The options of `adapterx train`, each declared once: the command, its help, the checks and the record follow."""
 
+import functools
+import inspect
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, InitVar, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
+import typer
 
-from adapterx.cli.recipes import BOTTLENECK_DIM, EVAL_FRACTION, INIT, RECIPES, Recipe
+from adapterx.cli.recipes import BOTTLENECK_DIM, EVAL_FRACTION, INIT, MAX_LENGTH, RECIPES
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError
 from adapterx.heads import POOLINGS
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-# What may differ between a run and its resumption: it changes where and how fast, not what comes out.
-_FREE_ON_RESUME = {"output", "resume", "overwrite", "threads", "device", "keep_checkpoints", "data", "eval_data"}
+DATA, OUTPUT, TRAINING, ADAPTER = "Data", "Output", "Training", "Adapter"  # the panels of --help
+REQUIRED = MISSING
+
+Rule = tuple[str, Callable[[Any], bool]]  # what a value must do, in words and as a test
+ANYTHING: Rule = ("hold a value", lambda value: True)
+AT_LEAST_ONE: Rule = ("be at least 1", lambda value: value >= 1)
+SHARE: Rule = ("be in [0, 1)", lambda value: 0.0 <= value < 1.0)
+RATE: Rule = ("be a number above 0", lambda value: 0.0 < value < math.inf)
+DECAY: Rule = ("be a number from 0 up", lambda value: 0.0 <= value < math.inf)
+SEED: Rule = ("lie between 0 and 2^32 - 1", lambda value: 0 <= value < 2**32)
+
+
+def one_of(*allowed: str) -> Rule:
+    """Return the rule that a value is one of these."""
+    return f"be one of {', '.join(allowed)}", allowed.__contains__
+
+
+def option(panel: str, text: str, default: Any = None, *, must: Rule = ANYTHING, free: bool = False) -> Any:
+    """Declare an option: panel and text of `--help`, default (None lets the method, model or data decide) and rule.
+
+    A resumed run may differ from the first in a `free` one, which changes where and how fast, not what comes out.
+    """
+    return field(default=default, metadata={"panel": panel, "text": text, "must": must, "free": free})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """The options of one training run; None stands for the default of the method (`adapterx.cli.recipes`)."""
+    """The options of one training run, checked, with the defaults of the method filled in.
 
-    model: str
-    data: str
-    output: str
-    eval_data: str | None = None
-    eval_fraction: float | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    method: str = "adapters"
-    adapter: dict[str, Any] = field(default_factory=dict)
-    pooling: str = "mean"
-    epochs: int | None = None
-    learning_rate: float | None = None
-    head_learning_rate: float | None = None
-    batch_size: int | None = None
-    warmup_ratio: float | None = None
-    weight_decay: float | None = None
-    head_dropout: float | None = None
-    max_length: int | None = None
-    precision: str = "fp32"
-    examples_per_class: int | None = None
-    keep_best: bool = False
-    keep_checkpoints: bool = False
-    seed: int = 0
-    threads: int | None = None
-    device: str = "auto"
-    resume: bool = False
-    overwrite: bool = False
+    Args:
+        adapter_values: fields of AdapterConfig; what is left out takes the defaults of `adapterx.cli.recipes`.
 
-    def recipe(self) -> Recipe:
-        """Return the method's hyperparameters with what the user set put in.
+    Raises:
+        ConfigError: a value breaks its rule, or two options exclude each other.
+    """
 
-        Raises:
-            ConfigError: a value breaks its rule.
-        """
-        _one_of("method", self.method, tuple(RECIPES))
-        given = {f.name: getattr(self, f.name) for f in fields(Recipe) if getattr(self, f.name) is not None}
-        recipe = replace(RECIPES[self.method], **given)
-        _at_least_one("epochs", recipe.epochs)
-        _at_least_one("batch_size", recipe.batch_size)
-        for name in ("learning_rate", "head_learning_rate"):
-            value = getattr(recipe, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} must be a number above 0, got {value}")
-        for name in ("warmup_ratio", "head_dropout"):
-            if not 0.0 <= getattr(recipe, name) < 1.0:
-                raise ConfigError(f"{name} must be in [0, 1), got {getattr(recipe, name)}")
-        if not (math.isfinite(recipe.weight_decay) and recipe.weight_decay >= 0):
-            raise ConfigError(f"weight_decay must be a number from 0 up, got {recipe.weight_decay}")
-        return recipe
+    model: str = option(DATA, "Base model: a folder in the Hugging Face layout, or a hub name.", REQUIRED)
+    data: str = option(
+        DATA,
+        "Training data: .csv .tsv .jsonl .json .parquet, or a dataset as name:configuration@split.",
+        REQUIRED,
+        free=True,  # its content is compared
+    )
+    eval_data: str | None = option(DATA, "Held-out data, likewise.", free=True)
+    eval_fraction: float | None = option(
+        DATA, f"Without --eval-data: share of the data to hold out (default {EVAL_FRACTION}, 0 for none).", must=SHARE
+    )
+    text_column: str | None = option(DATA, "Column of the texts (default: text, sentence, review, ...).")
+    label_column: str | None = option(DATA, "Column of the labels (default: label, category, ...).")
+    examples_per_class: int | None = option(DATA, "Few-shot: train on K examples of each class.", must=AT_LEAST_ONE)
+    max_length: int | None = option(DATA, f"Tokens read of each text (default {MAX_LENGTH}).")
 
-    def adapter_config(self) -> AdapterConfig | None:
-        """Return the adapter to attach; None for the methods that attach none.
+    output: Path = option(OUTPUT, "Folder of the run; new or empty.", REQUIRED, free=True)  # noqa: RUF009
+    resume: bool = option(OUTPUT, "Continue an interrupted run; the other options must be the same.", False, free=True)
+    overwrite: bool = option(OUTPUT, "Discard an earlier run in the output folder.", False, free=True)
+    keep_checkpoints: bool = option(OUTPUT, "Keep the checkpoints when the run is complete.", False, free=True)
 
-        Raises:
-            ConfigError: a value breaks its rule, or adapter options are given to another method.
-        """
-        if self.method != "adapters":
-            if self.adapter:
-                named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(self.adapter))
-                raise ConfigError(f"{named} can only be used with --method adapters, got --method {self.method}")
-            return None
-        given = {"init": INIT} | self.adapter
-        if given.get("bottleneck_dim") is None and given.get("reduction_factor") is None:
-            given["bottleneck_dim"] = BOTTLENECK_DIM
-        return AdapterConfig(**given)
+    method: str = option(
+        TRAINING,
+        "What is trained: adapters (default), head (on the frozen model), or full (every weight).",
+        "adapters",
+        must=one_of(*RECIPES),
+    )
+    pooling: str = option(
+        TRAINING, "How tokens become one vector: mean (default), cls, last (decoders).", "mean", must=one_of(*POOLINGS)
+    )
+    epochs: int | None = option(TRAINING, "Passes over the data (default: the method's).", must=AT_LEAST_ONE)
+    learning_rate: float | None = option(TRAINING, "Peak learning rate (default: the method's).", must=RATE)
+    head_learning_rate: float | None = option(TRAINING, "Peak learning rate of the head.", must=RATE)
+    batch_size: int = option(TRAINING, "Examples in a batch, on each device.", 16, must=AT_LEAST_ONE)
+    warmup_ratio: float = option(TRAINING, "Share of the steps in which the rate rises.", 0.1, must=SHARE)
+    weight_decay: float = option(TRAINING, "AdamW's weight decay.", 0.01, must=DECAY)
+    head_dropout: float = option(TRAINING, "Dropout before the head's linear layer.", 0.1, must=SHARE)
+    precision: str = option(
+        TRAINING, "fp32 (default), bf16, or fp16 (GPU).", "fp32", must=one_of("fp32", "bf16", "fp16")
+    )
+    keep_best: bool = option(
+        TRAINING, "Keep the epoch with the best held-out accuracy, not the last; then report on other data.", False
+    )
+    seed: int = option(TRAINING, "Seed of everything that is drawn (default 0).", 0, must=SEED)
+    threads: int | None = option(TRAINING, "CPU threads.", must=AT_LEAST_ONE, free=True)
+    device: str = option(
+        TRAINING, "auto (default: a GPU where there is one) or cpu.", "auto", must=one_of("auto", "cpu"), free=True
+    )
 
-    def share_held_out(self) -> float:
-        """Return which share of the data is held out for evaluation (0 with data of its own, or when unwanted)."""
-        if self.eval_data is not None:
-            return 0.0
-        return EVAL_FRACTION if self.eval_fraction is None else self.eval_fraction
+    adapter_values: InitVar[Mapping[str, Any] | None] = None
+    adapter: AdapterConfig | None = field(init=False)  # None for the methods that attach none
 
-    def check(self) -> None:
-        """Check what needs neither model nor data.
-
-        Raises:
-            ConfigError: a value breaks its rule, or two options exclude each other.
-        """
-        self.recipe()
-        self.adapter_config()
-        _one_of("pooling", self.pooling, POOLINGS)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("device", self.device, ("auto", "cpu"))
+    def __post_init__(self, adapter_values: Mapping[str, Any] | None) -> None:
+        for declared in OPTIONS:
+            value, (rule, holds) = getattr(self, declared.name), declared.metadata["must"]
+            if value is not None and not holds(value):
+                raise ConfigError(f"train: {declared.name} must {rule}, got {value!r}")
+        self._set("adapter", self._adapter_config(adapter_values or {}))
+        if self.resume and self.overwrite:
+            raise ConfigError("train: --resume and --overwrite exclude each other")
         if self.eval_data is not None and self.eval_fraction is not None:
-            raise ConfigError("eval_data and eval_fraction exclude each other; give one of them")
-        if self.eval_fraction is not None and not 0.0 <= self.eval_fraction < 1.0:
-            raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+            raise ConfigError("train: eval_data and eval_fraction exclude each other; give one of them")
         if self.keep_best and self.eval_fraction == 0.0:
-            raise ConfigError("keep_best needs examples to choose by: give eval_data or an eval_fraction above 0")
-        if self.precision == "fp16" and not uses_gpu(self):
-            raise ConfigError("precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
-        for name in ("threads", "examples_per_class"):
-            if getattr(self, name) is not None:
-                _at_least_one(name, getattr(self, name))
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must lie between 0 and 2^32 - 1, got {self.seed}")
+            raise ConfigError("train: keep_best needs examples to choose by: give eval_data or eval_fraction above 0")
+        if self.precision == "fp16" and not self.uses_gpu:
+            raise ConfigError("train: precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
+        by_default = RECIPES[self.method] | {"eval_fraction": 0.0 if self.eval_data is not None else EVAL_FRACTION}
+        for name, value in by_default.items():
+            if getattr(self, name) is None:
+                self._set(name, value)
 
-    def resolved(self) -> dict[str, Any]:
-        """Return every value that a result depends on, defaults filled in, as JSON can hold it."""
-        config = self.adapter_config()
-        filled = asdict(self) | asdict(self.recipe()) | {"adapter": config.to_dict() if config else None}
-        filled["eval_fraction"] = self.share_held_out()
-        return {name: value for name, value in filled.items() if name not in _FREE_ON_RESUME}
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen for everyone else
 
+    def _adapter_config(self, given: Mapping[str, Any]) -> AdapterConfig | None:
+        if self.method == "adapters":
+            sized = any(given.get(name) is not None for name in ("bottleneck_dim", "reduction_factor"))
+            return AdapterConfig(**({"init": INIT} | ({} if sized else {"bottleneck_dim": BOTTLENECK_DIM}) | given))
+        if given:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+            raise ConfigError(f"train: {named} can only be used with --method adapters, got --method {self.method}")
+        return None
 
-def uses_gpu(options: TrainOptions) -> bool:
-    """Return whether the run goes to a GPU."""
-    return options.device != "cpu" and torch.cuda.is_available()
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the run goes to a GPU."""
+        return self.device != "cpu" and torch.cuda.is_available()
 
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return `name: old -> new` for every value that differs, looking into nested ones."""
-    found = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new)
-        elif old != new:
-            found.append(f"{name}: {old} -> {new}")
-    return found
+    def record(self) -> dict[str, Any]:
+        """Return every value that the result depends on, as JSON can hold it; a resumed run must have the same."""
+        kept = {declared.name: getattr(self, declared.name) for declared in OPTIONS if not declared.metadata["free"]}
+        return kept | {"adapter": self.adapter.to_dict() if self.adapter else None}
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+OPTIONS = tuple(declared for declared in fields(TrainOptions) if declared.metadata)
+
+# One line for each field of AdapterConfig, which gives it its name and its type, and for the second way to say targets.
+ADAPTER_OPTIONS = {
+    "bottleneck_dim": f"Width of the bottleneck (default {BOTTLENECK_DIM}).",
+    "reduction_factor": "Hidden size divided by the width, instead.",
+    "placement": "sequential (default), parallel, or normed_sum (behind the LayerNorm of a BERT-like sublayer).",
+    "added_to": "With normed_sum: sum (default), sum_plus_residual or normed_plus_residual.",
+    "positions": "attention, feed_forward; repeat for both (default: both).",
+    "activation": "gelu (default), relu, silu, tanh, ...",
+    "scaling": "A number (default 1), learned, or learned_per_channel.",
+    "dropout": "Dropout of the branch (default 0).",
+    "down_bias": "Bias of the down projection (default: yes).",
+    "up_bias": "Bias of the up projection (default: yes).",
+    "init": f"houlsby, xavier or he (default {INIT}).",
+    "init_up": "zero (default: starts as the base model) or near_zero.",
+    "layers": "Only these blocks, such as 0,1,8-11 (default: all).",
+    "target_modules": "Suffix of module names to adapt instead; repeat for several.",
+    "target_regex": "Regular expression for whole module names, instead.",
+    "modules_to_save": "Module of which the adapter trains a copy; repeat for several.",
+}
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} must be at least 1, got {value}")
+def _number_or_name(word: str) -> float | str:
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
+def _block_list(word: str) -> tuple[int, ...]:
+    blocks: list[int] = []
+    try:
+        for part in word.split(","):
+            first, _, last = part.partition("-")
+            blocks += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise ConfigError(f"train: layers must be block numbers such as 0,1,8-11, got {word!r}") from None
+    return tuple(blocks)
+
+
+# Fields of AdapterConfig that are typed as one word, because they are of several types or a list of numbers.
+READ_FROM_A_WORD = {"scaling": _number_or_name, "layers": _block_list}
+
+
+def adapter_values(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of AdapterConfig that were typed; what was not is left to its default."""
+    given = {name: value for name, value in typed.items() if value not in (None, [])}
+    given |= {name: read(given[name]) for name, read in READ_FROM_A_WORD.items() if name in given}
+    if "target_regex" in given:
+        if "target_modules" in given:
+            raise ConfigError("train: --target-modules and --target-regex exclude each other")
+        given["target_modules"] = given.pop("target_regex")
+    return given
+
+
+def _typed(name: str, kind: Any) -> Any:
+    """Return the type of a field as it is typed: a tuple by repeating the option."""
+    if name in READ_FROM_A_WORD:
+        return str | None
+    repeated = any(get_origin(each) is tuple for each in (kind, *get_args(kind)))
+    return (list[str] if repeated else kind) | None
+
+
+def parameters() -> list[inspect.Parameter]:
+    """Return what the command takes, for typer, in the order of `--help`."""
+
+    def parameter(name: str, kind: Any, panel: str, text: str | None, default: Any = None) -> inspect.Parameter:
+        shown = Annotated[kind, typer.Option(help=text, rich_help_panel=panel, show_default=False)]
+        default = inspect.Parameter.empty if default is REQUIRED else default
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=shown, default=default)
+
+    own = [parameter(o.name, o.type, o.metadata["panel"], o.metadata["text"], o.default) for o in OPTIONS]
+    kinds = get_type_hints(AdapterConfig)
+    names = dict.fromkeys([*ADAPTER_OPTIONS, *kinds])
+    return own + [parameter(n, _typed(n, kinds.get(n, str)), ADAPTER, ADAPTER_OPTIONS.get(n)) for n in names]
+
+
+def takes_train_options(command: Callable[[TrainOptions], None]) -> Callable[..., None]:
+    """Let typer see every option as a parameter of the command; the command itself gets them as a whole."""
+
+    @functools.wraps(command)
+    def typed(**given: Any) -> None:
+        own = {declared.name: given.pop(declared.name) for declared in OPTIONS}
+        command(TrainOptions(**own, adapter_values=adapter_values(given)))
+
+    typed.__signature__ = inspect.Signature(parameters())
+    return typed

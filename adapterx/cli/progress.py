@@ -50,10 +50,6 @@ class ProgressLine(TrainerCallback):
         seconds = time.perf_counter() - self.start
         say(f"epoch {round(state.epoch or 0)}/{self.epochs}: loss {loss:.4f}{scores} ({seconds:.0f} s)")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the bar away."""
-        self.close()
-
     def close(self) -> None:
-        """Give the terminal back, also after an error."""
+        """Give the terminal back; `run_trainer` calls it, also after an error."""
         self.bar.stop()

@@ -69,20 +69,17 @@ def draw_learning_curve(history: list[dict[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot: it would look for a display and keep global state
 
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    for key, label, style in (("loss", "training loss", "-"), ("eval_loss", "held-out loss", "o--")):
+    left = figure.add_subplot(xlabel="epoch", ylabel="loss")
+    curves = [(left, "loss", "training loss", "-", "C0"), (left, "eval_loss", "held-out loss", "o--", "C1")]
+    if any("eval_accuracy" in entry for entry in history):
+        right = left.twinx()
+        right.set(ylabel="accuracy", ylim=(0, 1))
+        curves.append((right, "eval_accuracy", "held-out accuracy", "s-", "tab:green"))
+    lines = []
+    for axes, key, label, style, color in curves:
         points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=label)
-    axes.set(xlabel="epoch", ylabel="loss")
-    points = [(entry["epoch"], entry["eval_accuracy"]) for entry in history if entry.get("eval_accuracy") is not None]
-    handles, names = axes.get_legend_handles_labels()
-    if points:
-        right = axes.twinx()
-        right.plot(*zip(*points, strict=True), "s-", color="tab:green", label="held-out accuracy")
-        right.set(ylabel="accuracy", ylim=(0, 1))
-        more, more_names = right.get_legend_handles_labels()
-        handles, names = handles + more, names + more_names
-    if handles:
-        axes.legend(handles, names, loc="center right")
+            lines += axes.plot(*zip(*points, strict=True), style, color=color, label=label)
+    if lines:
+        left.legend(handles=lines, loc="center right")
     figure.savefig(path)

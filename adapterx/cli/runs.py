@@ -11,15 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterx.errors import CheckpointError, ConfigError
+from adapterx.checkpoint import load_adapter, load_head
+from adapterx.checkpoint.folder import move_into_place, staging, write_atomically
+from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers
+from adapterx.errors import CheckpointError, ConfigError, speaker
+from adapterx.heads import SequenceClassifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adapterx.heads import SequenceClassifier
-
 RECORD, METRICS, CURVE, CHECKPOINTS = "run.json", "metrics.json", "learning_curve.png", "checkpoints"
-OPTIONS = "options.json"  # in the checkpoint folder: what an interrupted run was started with
+STARTED_WITH = "options.json"  # in the checkpoint folder: what an interrupted run was started with
 PARTIAL = ".partial-"
 FORMAT_VERSION = 1
 
@@ -34,6 +36,19 @@ def to_json(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write a file atomically, in a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def state_of(folder: Path) -> str | None:
+    """Return `"complete"` or `"interrupted"`, or None for a folder without a run."""
+    if (folder / RECORD).exists():
+        return "complete"
+    return "interrupted" if (folder / CHECKPOINTS / STARTED_WITH).exists() else None
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     return {name: version(name) for name in ("adapterx", "torch", "transformers")}
@@ -43,23 +58,21 @@ def prepare_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
     """Make the output folder ready, or say why it cannot be used; nothing is deleted unless `overwrite` is given.
 
     Raises:
-        ConfigError: it holds something and neither flag is given, there is nothing to resume, or it is not writable.
+        ConfigError: it holds something and no flag is given, there is nothing to resume, or it is not writable.
     """
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other")
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"the output {output} must be a folder, it is a file")
-    if resume:
-        if (output / RECORD).exists():
-            raise ConfigError(f"nothing to resume: the run in {output} is complete")
-        if not (output / CHECKPOINTS / OPTIONS).exists():
-            raise ConfigError(f"nothing to resume: {output} holds no interrupted run; start it without --resume")
+        raise ConfigError(f"train: the output {output} must be a folder, it is a file")
+    state = state_of(output)
+    if resume and state == "complete":
+        raise ConfigError(f"train: nothing to resume: the run in {output} is complete")
+    if resume and state is None:
+        raise ConfigError(f"train: nothing to resume: {output} holds no interrupted run; start it without --resume")
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
-        raise ConfigError(f"the output folder {output} is not writable: {error.strerror}") from error
+        raise ConfigError(f"train: the output folder {output} is not writable: {error.strerror}") from error
     for leftover in output.glob(f"{PARTIAL}*"):  # of a process that was killed while writing
         shutil.rmtree(leftover, ignore_errors=True)
     begun = output / CHECKPOINTS
@@ -67,12 +80,12 @@ def prepare_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
         shutil.rmtree(begun)  # killed before its options were written, so there is nothing to go on with
     names = sorted(path.name for path in output.iterdir())
     if names and not resume and not overwrite:
-        if (output / CHECKPOINTS / OPTIONS).exists() and not (output / RECORD).exists():
+        if state == "interrupted":
             raise ConfigError(
-                f"{output} holds an interrupted run; continue it with --resume or discard it with --overwrite"
+                f"train: {output} holds an interrupted run; continue it with --resume or discard it with --overwrite"
             )
         raise ConfigError(
-            f"the output folder {output} is not empty ({', '.join(names[:4])}); choose another or --overwrite"
+            f"train: the output folder {output} is not empty ({', '.join(names[:4])}); choose another or --overwrite"
         )
 
 
@@ -91,17 +104,10 @@ def staged(output: Path, *, last: str) -> Iterator[Path]:
 
     A process killed in between leaves `output` without a new `last`, hence without a complete run.
     """
-    folder = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=output))
-    try:
+    with staging(output, prefix=PARTIAL) as folder:
         yield folder
         files = sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name))
-        for path in files:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(path, output / path.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        move_into_place([(path, output / path.name) for path in files])
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class Run:
 
     folder: Path
     record: dict[str, Any]
-    classifier: "SequenceClassifier"
+    classifier: SequenceClassifier
     tokenizer: "PreTrainedTokenizerBase"
 
     @property
@@ -125,22 +131,21 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, damaged, or of a later format.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"the run folder {folder} does not exist")
-    path = folder / RECORD
-    if not path.exists():
-        if (folder / CHECKPOINTS / OPTIONS).exists():
-            raise CheckpointError(f"the run in {folder} is not complete; finish it with `adapterx train ... --resume`")
-        raise CheckpointError(f"{folder} is no run folder: it has no {RECORD}")
+    path, state = folder / RECORD, state_of(folder)
+    if state != "complete":
+        unfinished = f"the run in {folder} is not complete; finish it with `adapterx train ... --resume`"
+        absent = f"{folder} is no run folder: it has no {RECORD}"
+        missing = f"the run folder {folder} does not exist"
+        raise CheckpointError(f"{speaker()}: {unfinished if state else absent if folder.is_dir() else missing}")
     try:
         record = json.loads(path.read_bytes())
         found = record["format_version"]
         needed = {"method", "base_model", "labels", "max_length"} - record.keys()
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{speaker()}: {path} is damaged: {error}") from error
     if found != FORMAT_VERSION or needed:
         raise CheckpointError(
-            f"{path} must have format {FORMAT_VERSION} and all its keys, got {found}, lacking {needed}"
+            f"{speaker()}: {path} must have format {FORMAT_VERSION} and all its keys, got {found}, lacking {needed}"
         )
     return record
 
@@ -155,10 +160,6 @@ def load_run(folder: Path, *, model: str | None = None) -> Run:
     Raises:
         CheckpointError: something is missing, damaged, or does not fit.
     """
-    from adapterx.checkpoint import build_head, load_adapter
-    from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers
-    from adapterx.heads import SequenceClassifier
-
     record = read_record(folder)
     quiet_transformers()
     own = record["method"] == "full"  # then the whole model stands in the run folder
@@ -167,9 +168,11 @@ def load_run(folder: Path, *, model: str | None = None) -> Run:
     base = load_base(source)
     if record["method"] == "adapters":
         load_adapter(base, folder)
-    head = build_head(folder)
+    head = load_head(folder)
     if head.num_labels != len(record["labels"]):
-        raise CheckpointError(f"the head in {folder} has {head.num_labels} classes, {RECORD} {len(record['labels'])}")
+        raise CheckpointError(
+            f"{speaker()}: the head in {folder} has {head.num_labels} classes, {RECORD} {len(record['labels'])}"
+        )
     classifier = SequenceClassifier(base, head.num_labels)
     classifier.head = head
     return Run(folder, record, classifier.eval(), tokenizer)

@@ -15,10 +15,10 @@ from adapterx.cli.models import encode
 from adapterx.cli.recipes import EVAL_BATCH_SIZE
 from adapterx.cli.runs import Run, load_run
 from adapterx.cli.tables import read_text
-from adapterx.errors import ConfigError, DataError
+from adapterx.errors import ConfigError, DataError, speaker
 from adapterx.training import classification_scores
 
-FORMATS = ("text", "jsonl", "csv")
+FORMATS = ("text", "jsonl", "csv")  # lines for a person, JSON Lines with every probability, CSV
 
 
 @torch.inference_mode()
@@ -73,6 +73,12 @@ def evaluate(
     return metrics
 
 
+def class_line(scores: dict[str, Any]) -> str:
+    """Return the scores of one class as `evaluate` prints them."""
+    shown = [f"{n} {'-' if scores[n] is None else format(scores[n], '.3f')}" for n in ("precision", "recall")]
+    return f"{', '.join(shown)}, {scores['examples']} examples"
+
+
 def texts_to_label(texts: list[str], file: str | None, stdin: io.BufferedIOBase, text_column: str | None) -> list[str]:
     """Gather the texts from arguments, a file, or standard input (`-`, one text a line).
 
@@ -81,22 +87,22 @@ def texts_to_label(texts: list[str], file: str | None, stdin: io.BufferedIOBase,
         DataError: the source cannot be used.
     """
     if bool(texts) == bool(file):
-        raise ConfigError("give texts, or --file, or - for standard input (exactly one of them)")
+        raise ConfigError(f"{speaker()}: give texts, or --file, or - for standard input (exactly one of them)")
     if file is not None and Path(file).suffix.lower() != ".txt":
         return load_examples(file, text_column=text_column, with_labels=False, default_split="test").texts
     if file is not None:
         if not Path(file).exists():
-            raise DataError(f"{file} does not exist")
+            raise DataError(f"{speaker()}: {file} does not exist")
         return [line for line in read_text(Path(file)).splitlines() if line.strip()]
     if texts != ["-"]:
         return texts
     try:
-        lines = stdin.read().decode("utf-8").splitlines()
+        lines = [line for line in stdin.read().decode("utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise DataError(f"standard input is not UTF-8 at byte {error.start}") from None
-    if not any(line.strip() for line in lines):
-        raise DataError("standard input is empty")
-    return [line for line in lines if line.strip()]
+        raise DataError(f"{speaker()}: standard input is not UTF-8 at byte {error.start}") from None
+    if not lines:
+        raise DataError(f"{speaker()}: standard input is empty")
+    return lines
 
 
 def predict(run: Run, texts: list[str]) -> list[dict[str, Any]]:
@@ -115,20 +121,14 @@ def predict(run: Run, texts: list[str]) -> list[dict[str, Any]]:
 
 
 def render(predictions: list[dict[str, Any]], form: str) -> str:
-    """Write predictions as lines for a person (`text`), as JSON Lines or as CSV.
-
-    Raises:
-        ConfigError: the form is unknown.
-    """
-    if form not in FORMATS:
-        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
+    """Write predictions as one of FORMATS."""
     if form == "jsonl":
         return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in predictions)
     if form == "text":
         width = max(len(each["label"]) for each in predictions)
         return "".join(f"{p['label']:<{width}}  {p['probability']:.3f}  {p['text']}\n" for p in predictions)
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("text", "label", "probability"))
-    writer.writerows((p["text"], p["label"], p["probability"]) for p in predictions)
+    writer = csv.DictWriter(buffer, ("text", "label", "probability"), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(predictions)
     return buffer.getvalue()

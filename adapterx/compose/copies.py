@@ -61,14 +61,16 @@ class _MeanAnswer:
 
     def __call__(self, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         outputs = [output if answer is None else answer(args, kwargs, output) for answer in self.answers]
-        return join_outputs(outputs, self._mean, f"set_active: the trained copies of {self.where}")
+        return join_outputs(outputs, self._mean, "set_active", self.where)
 
     def _mean(self, tensors: list[Tensor]) -> Tensor:
         return sum(factor * tensor for factor, tensor in zip(self.factors, tensors, strict=True)).to(tensors[0].dtype)
 
 
-def join_outputs(outputs: list[Any], join: Callable[[list[Tensor]], Tensor], who: str) -> Any:
+def join_outputs(outputs: list[Any], join: Callable[[list[Tensor]], Tensor], owner: str, where: str) -> Any:
     """Join the tensors, and whatever holds them, of several outputs of the same structure.
+
+    `owner` and `where`, the public function and the name of the module, are for the message.
 
     Raises:
         TypeError: the structures differ, or hold different things that are not tensors.
@@ -78,18 +80,18 @@ def join_outputs(outputs: list[Any], join: Callable[[list[Tensor]], Tensor], who
         return join(outputs)
     if all(type(output) is type(first) for output in outputs):
         if isinstance(first, (tuple, list)) and len({len(output) for output in outputs}) == 1:
-            items = [join_outputs([output[i] for output in outputs], join, who) for i in range(len(first))]
+            items = [join_outputs([output[i] for output in outputs], join, owner, where) for i in range(len(first))]
             return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
         if isinstance(first, Mapping) and all(output.keys() == first.keys() for output in outputs):
             joined = copy.copy(first)
             for key in first:
-                joined[key] = join_outputs([output[key] for output in outputs], join, who)
+                joined[key] = join_outputs([output[key] for output in outputs], join, owner, where)
             return joined
         plain = isinstance(first, (bool, int, float, str))
         if all(output is first or (plain and output == first) for output in outputs):
             return first
     raise TypeError(
-        f"{who} and the module itself must return tensors in the same containers, "
+        f"{owner}: the trained copies of {where} and the module itself must return tensors in the same containers, "
         f"got {', '.join(sorted({type(output).__name__ for output in outputs}))}"
     )
 
@@ -139,7 +141,7 @@ class CopyGroup:
             inputs = (args, kwargs) if single is None else _replaced(args, kwargs, single, self._cut(single, rows))
             outputs.append(self._run(module, *inputs))
             places.append(_Rows(rows, is_cut=single is not None))
-        return join_outputs(outputs, partial(self._merge, places), f"mixed: the trained copies of {self.where}")
+        return join_outputs(outputs, partial(self._merge, places), "mixed", self.where)
 
     def _run(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         answer = module(*args, **kwargs)

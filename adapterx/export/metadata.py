@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ import torch
 from torch import nn
 
 from adapterx.adapters import active_composition, adapters
+from adapterx.checkpoint import folder as files
+from adapterx.checkpoint.document import PACKAGE_VERSION, public_name
 from adapterx.compose import adapter_names_in, composition_to_dict
-from adapterx.errors import ExportError
+from adapterx.errors import ExportError, speaker, speaking_as
 from adapterx.export.positional import Prepared
-from adapterx.storage import PACKAGE_VERSION, public_name
 
 FORMAT_VERSION = 1
 DOCUMENT = "adapterx_export.json"  # beside ONNX files, and inside TorchScript files
@@ -44,6 +44,7 @@ def describe(model: nn.Module, prepared: Prepared, **facts: Any) -> dict[str, An
     }
 
 
+@speaking_as("read_metadata")
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """Return what an exported file says about itself; nothing in the file is executed.
 
@@ -60,49 +61,33 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
             path = path / DOCUMENT
         text = path.read_text(encoding="utf-8") if path.suffix == ".json" else _embedded(path)
     except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise ExportError(f"read_metadata: cannot read {path}: {error}") from error
+        raise ExportError(f"{speaker()}: cannot read {path}: {error}") from error
     try:
         document = json.loads(text) if text is not None else None
     except ValueError as error:
-        raise ExportError(f"read_metadata: the metadata in {path} is damaged: {error}") from error
+        raise ExportError(f"{speaker()}: the metadata in {path} is damaged: {error}") from error
     if not isinstance(document, dict) or "format_version" not in document:
-        raise ExportError(f"read_metadata: {path} has no metadata of adapterx")
+        raise ExportError(f"{speaker()}: {path} has no metadata of adapterx")
     if document["format_version"] != FORMAT_VERSION:
         raise ExportError(
-            f"read_metadata: format_version of {path} must be {FORMAT_VERSION}, got {document['format_version']!r}; "
+            f"{speaker()}: format_version of {path} must be {FORMAT_VERSION}, got {document['format_version']!r}; "
             "a newer adapterx may have written it"
         )
     return document
 
 
-def is_torchscript(path: Path) -> bool:
-    """Tell a TorchScript file (a zip archive) from an ONNX file.
-
-    Raises:
-        ExportError: there is no such file.
-    """
-    if not path.is_file():
-        raise ExportError(f"validate: artifact must be a file, {path} is not one")
-    return zipfile.is_zipfile(path)
-
-
 @contextmanager
-def staging(folder: Path, *, function: str) -> Iterator[Path]:
-    """Give a temporary folder inside `folder`, which is made if needed; it disappears with all that is left in it.
+def staging(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into, as `adapterx.checkpoint.folder.staging` does.
 
     Raises:
         ExportError: the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(prefix=".adapterx_export.", dir=folder)
+        with files.staging(folder, prefix=".adapterx_export.") as temporary:
+            yield temporary
     except OSError as error:
-        raise ExportError(f"{function}: cannot write to {folder}: {error.strerror or error}") from error
-    with temporary as name:
-        try:
-            yield Path(name)
-        except OSError as error:
-            raise ExportError(f"{function}: cannot write to {folder}: {error.strerror or error}") from error
+        raise ExportError(f"{speaker()}: cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _embedded(path: Path) -> str | None:
@@ -112,15 +97,15 @@ def _embedded(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"/extra/{DOCUMENT}")]
             return archive.read(names[0]).decode() if names else None
-    onnx = require("onnx", function="read_metadata")
+    onnx = require("onnx")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
-        raise ExportError(f"read_metadata: {path} is neither a TorchScript nor an ONNX file: {error}") from error
+        raise ExportError(f"{speaker()}: {path} is neither a TorchScript nor an ONNX file: {error}") from error
     return {entry.key: entry.value for entry in model.metadata_props}.get(PROPERTY)
 
 
-def require(name: str, *, function: str) -> Any:
+def require(name: str) -> Any:
     """Import one of the packages of the `onnx` extra.
 
     Raises:
@@ -132,7 +117,7 @@ def require(name: str, *, function: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ExportError(
-            f"{function}: needs {name.partition('.')[0]}: pip install 'adapterx[onnx]' ({error})"
+            f"{speaker()}: needs {name.partition('.')[0]}: pip install 'adapterx[onnx]' ({error})"
         ) from error
 
 

@@ -1,6 +1,5 @@
 """Export to ONNX: one node per adapter with a body of standard operators, or standard operators only."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterx.errors import ExportError
-from adapterx.export.metadata import DOCUMENT, FORMAT_VERSION, PROPERTY, describe, read_metadata, require, staging
+from adapterx.errors import ExportError, speaking_as, unspoken
+from adapterx.export.metadata import describe, require, staging
+from adapterx.export.onnx_folder import FILES, publish, save, set_property
 from adapterx.export.onnx_node import DOMAIN, INPUTS, adapter_nodes, attach_functions, translation
 from adapterx.export.positional import Prepared, prepared, quiet_tracing
 from adapterx.export.validation import check_onnx
 
-FILES = {"function": "model.onnx", "portable": "model.portable.onnx"}
 OPSETS = range(20, 24)  # 20 is the first with Gelu; 23 is the last that torch 2.13 writes
-EXTERNAL_DATA_FROM = 1_800_000_000  # bytes of weights; a protobuf file ends at 2 GiB
 _PREFIX = "model."  # of every parameter's name, from the attribute of `Positional`
 
 
+@speaking_as("to_onnx")
 def to_onnx(
     model: nn.Module,
     out_dir: str | os.PathLike,
@@ -41,7 +40,8 @@ def to_onnx(
         model: as in `to_torchscript`, on the CPU; float32 or float16 (bfloat16 only without validation, because ONNX
             Runtime has no kernels for it on the CPU).
         out_dir: made if needed. Of what is there, only `model.onnx` (or `model.portable.onnx`), its `.data` and
-            `adapterx_export.json` are replaced.
+            `adapterx_export.json` are replaced; a model above 1.8 GB of weights gets a file `model.onnx.<hash>.data`,
+            which must stay beside it.
         mode: `"function"` writes `model.onnx`: one node `adapterx::BottleneckAdapter` per adapter with a body in the
             same file, which ONNX Runtime uses unless a kernel is registered. `"portable"` writes
             `model.portable.onnx`: standard operators only, for runtimes that know no model-local functions.
@@ -61,22 +61,21 @@ def to_onnx(
     if opset not in OPSETS:
         raise ExportError(f"to_onnx: opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}")
     for package in ("onnx", "onnxscript", *(["onnxruntime"] if validate else [])):
-        require(package, function="to_onnx")
+        require(package)
     out_dir, name = Path(out_dir), FILES[mode]
-    with prepared(model, function="to_onnx", example=example) as ready:
+    with prepared(model, example=example) as ready:
         _check_place(ready, validate)
-        with staging(out_dir, function="to_onnx") as folder:  # first: an unusable folder is known before the work
+        with staging(out_dir) as folder:  # first: an unusable folder is known before the work
             graph = _convert(ready, opset)
             nodes, variants = len(adapter_nodes(graph)), attach_functions(graph)
             _tidy(graph, inline=mode == "portable")
             facts = {"kind": "onnx", "mode": mode, "opset": opset, "adapter_nodes": nodes, "variants": variants}
             document = describe(model, ready, **facts)
-            _save(graph, folder / name, document)
+            save(graph, folder / name, document)
             if validate:
-                document["validation"] = check_onnx(folder / name, ready, function="to_onnx")
-                _set_property(folder / name, document)
-            _write_index(folder / DOCUMENT, out_dir, name, document)
-            _move(folder, out_dir, name)
+                document["validation"] = check_onnx(folder / name, ready)
+                set_property(folder / name, document)
+            publish(folder, out_dir, name, document)
     return document
 
 
@@ -96,7 +95,7 @@ def _convert(ready: Prepared, opset: int) -> Any:
     sequence = torch.export.Dim("sequence", min=1, max=ready.max_sequence)
     names = ready.module.inputs
     try:
-        with quiet_tracing(), _quiet_logger():
+        with quiet_tracing(), _quiet_logger(), unspoken():
             program = torch.onnx.export(
                 ready.module,
                 ready.example,
@@ -128,7 +127,7 @@ def _quiet_logger() -> Iterator[None]:
 
 def _tidy(model: Any, *, inline: bool) -> None:
     """Fold learned scalings, name weights as the model does, inline if asked, drop what tells of this machine."""
-    passes = require("onnx_ir.passes.common", function="to_onnx")
+    passes = require("onnx_ir.passes.common")
     for node in adapter_nodes(model):
         _fold_weights(model, node)
     for old in list(model.graph.initializers):
@@ -148,7 +147,7 @@ def _tidy(model: Any, *, inline: bool) -> None:
 
 def _fold_weights(model: Any, node: Any) -> None:
     """Turn a computed weight (a learned scaling) into an initializer named like the parameter it stands for."""
-    ir = require("onnx_ir", function="to_onnx")
+    ir = require("onnx_ir")
     down = node.inputs[INPUTS.index("down_weight")].name
     stem = down.removesuffix("down_proj.weight")
     for key, name in (("up_weight", "up_proj.weight"), ("up_bias", "up_proj.bias")):
@@ -185,46 +184,3 @@ def _rename(model: Any, value: Any, name: str) -> None:
     del model.graph.initializers[value.name]
     value.name = name
     model.graph.initializers[name] = value
-
-
-def _save(model: Any, path: Path, document: Mapping[str, Any]) -> None:
-    ir = require("onnx_ir", function="to_onnx")
-    model.metadata_props[PROPERTY] = json.dumps(document)
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    external = f"{path.name}.data" if weights > EXTERNAL_DATA_FROM else None
-    ir.save(model, path, external_data=external)
-
-
-def _set_property(path: Path, document: Mapping[str, Any]) -> None:
-    """Replace the metadata in the file and leave its graph and weights untouched."""
-    onnx = require("onnx", function="to_onnx")
-    model = onnx.load(path, load_external_data=False)
-    onnx.helper.set_model_props(model, {PROPERTY: json.dumps(document)})
-    onnx.save(model, path)
-
-
-def _write_index(path: Path, out_dir: Path, name: str, document: Mapping[str, Any]) -> None:
-    """Write `adapterx_export.json` with the new file and those of our files that are there already."""
-    try:
-        old = read_metadata(out_dir).get("files", {})
-    except ExportError:  # none yet, or not ours: the files themselves hold their metadata
-        old = {}
-    kept = {key: value for key, value in old.items() if key in FILES.values() and (out_dir / key).is_file()}
-    index = {"format_version": FORMAT_VERSION, "files": {**kept, name: document}}
-    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _move(folder: Path, out_dir: Path, name: str) -> None:
-    data = f"{name}.data"
-    if (folder / data).is_file():
-        os.replace(folder / data, out_dir / data)
-    os.replace(folder / name, out_dir / name)
-    if data not in _external_files(out_dir / name):
-        (out_dir / data).unlink(missing_ok=True)  # of an earlier, larger model
-    os.replace(folder / DOCUMENT, out_dir / DOCUMENT)
-
-
-def _external_files(path: Path) -> set[str]:
-    onnx = require("onnx", function="to_onnx")
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}

@@ -50,8 +50,8 @@ def translation() -> Callable[..., Any]:
 
     The exporter builds at its own opset and inlines functions; a node of a custom domain passes through.
     """
-    onnx = require("onnx", function="to_onnx")
-    values = require("onnxscript.values", function="to_onnx")
+    onnx = require("onnx")
+    values = require("onnxscript.values")
     schema = onnx.defs.OpSchema
     parameter, optional = schema.FormalParameter, schema.FormalParameterOption.Optional
     operator = values.Op(
@@ -94,7 +94,7 @@ def adapter_nodes(model: Any) -> list[Any]:
 
 def attach_functions(model: Any) -> list[str]:
     """Give every adapter node of an `onnx_ir.Model` its body; return the names of the variants."""
-    ir = require("onnx_ir", function="to_onnx")
+    ir = require("onnx_ir")
     nodes = adapter_nodes(model)
     variants = [_variant(node) for node in nodes]
     distinct = sorted(set(variants))
@@ -123,7 +123,7 @@ def function_body(variant: Variant, opset: int) -> Any:
 
     The scaling multiplies weight and bias, not the result: runtimes compute that once, when they load the model.
     """
-    onnx = require("onnx", function="to_onnx")
+    onnx = require("onnx")
     make = onnx.helper.make_node
     operator, attributes = _ACTIVATIONS[variant.activation]
     nodes = [

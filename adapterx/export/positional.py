@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from adapterx.active import check_not_mixed
-from adapterx.errors import ExportError, speaking_as
+from adapterx.errors import ExportError, speaker, unspoken
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = (("logits",), ("start_logits", "end_logits"), ("last_hidden_state",))
@@ -87,7 +87,6 @@ class Prepared:
 def prepared(
     model: nn.Module,
     *,
-    function: str,
     example: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
     inputs: Sequence[str] | None = None,
 ) -> Iterator[Prepared]:
@@ -95,7 +94,6 @@ def prepared(
 
     Args:
         model: see `to_torchscript`.
-        function: who asks, for the error messages.
         example: see `to_torchscript`.
         inputs: names of the inputs; None finds them in the example or in the signature of the model's forward.
 
@@ -104,38 +102,33 @@ def prepared(
         RuntimeError: the model is inside a `mixed` block.
     """
     if not isinstance(model, nn.Module):
-        raise ExportError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}")
-    with speaking_as(function):
-        check_not_mixed(model)
+        raise ExportError(f"{speaker()}: model must be a torch.nn.Module, got {type(model).__name__}")
+    check_not_mixed(model)
     parameters = _parameters(model)
-    config = _config(model, function)
+    config = _config(model)
     if isinstance(example, Mapping):
         names = tuple(example)
     else:
-        names = tuple(inputs or _input_names(model, config, parameters, function))
+        names = tuple(inputs or _input_names(model, config, parameters))
         if example is not None:
             tensors = (example,) if isinstance(example, Tensor) else tuple(example)
             names = names[: len(tensors)] if len(tensors) < len(names) else names
-            example = (
-                dict(zip(names, tensors, strict=False)) if len(tensors) <= len(names) else _too_many(names, function)
-            )
-    _check_names(names, parameters, function)
-    device, dtypes = _device_and_dtypes(model, function)
+            example = dict(zip(names, tensors, strict=False)) if len(tensors) <= len(names) else _too_many(names)
+    _check_names(names, parameters)
+    device, dtypes = _device_and_dtypes(model)
     fixed = {"use_cache": False} if "use_cache" in parameters else {}
     with _eval_without_cache(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
         facts = {
             "max_sequence": _max_sequence(model, config),
-            "vocab_size": _vocab_size(model, config, function),
+            "vocab_size": _vocab_size(model, config),
             "pad_token_id": getattr(config, "pad_token_id", None),
             "token_types": max(1, getattr(config, "type_vocab_size", None) or 1),
             "device": device,
             "dtypes": dtypes,
         }
         draft = Prepared(Positional(model, names, fixed, ()), (), **facts)
-        tensors = (
-            draft.inputs_at(*draft.clip([EXAMPLE_SHAPE])[0]) if example is None else _checked(example, device, function)
-        )
-        outputs = _output_names(draft.module, tensors, function)
+        tensors = draft.inputs_at(*draft.clip([EXAMPLE_SHAPE])[0]) if example is None else _checked(example, device)
+        outputs = _output_names(draft.module, tensors)
         yield Prepared(Positional(model, names, fixed, outputs).eval(), tensors, **facts)
 
 
@@ -174,53 +167,51 @@ def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(model.forward).parameters
 
 
-def _config(model: nn.Module, function: str) -> Any:
+def _config(model: nn.Module) -> Any:
     for owner in (model, getattr(model, "base_model", None)):
         config = getattr(owner, "config", None)
         if config is not None:
             return config
     raise ExportError(
-        f"{function}: model must have a config (a Hugging Face model, or a SequenceClassifier around one), "
+        f"{speaker()}: model must have a config (a Hugging Face model, or a SequenceClassifier around one), "
         f"{type(model).__name__} has none"
     )
 
 
-def _input_names(
-    model: nn.Module, config: Any, parameters: Mapping[str, inspect.Parameter], function: str
-) -> tuple[str, ...]:
+def _input_names(model: nn.Module, config: Any, parameters: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
     known = list(parameters)
     if "decoder_input_ids" in known:
         raise ExportError(
-            f"{function}: encoder-decoder models such as {type(model).__name__} cannot be exported yet; "
+            f"{speaker()}: encoder-decoder models such as {type(model).__name__} cannot be exported yet; "
             "export the encoder alone (model.get_encoder())"
         )
     if "input_ids" not in known:
         raise ExportError(
-            f"{function}: the model's forward must take input_ids, {type(model).__name__} takes {', '.join(known)}"
+            f"{speaker()}: the model's forward must take input_ids, {type(model).__name__} takes {', '.join(known)}"
         )
     if not (getattr(config, "type_vocab_size", None) or 0) > 1:
         known = [name for name in known if name != "token_type_ids"]  # GPT-2 would look them up among the words
     return tuple(name for name in INPUTS if name in known)
 
 
-def _too_many(names: Sequence[str], function: str) -> None:
-    raise ExportError(f"{function}: example must hold at most {len(names)} tensors ({', '.join(names)})")
+def _too_many(names: Sequence[str]) -> NoReturn:
+    raise ExportError(f"{speaker()}: example must hold at most {len(names)} tensors ({', '.join(names)})")
 
 
-def _check_names(names: Sequence[str], parameters: Mapping[str, inspect.Parameter], function: str) -> None:
+def _check_names(names: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> None:
     unknown = [name for name in names if name not in INPUTS or name not in parameters]
     if unknown or "input_ids" not in names:
         raise ExportError(
-            f"{function}: example must name input_ids and besides only inputs of the model among {', '.join(INPUTS)}, "
+            f"{speaker()}: example must name input_ids and besides only inputs of the model among {', '.join(INPUTS)}, "
             f"got {', '.join(map(str, names))}"
         )
 
 
-def _device_and_dtypes(model: nn.Module, function: str) -> tuple[torch.device, tuple[str, ...]]:
+def _device_and_dtypes(model: nn.Module) -> tuple[torch.device, tuple[str, ...]]:
     tensors = [*model.parameters(), *model.buffers()]
     devices = sorted({str(tensor.device) for tensor in tensors})
     if len(devices) != 1 or devices == ["meta"]:
-        raise ExportError(f"{function}: model must be on one real device, got {', '.join(devices) or 'no parameters'}")
+        raise ExportError(f"{speaker()}: model must be on one real device, got {', '.join(devices) or 'no parameters'}")
     counts: dict[str, int] = {}
     for tensor in model.parameters():
         if tensor.is_floating_point():
@@ -239,36 +230,37 @@ def _max_sequence(model: nn.Module, config: Any) -> int | None:
     return min(limits, default=None)
 
 
-def _vocab_size(model: nn.Module, config: Any, function: str) -> int:
+def _vocab_size(model: nn.Module, config: Any) -> int:
     size = getattr(config, "vocab_size", None)
     if not isinstance(size, int) or size < 1:
-        raise ExportError(f"{function}: the model's config must have a vocab_size, got {size!r}")
+        raise ExportError(f"{speaker()}: the model's config must have a vocab_size, got {size!r}")
     return size
 
 
-def _checked(example: Mapping[str, Tensor], device: torch.device, function: str) -> tuple[Tensor, ...]:
+def _checked(example: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, ...]:
     shapes = {name: tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for name, t in example.items()}
     shape = shapes["input_ids"]
     same = all(other == shape for other in shapes.values())
     if not same or not isinstance(shape, tuple) or len(shape) != 2 or min(shape) < 2:
         raise ExportError(
-            f"{function}: example must hold tensors of one shape (batch, sequence), both at least 2 (a tracer takes "
+            f"{speaker()}: example must hold tensors of one shape (batch, sequence), both at least 2 (a tracer takes "
             f"sizes of 1 for constants), got {shapes}"
         )
     return tuple(tensor.to(device) for tensor in example.values())
 
 
-def _output_names(module: Positional, example: tuple[Tensor, ...], function: str) -> tuple[str, ...]:
+def _output_names(module: Positional, example: tuple[Tensor, ...]) -> tuple[str, ...]:
     try:
-        result = module.model(**dict(zip(module.inputs, example, strict=True)), **module.fixed)
+        with unspoken():
+            result = module.model(**dict(zip(module.inputs, example, strict=True)), **module.fixed)
     except Exception as error:
-        raise ExportError(f"{function}: the model cannot run the example: {type(error).__name__}: {error}") from error
+        raise ExportError(f"{speaker()}: the model cannot run the example: {type(error).__name__}: {error}") from error
     if isinstance(result, Mapping):
         for names in OUTPUTS:
             if all(isinstance(result.get(name), Tensor) for name in names):
                 return names
-        raise ExportError(f"{function}: the model must return logits or last_hidden_state, got {', '.join(result)}")
+        raise ExportError(f"{speaker()}: the model must return logits or last_hidden_state, got {', '.join(result)}")
     first = result[0] if isinstance(result, (tuple, list)) and result else result
     if not isinstance(first, Tensor):
-        raise ExportError(f"{function}: the model must return tensors, got {type(first).__name__}")
+        raise ExportError(f"{speaker()}: the model must return tensors, got {type(first).__name__}")
     return ("output",)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterx.errors import ExportError
+from adapterx.checkpoint.folder import move_into_place
+from adapterx.errors import ExportError, speaking_as, unspoken
 from adapterx.export.metadata import DOCUMENT, describe, staging
 from adapterx.export.positional import Prepared, prepared, quiet_tracing
 from adapterx.export.validation import check_torchscript
@@ -18,6 +19,7 @@ from adapterx.export.validation import check_torchscript
 OPERATOR = "adapterx::bottleneck_adapter"
 
 
+@speaking_as("to_torchscript")
 def to_torchscript(
     model: nn.Module,
     path: str | os.PathLike,
@@ -53,8 +55,8 @@ def to_torchscript(
     if path.is_dir():
         raise ExportError(f"to_torchscript: path must be a file, {path} is a folder")
     with (
-        prepared(model, function="to_torchscript", example=example) as ready,
-        staging(path.parent, function="to_torchscript") as folder,
+        prepared(model, example=example) as ready,
+        staging(path.parent) as folder,
     ):
         traced = _trace(ready, freeze=freeze)
         nodes = sum(node.kind() == OPERATOR for node in traced.inlined_graph.nodes())
@@ -63,16 +65,16 @@ def to_torchscript(
         _save(traced, raw)
         _without_sources(raw, final)
         if validate:
-            document["validation"] = check_torchscript(final, ready, function="to_torchscript")
+            document["validation"] = check_torchscript(final, ready)
         with zipfile.ZipFile(final, "a") as archive:
             archive.writestr(f"{_root(archive)}/extra/{DOCUMENT}", json.dumps(document, indent=2))
-        os.replace(final, path)
+        move_into_place([(final, path)])
     return document
 
 
 def _trace(ready: Prepared, *, freeze: bool) -> torch.jit.ScriptModule:
     try:
-        with quiet_tracing():
+        with quiet_tracing(), unspoken():
             traced = torch.jit.trace(ready.module, ready.example, check_trace=False)
             return torch.jit.freeze(traced) if freeze else traced
     except Exception as error:

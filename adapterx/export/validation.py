@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from adapterx import ops
-from adapterx.errors import ExportError
-from adapterx.export.metadata import is_torchscript, read_metadata, require
+from adapterx.errors import ExportError, speaker, speaking_as, unspoken
+from adapterx.export.kinds import ONNX, PT2, TORCH_SAVE, TORCHSCRIPT, ZIP, kind_of
+from adapterx.export.metadata import read_metadata, require
 from adapterx.export.positional import Prepared, prepared
 
 SHAPES = ((1, 1), (1, 7), (2, 8), (3, 19), (5, 64))
 # Largest difference allowed, times the largest magnitude in the model's own output where that exceeds 1. In half
 # precision two correct programs that add in another order differ by some units in the last place after each layer.
 TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+_OTHER_KINDS = {
+    PT2: "a torch.export archive (.pt2), which validate cannot run yet; torch.export.load opens it",
+    TORCH_SAVE: "a file of torch.save, which holds tensors or pickled objects and no program",
+    ZIP: "a zip archive of another kind",
+}
 
 # What a program without adapterx and transformers does. Names of files come as arguments.
 _FRESH_PROCESS = """
@@ -42,9 +49,10 @@ torch.save(results, outputs)
 """
 
 
+@speaking_as("validate")
 def validate(
-    artifact: str | os.PathLike,
     model: nn.Module,
+    file: str | os.PathLike,
     *,
     shapes: Sequence[tuple[int, int]] = SHAPES,
     atol: float | None = None,
@@ -52,8 +60,8 @@ def validate(
     """Compare an exported file with the model, TorchScript in a new process, ONNX in ONNX Runtime on the CPU.
 
     Args:
-        artifact: a file of `to_torchscript` or `to_onnx`.
-        model: what it was exported from, with the same active adapters; left as it was.
+        model: what the file was exported from, with the same active adapters; left as it was.
+        file: a file of `to_torchscript` or `to_onnx`, under any name.
         shapes: pairs (batch, sequence); sequences are cut to what the model takes. Rows after the first are padded.
         atol: largest absolute difference allowed; where the model's output exceeds 1 in magnitude, it counts relative
             to the largest one. None: 1e-4, for float16 2e-2, for bfloat16 1e-1.
@@ -62,21 +70,45 @@ def validate(
         `{"runtime", "atol", "max_abs_diff", "shapes": [{"batch", "sequence", "max_abs_diff"}, ...]}`.
 
     Raises:
-        ExportError: the file cannot be run, or differs by more.
+        ExportError: the file is of another kind, cannot be run, or differs by more.
     """
-    path = Path(artifact)
-    torchscript = is_torchscript(path)
-    check = check_torchscript if torchscript else check_onnx
+    _check_order(model, file)
+    path = Path(file)
+    check = check_torchscript if _kind_to_run(path) == TORCHSCRIPT else check_onnx
     inputs = read_metadata(path)["inputs"]
-    with prepared(model, function="validate", inputs=inputs) as ready:
-        return check(path, ready, function="validate", shapes=shapes, atol=atol)
+    with prepared(model, inputs=inputs) as ready:
+        return check(path, ready, shapes=shapes, atol=atol)
+
+
+def _check_order(model: object, file: object) -> None:
+    if isinstance(file, nn.Module) and not isinstance(model, nn.Module):
+        given = f"({type(model).__name__}, {type(file).__name__})"
+        raise ExportError(f"validate: model must come first and file second, got {given}")
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"validate: model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(file, (str, os.PathLike)):
+        raise ExportError(f"validate: file must be a path, got {type(file).__name__}")
+
+
+def _kind_to_run(path: Path) -> str:
+    """Return `TORCHSCRIPT` or `ONNX`, or say what else the file is."""
+    if not path.is_file():
+        raise ExportError(f"{speaker()}: file must be a file that exists, got {path}")
+    try:
+        kind = kind_of(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ExportError(f"{speaker()}: cannot read {path}: {error}") from error
+    if kind in (TORCHSCRIPT, ONNX):
+        return kind
+    if kind is None:
+        raise ExportError(f"{speaker()}: {path} is neither a TorchScript nor an ONNX file")
+    raise ExportError(f"{speaker()}: file must be a TorchScript or an ONNX file, {path} is {_OTHER_KINDS[kind]}")
 
 
 def check_torchscript(
     path: Path,
     ready: Prepared,
     *,
-    function: str,
     shapes: Sequence[tuple[int, int]] = SHAPES,
     atol: float | None = None,
 ) -> dict[str, Any]:
@@ -89,24 +121,23 @@ def check_torchscript(
         command = [sys.executable, "-c", _FRESH_PROCESS, ops.LIBRARY.resolve(), path.resolve(), inputs, outputs]
         done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            raise ExportError(f"{function}: {path.name} does not run in a new process:\n{done.stderr.strip()[-2000:]}")
+            raise ExportError(f"{speaker()}: {path.name} does not run in a new process:\n{done.stderr.strip()[-2000:]}")
         results = torch.load(outputs, weights_only=True)
     runtime = f"torch {torch.__version__}, TorchScript in a new process, {ready.device.type}"
-    return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol, function=function)
+    return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol)
 
 
 def check_onnx(
     path: Path,
     ready: Prepared,
     *,
-    function: str,
     shapes: Sequence[tuple[int, int]] = SHAPES,
     atol: float | None = None,
 ) -> dict[str, Any]:
     """Check the file with the ONNX checker and run it in ONNX Runtime on the CPU."""
-    onnx = require("onnx", function=function)
-    require("onnx.checker", function=function)
-    onnxruntime = require("onnxruntime", function=function)
+    onnx = require("onnx")
+    require("onnx.checker")
+    onnxruntime = require("onnxruntime")
     shapes = ready.clip(shapes)
     batches = [ready.inputs_at(*shape) for shape in shapes]
     options = onnxruntime.SessionOptions()
@@ -120,10 +151,10 @@ def check_onnx(
         ]
     except Exception as error:
         raise ExportError(
-            f"{function}: ONNX Runtime cannot run {path.name}: {type(error).__name__}: {error}"
+            f"{speaker()}: ONNX Runtime cannot run {path.name}: {type(error).__name__}: {error}"
         ) from error
     runtime = f"onnxruntime {onnxruntime.__version__}, CPU"
-    return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol, function=function)
+    return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol)
 
 
 def _feeds(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Any]:
@@ -138,18 +169,18 @@ def _compare(
     *,
     runtime: str,
     atol: float | None,
-    function: str,
 ) -> dict[str, Any]:
     if atol is None:
         atol = max((TOLERANCES.get(dtype, 0.0) for dtype in ready.dtypes), default=TOLERANCES["float32"])
     report, failures = [], []
     for (batch, sequence), inputs, found in zip(shapes, batches, results, strict=True):
-        expected = ready.module(*inputs)
+        with unspoken():
+            expected = ready.module(*inputs)
         expected = expected if isinstance(expected, tuple) else (expected,)
         if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
             shapes_found = [tuple(t.shape) for t in found]
             raise ExportError(
-                f"{function}: at batch {batch}, sequence {sequence} the file returns shapes {shapes_found}"
+                f"{speaker()}: at batch {batch}, sequence {sequence} the file returns shapes {shapes_found}"
             )
         pairs = [_difference(a, b) for a, b in zip(found, expected, strict=True)]
         difference = max(diff for diff, _ in pairs)
@@ -158,7 +189,7 @@ def _compare(
             failures.append(f"{difference:.2e} at batch {batch}, sequence {sequence}")
     if failures:
         raise ExportError(
-            f"{function}: the file must agree with the model within {atol:g}, it differs by {'; '.join(failures)} "
+            f"{speaker()}: the file must agree with the model within {atol:g}, it differs by {'; '.join(failures)} "
             f"({runtime})"
         )
     largest = max(entry["max_abs_diff"] for entry in report)

@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterx.adapters import active_adapters, adapter_names, adapter_parameters
-from adapterx.checkpoint import restore_adapter, save_adapter
-from adapterx.errors import CheckpointError, ExtensionError, TrainingError
-from adapterx.heads import SequenceClassifier
-from adapterx.integrations.sealing import (
+from adapterx.adapters import adapter_names
+from adapterx.checkpoint.folder import (
     checkpoint_folders,
     discard,
     newest_complete,
     seal,
     verify_seal,
 )
-from adapterx.storage import read_tensors, write_tensors
+from adapterx.checkpoint.trained import restore_trained, save_trained
+from adapterx.errors import CheckpointError, ExtensionError, TrainingError, speaking_as
 from adapterx.training import check_finite_loss, check_finite_parameters, parameter_groups
 
 try:
@@ -28,79 +26,18 @@ try:
     from transformers.utils import logging
 except ImportError as error:
     raise ExtensionError(
-        f"adapterx.integrations.transformers needs transformers and accelerate ({error}): pip install 'adapterx[train]'"
+        f"adapterx.integrations.transformers: transformers and accelerate must be installed ({error}): "
+        "pip install 'adapterx[train]'"
     ) from error
 
 logger = logging.get_logger(__name__)
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what training changes: the trainable parameters, and the buffers of the modules that own them."""
-    state = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    persistent = model.state_dict().keys()
-    for prefix, module in model.named_modules():
-        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            for name, buffer in module.named_buffers(prefix=prefix, recurse=False):
-                if name in persistent:
-                    state[name] = buffer.detach()
-    return state
-
-
-def _adapted(model: nn.Module) -> nn.Module:
-    """Return the module whose names the adapter files use: the bare base model inside a classifier of ours."""
-    return model.base_model if isinstance(model, SequenceClassifier) else model
-
-
-def _other_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the trainable tensors that the adapter files do not hold, such as those of a head."""
-    base = _adapted(model)
-    stored = {p.data_ptr() for name in active_adapters(base) for _, p in adapter_parameters(base, name)}
-    return {name: tensor for name, tensor in trainable_state(model).items() if tensor.data_ptr() not in stored}
-
-
-def _adapter_folders(model: nn.Module, folder: Path) -> dict[str, Path]:
-    names = active_adapters(_adapted(model))
-    return {name: folder if len(names) == 1 else folder / name for name in names}
-
-
-def save_trained(model: nn.Module, folder: Path) -> None:
-    """Write the active adapters (as `save_adapter` does) and, as `trainable_*`, whatever else is trained.
-
-    Raises:
-        CheckpointError: the folder cannot be written.
-    """
-    for name, place in _adapter_folders(model, folder).items():
-        save_adapter(_adapted(model), place, name)
-    write_tensors(folder, "trainable", _other_state(model), {}, function="save_trained")
-
-
-def restore_trained(model: nn.Module, folder: Path) -> None:
-    """Copy what `save_trained` wrote into the model.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or does not fit what the model trains.
-    """
-    _, saved = read_tensors(folder, "trainable", function="restore_trained")
-    own = _other_state(model)
-    wrong = sorted(
-        name
-        for name in saved.keys() | own.keys()
-        if name not in saved or name not in own or saved[name].shape != own[name].shape
-    )
-    if wrong:
-        raise CheckpointError(f"restore_trained: {folder} does not fit what the model trains: {wrong[:6]}")
-    for name, place in _adapter_folders(model, folder).items():
-        restore_adapter(_adapted(model), place, name)
-    with torch.no_grad():
-        for name, tensor in saved.items():
-            own[name].copy_(tensor)
 
 
 class AdapterTrainer(Trainer):
     """A `transformers.Trainer` for adapters, for a head on a frozen base, and for full training.
 
     - A checkpoint holds the trainable tensors, the optimizer, the schedule, the generators and the trainer's state; the
-      frozen base is never written. It counts only when it is sealed (`adapterx.integrations.sealing`), so a process
+      frozen base is never written. It counts only when it is sealed (`adapterx.checkpoint.folder`), so a process
       killed while saving loses at most the checkpoint being written.
     - `resume_from_checkpoint=True` takes the newest sealed checkpoint; `load_best_model_at_end` works as usual.
     - Training stops with an error at the first loss that is not finite, and a state that is not finite is never saved.
@@ -162,7 +99,10 @@ class AdapterTrainer(Trainer):
             for reason in skipped:
                 logger.warning("skipped: %s", reason)
             if newest is None:
-                raise CheckpointError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
+                raise CheckpointError(
+                    "AdapterTrainer: output_dir must hold a checkpoint to resume from, "
+                    f"{self.args.output_dir} holds no complete checkpoint"
+                )
             resume_from_checkpoint = str(newest)
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
@@ -203,7 +143,7 @@ class AdapterTrainer(Trainer):
         left = f"the checkpoint {intact} is intact" if intact else "no earlier checkpoint exists"
         free = shutil.disk_usage(folder.parent).free / 2**20
         return TrainingError(
-            f"the checkpoint of step {self.state.global_step} could not be written to {folder.parent} "
+            f"AdapterTrainer: the checkpoint of step {self.state.global_step} could not be written to {folder.parent} "
             f"({error}; {free:.0f} MiB free); {left}"
         )
 
@@ -229,9 +169,10 @@ class AdapterTrainer(Trainer):
         save_trained(self.accelerator.unwrap_model(self.model), folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        verify_seal(Path(resume_from_checkpoint))
         target = self.accelerator.unwrap_model(self.model if model is None else model)
-        restore_trained(target, Path(resume_from_checkpoint))
+        with speaking_as("AdapterTrainer"):
+            verify_seal(Path(resume_from_checkpoint))
+            restore_trained(target, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)

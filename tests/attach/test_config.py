@@ -1,3 +1,5 @@
+"""`AdapterConfig`: its defaults, what it refuses, and its dictionaries."""
+
 import dataclasses
 import json
 

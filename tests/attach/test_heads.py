@@ -1,3 +1,5 @@
+"""Heads: pooling without padding, losses, exported graphs, copies."""
+
 import copy
 import pickle
 

@@ -1,3 +1,5 @@
+"""`BottleneckAdapter` against its formula: forward, gradients, dropout, dtypes, initial weights."""
+
 import itertools
 
 import pytest

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_state import assert_same, fingerprint
+from tiny_adapters import randomise
 from tiny_models import build, inputs_for, plain_model, run
 
 from adapterx import (
@@ -55,13 +57,6 @@ MODELS = {name: build(name) for name in ("bert", "llama")}
 HIDDEN_STATES = torch.linspace(-2, 2, 40).view(5, 8)
 
 
-def randomise(model, seed):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in adapter_parameters(model):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-
-
 @given(configs(), st.sampled_from(sorted(MODELS)), st.integers(0, 3))
 @torch.no_grad()
 def test_zero_up_projection_leaves_the_model_unchanged_bit_for_bit(config, name, seed):
@@ -73,7 +68,7 @@ def test_zero_up_projection_leaves_the_model_unchanged_bit_for_bit(config, name,
         if "up_proj" in key:
             parameter.zero_()
     assert torch.equal(run(model, inputs).view(torch.int32), base.view(torch.int32))
-    randomise(model, seed)
+    randomise(model, seed=seed, scale=1.0)
     with disabled(model):
         assert torch.equal(run(model, inputs), base)
 
@@ -82,31 +77,24 @@ def test_zero_up_projection_leaves_the_model_unchanged_bit_for_bit(config, name,
 def test_detach_undoes_attach(one, other, reverse):
     model = plain_model()
     model.blocks[0].widen.weight.requires_grad_(False)
-    state = {name: (id(t), t.clone(), t.requires_grad) for name, t in model.state_dict(keep_vars=True).items()}
-    structure = [(name, type(module), sorted(vars(module))) for name, module in model.named_modules()]
+    before = fingerprint(model)
     base = model(HIDDEN_STATES)
     attach(model, one, "a")
     attach(model, other, "b")
-    randomise(model, 1)
+    randomise(model, seed=1, scale=1.0)
     set_active(model, ["a", "b"])
     model(HIDDEN_STATES)
     for name in ("b", "a") if reverse else ("a", "b"):
         detach(model, name)
     assert torch.equal(model(HIDDEN_STATES), base)
-    assert structure == [(name, type(module), sorted(vars(module))) for name, module in model.named_modules()]
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    after = model.state_dict(keep_vars=True)
-    assert state.keys() == after.keys()
-    for name, (identity, tensor, flag) in state.items():
-        assert (id(after[name]), after[name].requires_grad) == (identity, flag)
-        assert torch.equal(after[name], tensor)
+    assert_same(before, fingerprint(model))
 
 
 @given(PLAIN, st.integers(0, 10))
 def test_load_undoes_save(config, seed):
     model = plain_model()
     attach(model, config, "mine")
-    randomise(model, seed)
+    randomise(model, seed=seed, scale=1.0)
     twin = plain_model()
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)

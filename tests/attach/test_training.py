@@ -1,3 +1,5 @@
+"""What a training loop needs: groups of parameters, finite numbers, splits, scores, seeds."""
+
 import math
 import random
 

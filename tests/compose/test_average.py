@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from model_state import pickled
+from tiny_adapters import randomise
 from tiny_models import build, inputs_for, plain_model, run
 from torch import nn
 
@@ -29,13 +31,6 @@ from adapterx.export import read_metadata, to_onnx, to_torchscript
 CONFIG = AdapterConfig(bottleneck_dim=3, positions=("feed_forward",))
 PARALLEL = AdapterConfig(bottleneck_dim=2, positions=("feed_forward",), placement="parallel")
 HIDDEN_STATES = torch.linspace(-1, 1, 24, dtype=torch.float64).view(3, 8)
-
-
-def randomise(model):
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for _, parameter in adapter_parameters(model):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 
 @pytest.fixture
@@ -126,12 +121,11 @@ def test_trained_copies_are_averaged():
     torch.testing.assert_close(model.classifier(hidden_states), a)
 
 
-def test_copies_and_pickles_keep_the_composition(model, tmp_path):
+def test_copies_and_pickles_keep_the_composition(model):
     composition = Average("a", Stack("b", "c"), weights=[1, 2])
     set_active(model, composition)
     expected = model(HIDDEN_STATES)
-    torch.save(model, tmp_path / "model.pt")
-    for twin in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+    for twin in (copy.deepcopy(model), pickled(model)):
         assert {name: entry.composition for name, entry in adapters(twin).items()} == dict.fromkeys("abc", composition)
         assert torch.equal(twin(HIDDEN_STATES), expected)
 

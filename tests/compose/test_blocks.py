@@ -1,10 +1,10 @@
 """Open blocks and what comes or goes inside them: adapters, copies, parts of the model."""
 
 import copy
-import io
 
 import pytest
 import torch
+from model_state import pickled
 from tiny_models import build, inputs_for, plain_model, run
 from torch import nn
 
@@ -43,13 +43,6 @@ def model():
 @pytest.fixture
 def inputs(model):
     return inputs_for("bert", model)
-
-
-def pickled(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @PLACEMENTS

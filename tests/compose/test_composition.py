@@ -1,5 +1,8 @@
+"""Active adapters: which run, in what order, which train, and what switches them off."""
+
 import pytest
 import torch
+from tiny_adapters import randomise
 from tiny_models import build, inputs_for, plain_model, run
 from torch import nn
 
@@ -25,9 +28,7 @@ def model():
     model = plain_model()
     for name in "abc":
         attach(model, PARALLEL if name == "c" else CONFIG, name, active=name == "a")
-    with torch.no_grad():
-        for _, parameter in adapter_parameters(model):
-            parameter.normal_()
+    randomise(model, scale=1.0)
     return model
 
 
@@ -69,9 +70,7 @@ def test_parallel_adapters_add_to_a_stack_in_any_order(model):
         outputs.append(model(HIDDEN_STATES))
     assert not torch.allclose(*outputs)  # a also reads what c has added, if it comes later
     attach(model, PARALLEL, "d")
-    with torch.no_grad():
-        for _, parameter in adapter_parameters(model, "d"):
-            parameter.normal_()
+    randomise(model, "d", seed=12, scale=1.0)
     outputs = []
     for names in (["c", "d"], ["d", "c"]):
         set_active(model, names)

@@ -1,4 +1,5 @@
 import builtins
+import hashlib
 import json
 import logging
 import warnings
@@ -19,7 +20,7 @@ import transformers
 
 import adapterx
 from adapterx import AdapterConfig, ExportError, attach, set_active
-from adapterx.export import onnx_file, read_metadata, to_onnx, validate
+from adapterx.export import onnx_file, onnx_folder, read_metadata, to_onnx, validate
 from adapterx.host import AdapterSet
 
 LOCAL = [
@@ -153,23 +154,23 @@ def perturbed(source, target):
 def test_a_perturbed_file_is_refused(mode, exported, tmp_path):
     model, folder, _ = exported("bert", *MODES["bert"])
     path = folder / onnx_file.FILES[mode]
-    assert validate(path, model)["max_abs_diff"] <= 1e-4
+    assert validate(model, path)["max_abs_diff"] <= 1e-4
     perturbed(path, tmp_path / "model.onnx")
     with pytest.raises(ExportError, match=r"must agree with the model within 0\.0001, it differs by .*onnxruntime"):
-        validate(tmp_path / "model.onnx", model)
-    assert validate(tmp_path / "model.onnx", model, atol=10.0)["max_abs_diff"] > 1e-4
+        validate(model, tmp_path / "model.onnx")
+    assert validate(model, tmp_path / "model.onnx", atol=10.0)["max_abs_diff"] > 1e-4
 
 
 def test_a_damaged_file_is_refused(exported, tmp_path):
     model, folder, _ = exported("bert", *MODES["bert"])
     (tmp_path / "cut.onnx").write_bytes((folder / "model.onnx").read_bytes()[:5000])
     with pytest.raises(ExportError, match="neither a TorchScript nor an ONNX file"):
-        validate(tmp_path / "cut.onnx", model)
+        validate(model, tmp_path / "cut.onnx")
     graph = onnx.load(folder / "model.onnx")
     del graph.functions[:]
     onnx.save(graph, tmp_path / "bare.onnx")
     with pytest.raises(ExportError, match=r"ONNX Runtime cannot run bare\.onnx"):
-        validate(tmp_path / "bare.onnx", model)
+        validate(model, tmp_path / "bare.onnx")
 
 
 def test_a_refused_file_replaces_nothing(tmp_path, monkeypatch):
@@ -188,7 +189,7 @@ def test_stacked_adapters_of_two_activations_with_external_data(tmp_path, monkey
     set_active(model, ["second", "default"])
     before = [module.training for module in model.modules()], {n: p.requires_grad for n, p in model.named_parameters()}
     (tmp_path / "adapterx_export.json").write_text("not ours")
-    monkeypatch.setattr(onnx_file, "EXTERNAL_DATA_FROM", 1000)
+    monkeypatch.setattr(onnx_folder, "EXTERNAL_DATA_FROM", 1000)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         document = to_onnx(model, tmp_path)
@@ -197,9 +198,10 @@ def test_stacked_adapters_of_two_activations_with_external_data(tmp_path, monkey
     assert document["variants"] == ["relu", "silu_no_down_bias_no_up_bias"]
     assert [node.overload for node in adapter_nodes(tmp_path / "model.onnx")] == document["variants"] * 2
     assert [entry["name"] for entry in document["adapters"]] == ["second", "default"]
-    names = ["adapterx_export.json", "model.onnx", "model.onnx.data"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == names
-    assert (tmp_path / "model.onnx.data").stat().st_size > 1000
+    index, file, data = sorted(p.name for p in tmp_path.iterdir())
+    assert (index, file) == ("adapterx_export.json", "model.onnx")
+    assert data == f"model.onnx.{hashlib.sha256((tmp_path / data).read_bytes()).hexdigest()[:16]}.data"
+    assert (tmp_path / data).stat().st_size > 1000
     assert_agrees(tmp_path / "model.onnx", model.eval())
 
 

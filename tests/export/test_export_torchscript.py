@@ -118,7 +118,7 @@ def test_a_perturbed_file_is_refused(validated, tmp_path):
         next(iter(weights.values()))[0, 0] += 0.05
     module.save(str(tmp_path / "model.pt"), _extra_files=extra)
     with pytest.raises(ExportError, match=r"must agree with the model within 0\.0001, it differs by .*at batch 1"):
-        validate(tmp_path / "model.pt", model, shapes=((1, 7),))
+        validate(model, tmp_path / "model.pt", shapes=((1, 7),))
 
 
 def test_a_refused_file_replaces_nothing(tmp_path, monkeypatch):
@@ -141,7 +141,7 @@ def test_a_file_that_does_not_run_is_reported_with_its_error(validated, tmp_path
             if not name.endswith("data.pkl"):
                 new.writestr(name, old.read(name))
     with pytest.raises(ExportError, match=r"(?s)cut\.pt does not run in a new process:.*data\.pkl"):
-        validate(tmp_path / "cut.pt", model)
+        validate(model, tmp_path / "cut.pt")
 
 
 def test_freeze_folds_the_parameters(tmp_path):
@@ -290,8 +290,8 @@ def test_unusable_paths(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot write to"):
         to_torchscript(model, tmp_path / "file" / "model.pt", validate=False)
-    with pytest.raises(ExportError, match="artifact must be a file"):
-        validate(tmp_path / "absent.pt", model)
+    with pytest.raises(ExportError, match=r"^validate: file must be a file that exists, got"):
+        validate(model, tmp_path / "absent.pt")
 
 
 def test_read_metadata_refuses_in_words(tmp_path):

@@ -13,10 +13,11 @@ import tiny_training
 from transformers import AutoModelForSequenceClassification, BertModel, TrainerCallback, TrainingArguments
 
 from adapterx import AdapterConfig, attach, load_adapter
+from adapterx.checkpoint import folder as files
+from adapterx.checkpoint import restore_trained, save_trained, trainable_state
 from adapterx.errors import CheckpointError, TrainingError
 from adapterx.heads import SequenceClassifier
-from adapterx.integrations import sealing
-from adapterx.integrations.transformers import AdapterTrainer, restore_trained, save_trained, trainable_state
+from adapterx.integrations.transformers import AdapterTrainer
 
 CONFIG = AdapterConfig(bottleneck_dim=4, dropout=0.1)  # dropout, so that a lost generator state would show
 
@@ -145,12 +146,12 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
     make_trainer(tmp_path, make_model(), save_total_limit=2).train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-9"]
     for folder in tmp_path.glob("checkpoint-*"):
-        sealing.verify_seal(folder)
+        files.verify_seal(folder)
 
 
 def spoil(folder: Path, how: str) -> None:
     if how == "no seal":
-        (folder / sealing.SEAL).unlink()
+        (folder / files.SEAL).unlink()
     elif how == "missing file":
         (folder / "optimizer.pt").unlink()
     elif how == "cut short":
@@ -161,7 +162,7 @@ def spoil(folder: Path, how: str) -> None:
         content[len(content) // 2] ^= 1
         (folder / "optimizer.pt").write_bytes(content)
     else:
-        (folder / sealing.SEAL).write_text("{")
+        (folder / files.SEAL).write_text("{")
 
 
 @pytest.mark.parametrize("how", ["no seal", "missing file", "cut short", "one bit", "damaged seal"])
@@ -169,7 +170,7 @@ def test_resume_skips_a_checkpoint_that_is_not_whole(tmp_path, how):
     model = make_model()
     make_trainer(tmp_path, model, num_train_epochs=2).train()
     spoil(tmp_path / "checkpoint-6", how)
-    newest, skipped = sealing.newest_complete(tmp_path)
+    newest, skipped = files.newest_complete(tmp_path)
     assert newest == tmp_path / "checkpoint-3"
     assert len(skipped) == 1
     with pytest.raises(CheckpointError, match="checkpoint-6"):
@@ -179,7 +180,7 @@ def test_resume_skips_a_checkpoint_that_is_not_whole(tmp_path, how):
     resumed = make_model()
     make_trainer(tmp_path, resumed, num_train_epochs=2).train(resume_from_checkpoint=True)
     assert same(state_of(model), state_of(resumed))
-    sealing.verify_seal(tmp_path / "checkpoint-6")  # written anew
+    files.verify_seal(tmp_path / "checkpoint-6")  # written anew
 
 
 def test_resume_without_a_checkpoint(tmp_path):
@@ -199,7 +200,7 @@ def test_pickles_in_a_checkpoint_cannot_run_programs(tmp_path):
         folder = tmp_path / "checkpoint-3"
         original = (folder / name).read_bytes()
         torch.save(Payload(), folder / name)
-        sealing.seal(folder)
+        files.seal(folder)
         with pytest.raises(Exception, match=r"[Ww]eights.only|Unsupported global"):
             make_trainer(tmp_path, make_model(), num_train_epochs=2).train(resume_from_checkpoint=True)
         assert not (tmp_path / "owned").exists()
@@ -215,7 +216,7 @@ def test_loss_that_is_not_finite_stops_and_leaves_the_good_checkpoint(tmp_path):
 
     with pytest.raises(TrainingError, match=r"nan at step 5 \(epoch 1.33\) with learning rate"):
         make_trainer(tmp_path, make_model(), callbacks=[Poison()]).train()
-    assert sealing.newest_complete(tmp_path)[0] == tmp_path / "checkpoint-3"
+    assert files.newest_complete(tmp_path)[0] == tmp_path / "checkpoint-3"
 
 
 def test_state_that_is_not_finite_is_never_saved(tmp_path):
@@ -243,7 +244,7 @@ def test_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, place):
     with pytest.raises(TrainingError, match=r"step 6 could not be written.*No space left.*checkpoint-3 is intact"):
         trainer.train(resume_from_checkpoint=True)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
-    sealing.verify_seal(tmp_path / "checkpoint-3")
+    files.verify_seal(tmp_path / "checkpoint-3")
 
 
 def test_state_of_another_model_is_refused_whole(tmp_path):

@@ -1,4 +1,4 @@
-"""Kill `adapterx train` at chosen moments, resume it, and print as JSON what came out. Started by test_cli.py.
+"""Kill `adapterx train` at chosen moments, resume it, and print as JSON what came out. Started by test_cli_resume.py.
 
     python crash_runner.py MODEL DATA FOLDER
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from adapterx.cli import train as train_module
-from adapterx.cli import wiring  # noqa: F401 - imported once here, not in every fork
+from adapterx.cli import trainer  # noqa: F401 - imported once here, not in every fork
 from adapterx.cli.options import TrainOptions
 from adapterx.errors import ConfigError
 
@@ -70,11 +70,9 @@ def main() -> None:
     torch.set_num_threads(1)
 
     def run(name: str, *, resume: bool) -> None:
+        given = {"model": model, "data": data, "output": Path(folder, name), "epochs": 2, "batch_size": 8}
         shape = {"bottleneck_dim": 4, "dropout": 0.1}
-        output = f"{folder}/{name}"
-        train_module.train(
-            TrainOptions(model=model, data=data, output=output, resume=resume, epochs=2, batch_size=8, adapter=shape)
-        )
+        train_module.train(TrainOptions(**given, resume=resume, adapter_values=shape))
 
     start = time.perf_counter()
     assert fork_and_run(lambda: run("straight", resume=False)) == 0

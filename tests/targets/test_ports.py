@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_adapters import randomise
 from tiny_models import build, inputs_for, plain_model, run
 from torch import nn
 from torch.nn import functional
@@ -34,13 +35,6 @@ FORMULAS = {
     "sum_plus_residual": lambda h, r, x, branch: (h + r) + branch + r,  # "post_add"
     "normed_plus_residual": lambda h, r, x, branch: x + branch + r,  # False
 }
-
-
-def randomise(model, name=None):
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for _, parameter in adapter_parameters(model, name):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 
 def branch_of(adapter, hidden_states):

@@ -1,3 +1,5 @@
+"""Where adapters go: tables of model families, the structure of the blocks, names and patterns."""
+
 import copy
 from typing import NamedTuple
 

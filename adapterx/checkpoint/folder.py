@@ -1,0 +1,191 @@
+"""The one place that puts files where readers look for them.
+
+The guarantee, the same for everything that adapterx writes: at any moment, also after this process was killed or the
+power failed, a reader finds under a name what stood there before or all of what was to stand there, never half of it
+and never a mixture. For that, a file is written under another name in the same folder, gets the permissions of an
+ordinary new file, is flushed to the disk and renamed; the rename is flushed before the next one begins. An error leaves
+what was there. What a killed process leaves behind has a name that begins with a dot.
+
+Several files cannot be renamed at once. So one of them makes the others count, and it comes last: the document of a
+pair (`pair.py`), the model of an ONNX export, the record of a run, the seal of a folder that other libraries write.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapterx.errors import CheckpointError, speaker, speaking_as
+
+SEAL = "complete.json"
+_STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write or replace one file.
+
+    Raises:
+        OSError: it cannot be written; what was there is still there.
+    """
+    temporary = write_temporary(path.parent, path.stem, content)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_temporary(folder: Path, stem: str, content: bytes) -> Path:
+    """Write a file `.<stem>_write.*.tmp` that is complete, flushed and only needs to be renamed; return its path."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{stem}_write.", suffix=".tmp", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, _ordinary_mode())  # mkstemp makes files that only their owner can read
+    except BaseException:
+        os.unlink(name)
+        raise
+    return Path(name)
+
+
+@contextmanager
+def staging(folder: Path, *, prefix: str) -> Iterator[Path]:
+    """Give a folder to write into, inside `folder`, which is made if needed; it disappears with all that is left in it.
+
+    Args:
+        folder: where the files are to stand in the end; `move_into_place` brings them there.
+        prefix: how the temporary folder's name begins, with a dot.
+
+    Raises:
+        OSError: `folder` cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_into_place(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename finished files, in this order, each from the first path to the second; the last one makes all count.
+
+    Raises:
+        OSError: a file cannot be flushed or renamed; those that come later in the order are then where they were.
+    """
+    for source, _ in moves:
+        os.chmod(source, _ordinary_mode())  # some libraries write files that only their owner can read
+        with source.open("rb") as file:
+            os.fsync(file.fileno())
+    for source, target in moves:
+        os.replace(source, target)
+        sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames so far outlive a power cut, in their order."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _ordinary_mode() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def seal(folder: Path) -> None:
+    """Vouch for everything that stands in the folder now, whoever wrote it.
+
+    Writes `complete.json` with the size in bytes and the SHA-256 of every other file, subfolders included. A process
+    killed before that leaves a folder that is recognised as incomplete.
+    """
+    files = {str(path.relative_to(folder)): _digest(path, flush=True) for path in _contents(folder)}
+    for place in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        sync_folder(place)
+    write_atomically(folder / SEAL, json.dumps({"format_version": 1, "files": files}, indent=1).encode())
+
+
+@speaking_as("verify_seal")
+def verify_seal(folder: Path) -> None:
+    """Check that a sealed folder is whole.
+
+    Raises:
+        CheckpointError: it has no seal, or a file is missing, was added since, or holds other bytes.
+    """
+    if reason := _why_not_whole(folder):
+        raise CheckpointError(f"{speaker()}: {reason}")
+
+
+def newest_complete(run_folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest whole checkpoint (None if there is none) and the reasons why newer ones were skipped."""
+    skipped = []
+    for folder in checkpoint_folders(run_folder):
+        reason = _why_not_whole(folder)
+        if reason is None:
+            return folder, skipped
+        skipped.append(reason)
+    return None, skipped
+
+
+def checkpoint_folders(run_folder: Path) -> list[Path]:
+    """Return the folders `checkpoint-<step>`, whole or not, the newest first."""
+    if not run_folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in run_folder.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def discard(folder: Path) -> None:
+    """Delete a sealed folder, its seal first, so that a deletion cut short leaves nothing that looks whole."""
+    (folder / SEAL).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _why_not_whole(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / SEAL).read_bytes())["files"]
+    except FileNotFoundError:
+        return f"{folder} is incomplete: it has no {SEAL}, so its writing was cut short"
+    except (OSError, ValueError, KeyError, TypeError):
+        files = None
+    if not isinstance(files, dict):
+        return f"{folder / SEAL} is damaged"
+    present = {str(path.relative_to(folder)) for path in _contents(folder)}
+    if present != set(files):
+        return f"{folder} does not hold the files it was sealed with: {sorted(present ^ set(files))}"
+    for name, expected in files.items():
+        try:
+            whole = _digest(folder / name) == expected
+        except OSError as error:
+            return f"{folder / name} cannot be read: {error.strerror or error}"
+        if not whole:
+            return f"{folder / name} is damaged: its bytes are not those that were saved"
+    return None
+
+
+def _contents(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+
+
+def _digest(path: Path, *, flush: bool = False) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        if flush:  # the seal must not reach the disk before what it vouches for
+            os.fsync(file.fileno())
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,0 +1,79 @@
+"""Save the classification head of a `SequenceClassifier`, and load it back: strict, without pickle, all or nothing."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterx.checkpoint.fitting import check_fit, copy_into
+from adapterx.checkpoint.pair import read_pair, write_pair
+from adapterx.errors import CheckpointError, ConfigError, speaker, speaking_as
+from adapterx.heads import ClassificationHead, SequenceClassifier
+
+
+@speaking_as("save_head")
+def save_head(classifier: SequenceClassifier, folder: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write `head_config.json` and `head_model.safetensors`; an interruption leaves the old pair or the new one.
+
+    Args:
+        classifier: its head is written, its base model is not.
+        folder: made if it is not there; an adapter may stand in the same one.
+        metadata: further values for the JSON file, under `"metadata"`.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or the metadata cannot be stored.
+    """
+    document = {**classifier.head.to_dict(), "metadata": dict(metadata or {})}
+    write_pair(folder, "head", classifier.head.state_dict(), document)
+
+
+@speaking_as("load_head")
+def load_head(folder: str | Path) -> ClassificationHead:
+    """Build the head that `save_head` wrote.
+
+    Args:
+        folder: what `save_head` wrote.
+
+    Returns:
+        A new head on the CPU, for `classifier.head`.
+
+    Raises:
+        CheckpointError: the files are missing or damaged, or do not describe a head.
+    """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise CheckpointError(
+            f"load_head: folder must be a path, got {type(folder).__name__}; restore_head(classifier, folder) copies a "
+            "saved head into a classifier"
+        )
+    document, tensors = read_pair(folder, "head")
+    try:
+        head = ClassificationHead(**{key: document[key] for key in ("hidden_size", "num_labels", "pooling", "dropout")})
+    except (KeyError, TypeError, ConfigError, RuntimeError) as error:
+        raise CheckpointError(f"{speaker()}: {folder} does not describe a head: {error}") from error
+    own = head.state_dict()
+    check_fit(own, tensors, folder)
+    copy_into(own, tensors)
+    return head
+
+
+@speaking_as("restore_head")
+def restore_head(classifier: SequenceClassifier, folder: str | Path) -> None:
+    """Copy a saved head into the classifier's, whose parameters stay the same objects.
+
+    Args:
+        classifier: its head must have the saved one's size, classes and pooling; the dropout is its own.
+        folder: what `save_head` wrote.
+
+    Raises:
+        CheckpointError: the files are missing or damaged, or are of another kind of head; it is then as it was.
+    """
+    document, tensors = read_pair(folder, "head")
+    own = {key: value for key, value in classifier.head.to_dict().items() if key != "dropout"}
+    wrong = [
+        f"{key} {document.get(key)!r} instead of {value!r}" for key, value in own.items() if document.get(key) != value
+    ]
+    if wrong:
+        raise CheckpointError(f"{speaker()}: the head in {folder} does not fit: it has {', '.join(wrong)}")
+    state = classifier.head.state_dict()
+    check_fit(state, tensors, folder)
+    copy_into(state, tensors)

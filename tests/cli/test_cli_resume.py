@@ -1,0 +1,124 @@
+"""Output folders, and runs that were stopped by whatever and go on: nothing is lost."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_training
+from command_line import QUICK, ROWS, invoke, refused, tensors, train
+
+
+def test_output_folder_with_something_in_it(model, data, tmp_path):
+    output = tmp_path / "o"
+    output.mkdir()
+    (output / "thesis.txt").write_text("precious")
+    assert "not empty (thesis.txt)" in refused("train", "--model", model, "--data", data, "--output", output)
+    train(model, data, output, "--overwrite")
+    first = tensors(output)
+    assert "not empty" in refused("train", "--model", model, "--data", data, "--output", output)
+    assert "is complete" in refused("train", "--model", model, "--data", data, "--output", output, "--resume")
+    train(model, data, output, "--overwrite", "--seed", "9")
+    assert tensors(output) != first
+    assert (output / "thesis.txt").read_text() == "precious"
+
+
+def test_output_that_cannot_be_a_folder(model, data, tmp_path):
+    assert "must be a folder" in refused("train", "--model", model, "--data", data, "--output", data)
+    line = refused("train", "--model", model, "--data", data, "--output", data / "below")
+    assert "not writable" in line
+
+
+def test_loss_that_explodes(model, data, tmp_path):
+    line = refused(
+        "train", "--model", model, "--data", data, "--output", tmp_path / "o", *QUICK, "--learning-rate", "1e30"
+    )
+    assert "learning rate" in line
+    assert "step" in line
+    train(model, data, tmp_path / "o")  # nothing is left behind that would be in the way
+
+
+@pytest.mark.parametrize("function", ["save_adapter", "draw_learning_curve"])
+def test_full_disk_at_the_end_loses_nothing(model, data, tmp_path, monkeypatch, function):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train(model, data, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"adapterx.cli.train.{function}", full)
+        result = train(model, data, tmp_path / "o", code=2)
+    assert "No space left on device" in result.stderr
+    assert "--resume" in result.stderr
+    assert "not complete" in refused("predict", tmp_path / "o", "good")
+    train(model, data, tmp_path / "o", "--resume")
+    assert tensors(tmp_path / "o") == tensors(tmp_path / "straight")
+
+
+def interrupted(model, data, output, monkeypatch, step, *more):
+    """Leave what Ctrl-C after that step leaves."""
+    from adapterx.cli.progress import ProgressLine
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressLine, "on_step_end", stop)
+        return train(model, data, output, *more, code=130)
+
+
+@pytest.mark.parametrize("step", [2, 11])
+def test_interrupt_and_resume_end_as_an_undisturbed_run(model, data, tmp_path, monkeypatch, step):
+    train(model, data, tmp_path / "straight", "--dropout", "0.1")
+    result = interrupted(model, data, tmp_path / "cut", monkeypatch, step, "--dropout", "0.1")
+    assert "--resume" in result.output
+    assert "finish it with" in refused("evaluate", tmp_path / "cut", "--data", data)
+    assert "continue it with --resume" in refused(
+        "train", "--model", model, "--data", data, "--output", tmp_path / "cut"
+    )
+    assert "interrupted" in invoke("info", tmp_path / "cut").stdout
+    train(model, data, tmp_path / "cut", "--dropout", "0.1", "--resume")
+    assert tensors(tmp_path / "cut") == tensors(tmp_path / "straight")
+    histories = [json.loads((tmp_path / run / "metrics.json").read_text())["history"] for run in ("cut", "straight")]
+    assert histories[0] == histories[1]
+
+
+def test_resume_with_other_options_says_which(model, data, tmp_path, monkeypatch):
+    interrupted(model, data, tmp_path / "o", monkeypatch, 11)
+    before = {path: path.read_bytes() for path in (tmp_path / "o").rglob("*") if path.is_file()}
+    with monkeypatch.context():
+        result = train(model, data, tmp_path / "o", "--resume", "--seed", "5", "--activation", "relu", code=2)
+    assert "seed: 0 -> 5" in result.stderr
+    assert "activation: gelu -> relu" in result.stderr
+    tiny_training.write_csv(data, ROWS[::-1])
+    assert "content of the data" in train(model, data, tmp_path / "o", "--resume", code=2).stderr
+    assert before == {path: path.read_bytes() for path in (tmp_path / "o").rglob("*") if path.is_file()}
+
+
+def test_options_that_an_earlier_version_did_not_know_stand_at_their_defaults(model, data, tmp_path, monkeypatch):
+    interrupted(model, data, tmp_path / "o", monkeypatch, 11)
+    path = tmp_path / "o" / "checkpoints" / "options.json"
+    record = json.loads(path.read_text())
+    del record["keep_best"], record["adapter"]["up_bias"], record["adapter"]["layers"]
+    path.write_text(json.dumps(record))
+    assert "up_bias: True -> False" in train(model, data, tmp_path / "o", "--resume", "--no-up-bias", code=2).stderr
+    train(model, data, tmp_path / "o", "--resume")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_at_any_moment_and_resumed(model, data, tmp_path):
+    runner = Path(__file__).parents[1] / "support" / "crash_runner.py"
+    arguments = [sys.executable, "-W", "ignore", str(runner), str(model), str(data), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    expected = report["straight"] | {"code": 0}
+    assert sum(cut["killed"] for cut in report["cut"].values()) >= 6
+    for name, cut in report["cut"].items():
+        # A run that was killed after it was complete may leave its checkpoints.
+        ignored = {"left"} if cut.get("left") == "['checkpoints']" else set()
+        wrong = {key for key in expected.keys() - ignored if cut.get(key) != expected[key]}
+        assert not wrong, (name, cut, done.stderr)
