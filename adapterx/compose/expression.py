@@ -12,7 +12,19 @@ from typing import Any
 from adapterx.errors import ConfigError
 
 
-@dataclass(frozen=True, init=False)
+def _written(composition: "Composition") -> str:
+    """Return the composition as a user writes it."""
+    values = _values(composition)
+    parts = values.pop("parts")
+    if isinstance(composition, Pick):
+        return f"Pick({list(parts)!r})"
+    options = [f"{name}={list(v) if isinstance(v, tuple) else v!r}" for name, v in values.items() if v is not True]
+    if isinstance(composition, Average) and len(set(composition.weights)) == 1 and composition.normalize:
+        options = []
+    return f"{type(composition).__name__}({', '.join([*map(repr, parts), *options])})"
+
+
+@dataclass(frozen=True, init=False, repr=False)
 class Stack:
     """One part after the other behind each module; without parts the base model alone.
 
@@ -28,11 +40,13 @@ class Stack:
 
     parts: tuple["str | Composition", ...]
 
+    __repr__ = _written
+
     def __init__(self, *parts: "str | Composition") -> None:
         _set(self, parts=_checked_parts(self, parts, least=0))
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Average:
     """The weighted mean of what the parts give for the same hidden states.
 
@@ -48,6 +62,8 @@ class Average:
     parts: tuple["str | Composition", ...]
     weights: tuple[float, ...]
     normalize: bool = True
+
+    __repr__ = _written
 
     def __init__(
         self, *parts: "str | Composition", weights: Sequence[float] | None = None, normalize: bool = True
@@ -66,7 +82,7 @@ class Average:
         return tuple(weight / total for weight in self.weights)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Parallel:
     """Every part for a repeated batch of its own, from the first adapted module to the end of the model.
 
@@ -79,11 +95,13 @@ class Parallel:
 
     parts: tuple["str | Composition", ...]
 
+    __repr__ = _written
+
     def __init__(self, *parts: "str | Composition") -> None:
         _set(self, parts=_checked_parts(self, parts, least=1))
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Split:
     """Every part for its own stretch of the tokens, `splits` tokens long.
 
@@ -98,6 +116,8 @@ class Split:
     parts: tuple["str | Composition", ...]
     splits: tuple[int, ...]
 
+    __repr__ = _written
+
     def __init__(self, *parts: "str | Composition", splits: Sequence[int]) -> None:
         _set(
             self,
@@ -106,7 +126,7 @@ class Split:
         )
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class BatchSplit:
     """Every part for its own stretch of the batch, `batch_sizes` sequences long.
 
@@ -121,12 +141,14 @@ class BatchSplit:
     parts: tuple["str | Composition", ...]
     batch_sizes: tuple[int, ...]
 
+    __repr__ = _written
+
     def __init__(self, *parts: "str | Composition", batch_sizes: Sequence[int]) -> None:
         sizes = _numbers(self, "batch_sizes", batch_sizes, len(parts), whole=True)
         _set(self, parts=_checked_parts(self, parts, least=1), batch_sizes=sizes)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Fuse:
     """Attention over the results of several adapters, with weights of its own.
 
@@ -142,13 +164,15 @@ class Fuse:
 
     parts: tuple[str, ...]
 
+    __repr__ = _written
+
     def __init__(self, *parts: str) -> None:
         _set(self, parts=_checked_parts(self, parts, least=2))
         if not all(isinstance(part, str) for part in self.parts):
             raise ConfigError(f"Fuse: parts must be names of adapters, got {self.parts!r}")
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Pick:
     """Each sequence of a batch with an adapter of its own, or with none.
 
@@ -161,6 +185,8 @@ class Pick:
     """
 
     parts: tuple[str | None, ...]
+
+    __repr__ = _written
 
     def __init__(self, parts: Sequence[str | None]) -> None:
         if isinstance(parts, str) or not isinstance(parts, Sequence):
