@@ -9,7 +9,7 @@ RESULTS ?= runs/gpu-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test emulate cuda-check gpu-check cmake-check cmake-cuda-check lint format bench bench-table clean
+.PHONY: help install demo test emulate cuda-check gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -20,7 +20,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py cuda_toolkit.py version.txt $(SOURCES)
-	$(VENV)/bin/pip install -q --no-build-isolation -e '.[train,onnx,test,lint]'
+	$(VENV)/bin/pip install -q --no-build-isolation -e '.[train,onnx,test,lint,docs]'
 	@$(VENV)/bin/python -c 'import adapterx.ops; print("installed, kernels:", adapterx.ops.build_info())'
 	touch $@
 
@@ -53,6 +53,12 @@ cmake-check: install  ## build the same library with CMake, install it, find it 
 
 cmake-cuda-check: install  ## cuda-check of the library that CMake builds
 	$(PYTHON) tests/cuda/check_extension.py --cmake
+
+cpp-example: install  ## build the C++ program of export/cpp_loader, run it on an exported model, compare with PyTorch
+	$(VENV)/bin/python -m pytest tests/export/test_cpp_loader.py
+
+docs: install  ## write anew what docs/ takes from the code: API pages, floors, types of the operators
+	$(VENV)/bin/python docs/generate
 
 lint: install  ## ruff and clang-format, changing nothing
 	$(VENV)/bin/ruff check .

@@ -12,13 +12,13 @@ from adapterx.compose.batch import MixedBatch
 from adapterx.compose.expression import keep_names
 from adapterx.compose.program import check_runnable
 from adapterx.errors import speaker, speaking_as
-from adapterx.host import Block, SwitchableModules, switchable_modules
+from adapterx.host import Override, SwitchableModules, switchable_modules
 
 # Plain attribute of the module that adapters were last switched on: the composition of all modules inside it. What is
 # attached later, below it, takes it over from the nearest one.
 _COMPOSITION = "_adapterx_composition"
-# The open blocks of all models, the innermost last: what is attached inside one, even to a bare model, belongs to it.
-_OPEN_BLOCKS: list[Block] = []
+# What is open on any model, the innermost last: what is attached meanwhile, even to a bare model, belongs to it.
+_OVERRIDES: list[Override] = []
 
 
 def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Composition | None) -> None:
@@ -51,24 +51,24 @@ def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Comp
 
 
 def take_over(model: nn.Module, added: Mapping[str, Sequence[SwitchableModules]]) -> None:
-    """Let what is new in the model follow the compositions and the open blocks around it.
+    """Let what is new in the model follow the compositions and the overrides around it.
 
     Args:
         model: what `attach` was called on.
         added: what hangs there newly, by qualified name of its base module.
     """
-    blocks = [(block, set(map(id, block.model.modules()))) for block in _OPEN_BLOCKS]
+    overrides = [(override, set(map(id, override.model.modules()))) for override in _OVERRIDES]
     for path, switchables in added.items():
         chain = [model]
         for part in path.split(".") if path else ():
             chain.append(chain[-1]._modules[part])
         nearest = next((module for module in reversed(chain) if _COMPOSITION in vars(module)), None)
-        around = tuple(block for block, inside in blocks if id(chain[-1]) in inside)
+        around = tuple(override for override, inside in overrides if id(chain[-1]) in inside)
         composition = Stack() if nearest is None else vars(nearest)[_COMPOSITION]
         for switchable in switchables:
-            for block in around:
-                block.switchables.append(switchable)
-            switchable.change_route(composition=composition, blocks=around)
+            for override in around:
+                override.switchables.append(switchable)
+            switchable.change_route(composition=composition, overrides=around)
 
 
 def keep_compositions(model: nn.Module, names: Sequence[str]) -> None:
@@ -98,11 +98,11 @@ def _remember(model: nn.Module, composition: Composition) -> None:
 def check_not_mixed(model: nn.Module) -> None:
     """Raise RuntimeError if a `mixed` block is open on the model, a part of it, or what encloses it."""
     own = None
-    for block in _OPEN_BLOCKS:
-        if block.batch is None:
+    for override in _OVERRIDES:
+        if override.batch is None:
             continue
         own = own or set(map(id, model.modules()))
-        if any(id(module) in own for module in block.model.modules()):
+        if any(id(module) in own for module in override.model.modules()):
             raise RuntimeError(
                 f"{speaker()}: model must not be inside a `mixed` block, which says which adapters take part until "
                 "it ends"
@@ -110,18 +110,19 @@ def check_not_mixed(model: nn.Module) -> None:
 
 
 @contextmanager
-def _open(block: Block) -> Iterator[None]:
-    """Keep a block open on everything that hangs on its model, and on what is hung there meanwhile."""
-    _OPEN_BLOCKS.append(block)
+def _open(override: Override) -> Iterator[None]:
+    """Let an override reach everything that hangs on its model, and what is hung there meanwhile."""
+    _OVERRIDES.append(override)
     try:
-        for switchable in switchable_modules(block.model):
-            block.switchables.append(switchable)
-            switchable.change_route(blocks=(*switchable.route.blocks, block))
+        for switchable in switchable_modules(override.model):
+            override.switchables.append(switchable)
+            switchable.change_route(overrides=(*switchable.route.overrides, override))
         yield
     finally:
-        _OPEN_BLOCKS.remove(block)
-        for switchable in block.switchables:  # not the model's: a part may have been taken out meanwhile
-            switchable.change_route(blocks=tuple(other for other in switchable.route.blocks if other is not block))
+        _OVERRIDES.remove(override)
+        for switchable in override.switchables:  # not the model's: a part may have been taken out meanwhile
+            others = tuple(other for other in switchable.route.overrides if other is not override)
+            switchable.change_route(overrides=others)
 
 
 @contextmanager
@@ -129,8 +130,14 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Run the base model alone inside the `with` block; blocks nest, and an exception ends them too.
 
     What is attached inside takes part after the block. A copy of the model that is taken inside is not disabled.
+
+    Args:
+        model: any module that encloses the adapted ones.
+
+    Yields:
+        The model.
     """
-    with _open(Block(model)):
+    with _open(Override(model)):
         yield model
 
 
@@ -168,7 +175,7 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
         check_known(model, adapter_names_in(batch.pick))
     steps = register_optimizer_step_post_hook(batch.note_optimizer_step)
     try:
-        with _trained_by(batch, switchable_modules(model)), _open(Block(model, batch)):
+        with _trained_by(batch, switchable_modules(model)), _open(Override(model, batch)):
             yield model
     finally:
         steps.remove()

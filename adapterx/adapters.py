@@ -75,6 +75,10 @@ def _prefixes(name: str, path: str) -> tuple[str, str]:
 def adapter_parameters(model: nn.Module, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the qualified names and parameters of one adapter, trained copies included, or of all.
 
+    Args:
+        model: any module that encloses adapted ones.
+        name: which adapter; None takes all.
+
     Raises:
         UnknownAdapterError: the adapter is not attached.
     """
@@ -132,7 +136,11 @@ class Summary:
 
 
 def summary(model: nn.Module) -> Summary:
-    """Count the parameters of the model, each once."""
+    """Count the parameters of the model, each once.
+
+    Returns:
+        How many there are, how many train, and what the adapters take; print it.
+    """
     in_adapters = {id(parameter): parameter for _, parameter in adapter_parameters(model)}
     everything = {id(parameter): parameter for parameter in model.parameters()}
     trainable = sum(p.numel() for p in everything.values() if p.requires_grad)
@@ -144,6 +152,10 @@ def summary(model: nn.Module) -> Summary:
 
 def merge_adapter(model: nn.Module, name: str | None = None) -> NoReturn:
     """Refuse, because it cannot be done.
+
+    Args:
+        model: any.
+        name: any.
 
     Raises:
         NotImplementedError: always.

@@ -62,7 +62,16 @@ class ClassificationHead(nn.Module):
 
 
 def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """Reduce `(batch, tokens, hidden_size)` to `(batch, hidden_size)`, reading only tokens whose mask is not 0."""
+    """Reduce the hidden states of each sequence to one vector, reading only tokens whose mask is not 0.
+
+    Args:
+        hidden_states: `(batch, tokens, hidden_size)`, any floating dtype.
+        attention_mask: `(batch, tokens)`, 1 for a token and 0 for padding.
+        pooling: `"mean"`, `"cls"` or `"last"`, see `ClassificationHead`.
+
+    Returns:
+        `(batch, hidden_size)`; a mean is float32.
+    """
     mask = attention_mask.to(torch.float32)
     if pooling == "mean":
         # In float32: a sum over hundreds of tokens loses digits in half precision.

@@ -75,12 +75,14 @@ class Place(NamedTuple):
     target: Target | None
 
 
-class Block:
-    """One open `disabled` or `mixed` block. Blocks are told apart by identity, and no copy of a model has one.
+class Override:
+    """What an open `with disabled(...)` or `with mixed(...)` puts in place of the composition.
+
+    Overrides are told apart by identity, and no copy of a model has one.
 
     Args:
-        model: what the block was opened on.
-        batch: who picks whom, in a `mixed` block; None in a `disabled` one.
+        model: what it was opened on.
+        batch: who picks whom, of `mixed`; None of `disabled`.
     """
 
     def __init__(self, model: nn.Module, batch: MixedBatch | None = None) -> None:
@@ -94,7 +96,7 @@ class Route:
 
     Attributes:
         composition: what `set_active` chose for the model.
-        blocks: the open blocks around the module, the innermost last. Any `disabled` one leaves the base module alone;
+        overrides: those that are open around the module, the innermost last. Any `disabled` one leaves it alone;
             otherwise the innermost `mixed` one replaces the composition.
         steps: what the module's adapters run, made of all this.
         port: one of theirs; all ports of a module begin and end alike.
@@ -102,16 +104,16 @@ class Route:
     """
 
     composition: Composition = NOTHING
-    blocks: tuple[Block, ...] = ()
+    overrides: tuple[Override, ...] = ()
     steps: tuple[Step, ...] = field(default=(), compare=False)
     port: Port | None = field(default=None, compare=False)
     answer: Answer | None = field(default=None, compare=False)
 
     def in_effect(self) -> tuple[Composition, MixedBatch | None]:
-        """Return the composition that runs now, and the batch of the `mixed` block that takes its place."""
-        if any(block.batch is None for block in self.blocks):
+        """Return the composition that runs now, and the batch of `mixed` that takes its place."""
+        if any(override.batch is None for override in self.overrides):
             return NOTHING, None
-        return self.composition, self.blocks[-1].batch if self.blocks else None
+        return self.composition, self.overrides[-1].batch if self.overrides else None
 
 
 class SwitchableModules(nn.ModuleDict):
@@ -140,13 +142,13 @@ class SwitchableModules(nn.ModuleDict):
         self.change_route()
 
     def change_route(self, **changes: Any) -> None:
-        """Exchange the composition or the blocks of the route, and build what runs from it."""
+        """Exchange the composition or the overrides of the route, and build what runs from it."""
         self.route = self._build(replace(self.route, **changes))
 
     def _build(self, route: Route) -> Route:
         raise NotImplementedError(f"{type(self).__name__}: _build must be defined by what hangs on a module")
 
-    def __getstate__(self) -> dict[str, Any]:  # copies and pickles know nothing of an open block
+    def __getstate__(self) -> dict[str, Any]:  # copies and pickles have no override
         return {**self.__dict__, "route": Route(self.route.composition)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -155,7 +157,11 @@ class SwitchableModules(nn.ModuleDict):
 
 
 class AdapterSet(SwitchableModules):
-    """All adapters of one base module; child `adapterx` of that module."""
+    """All adapters of one base module; child `adapterx` of that module.
+
+    Args:
+        where: qualified name of the base module, for messages.
+    """
 
     def __init__(self, where: str = "") -> None:
         super().__init__(where)

@@ -3,11 +3,15 @@
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from adapterx.errors import ExtensionError
+
+if TYPE_CHECKING:
+    from adapterx._operators import Operators
 
 # Another build of the same operators, for tests: one whose CUDA kernels are emulated on the host, for example.
 LIBRARY = Path(os.environ.get("ADAPTERX_LIBRARY") or Path(__file__).parent / "libadapterx.so")
@@ -29,6 +33,9 @@ def _load_library() -> None:
 
 
 _load_library()
+
+operators = cast("Operators", torch.ops.adapterx)
+"""`torch.ops.adapterx` with types: every operator that the library registers, private ones too, by its schema."""
 
 
 def bottleneck_adapter(

@@ -76,6 +76,12 @@ def parameter_groups(
 def check_finite_loss(loss: Tensor | float, *, step: int, epoch: float | None, learning_rate: float) -> None:
     """Stop a training run whose loss is no number any more.
 
+    Args:
+        loss: of one step, a single number.
+        step: number of the step, for the message.
+        epoch: how many epochs are done, for the message; None where it is not known.
+        learning_rate: the one in use, for the message.
+
     Raises:
         TrainingError: the loss is infinite or NaN; the text names the step, the epoch, the rate and what to try.
     """
@@ -92,6 +98,10 @@ def check_finite_loss(loss: Tensor | float, *, step: int, epoch: float | None, l
 
 def check_finite_parameters(model: nn.Module, *, step: int) -> None:
     """Refuse to go on, or to save, when a trainable tensor holds a value that is not finite.
+
+    Args:
+        model: its trainable parameters are looked at.
+        step: number of the step, for the message.
 
     Raises:
         TrainingError: it does; the text names the tensor.
@@ -178,6 +188,13 @@ def classification_scores(predictions: Sequence[int], labels: Sequence[int]) -> 
 
     Macro-F1 is the plain mean of the classes' F1 over every class that occurs in `labels` or `predictions`; a class
     without a correct prediction counts 0.
+
+    Args:
+        predictions: the class that was predicted, for every example.
+        labels: the class that is right, for every example.
+
+    Returns:
+        `{"accuracy": ..., "macro_f1": ...}`, both from 0 to 1.
 
     Raises:
         DataError: the two differ in length, or are empty.

@@ -12,9 +12,27 @@ from typing import Any
 from adapterx.errors import ConfigError
 
 
-@dataclass(frozen=True, init=False)
+def _written(composition: "Composition") -> str:
+    """Return the composition as a user writes it."""
+    values = _values(composition)
+    parts = values.pop("parts")
+    if isinstance(composition, Pick):
+        return f"Pick({list(parts)!r})"
+    options = [f"{name}={list(v) if isinstance(v, tuple) else v!r}" for name, v in values.items() if v is not True]
+    if isinstance(composition, Average) and len(set(composition.weights)) == 1 and composition.normalize:
+        options = []
+    return f"{type(composition).__name__}({', '.join([*map(repr, parts), *options])})"
+
+
+@dataclass(frozen=True, init=False, repr=False)
 class Stack:
     """One part after the other behind each module; without parts the base model alone.
+
+    Args:
+        *parts: names of adapters or compositions, any number.
+
+    Raises:
+        ConfigError: a part is neither.
 
     Source:
         Pfeiffer et al. 2020 (MAD-X).
@@ -22,11 +40,13 @@ class Stack:
 
     parts: tuple["str | Composition", ...]
 
+    __repr__ = _written
+
     def __init__(self, *parts: "str | Composition") -> None:
         _set(self, parts=_checked_parts(self, parts, least=0))
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Average:
     """The weighted mean of what the parts give for the same hidden states.
 
@@ -42,6 +62,8 @@ class Average:
     parts: tuple["str | Composition", ...]
     weights: tuple[float, ...]
     normalize: bool = True
+
+    __repr__ = _written
 
     def __init__(
         self, *parts: "str | Composition", weights: Sequence[float] | None = None, normalize: bool = True
@@ -60,22 +82,41 @@ class Average:
         return tuple(weight / total for weight in self.weights)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Parallel:
-    """Every part for a repeated batch of its own, from the first adapted module to the end of the model."""
+    """Every part for a repeated batch of its own, from the first adapted module to the end of the model.
+
+    Args:
+        *parts: names of adapters or compositions, one or more.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+    """
 
     parts: tuple["str | Composition", ...]
+
+    __repr__ = _written
 
     def __init__(self, *parts: "str | Composition") -> None:
         _set(self, parts=_checked_parts(self, parts, least=1))
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Split:
-    """Every part for its own stretch of the tokens, `splits` tokens long."""
+    """Every part for its own stretch of the tokens, `splits` tokens long.
+
+    Args:
+        *parts: names of adapters or compositions, one or more.
+        splits: how many tokens are each part's, from 1 up.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+    """
 
     parts: tuple["str | Composition", ...]
     splits: tuple[int, ...]
+
+    __repr__ = _written
 
     def __init__(self, *parts: "str | Composition", splits: Sequence[int]) -> None:
         _set(
@@ -85,23 +126,45 @@ class Split:
         )
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class BatchSplit:
-    """Every part for its own stretch of the batch, `batch_sizes` sequences long."""
+    """Every part for its own stretch of the batch, `batch_sizes` sequences long.
+
+    Args:
+        *parts: names of adapters or compositions, one or more.
+        batch_sizes: how many sequences are each part's, from 1 up.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+    """
 
     parts: tuple["str | Composition", ...]
     batch_sizes: tuple[int, ...]
+
+    __repr__ = _written
 
     def __init__(self, *parts: "str | Composition", batch_sizes: Sequence[int]) -> None:
         sizes = _numbers(self, "batch_sizes", batch_sizes, len(parts), whole=True)
         _set(self, parts=_checked_parts(self, parts, least=1), batch_sizes=sizes)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Fuse:
-    """Attention over the results of several adapters, with weights of its own (Pfeiffer et al. 2021)."""
+    """Attention over the results of several adapters, with weights of its own.
+
+    Args:
+        *parts: names of adapters, two or more.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+
+    Source:
+        Pfeiffer et al. 2021 (AdapterFusion).
+    """
 
     parts: tuple[str, ...]
+
+    __repr__ = _written
 
     def __init__(self, *parts: str) -> None:
         _set(self, parts=_checked_parts(self, parts, least=2))
@@ -109,15 +172,21 @@ class Fuse:
             raise ConfigError(f"Fuse: parts must be names of adapters, got {self.parts!r}")
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Pick:
     """Each sequence of a batch with an adapter of its own, or with none.
 
     Args:
         parts: for each sequence a name or None.
+
+    Raises:
+        TypeError: `parts` is not a sequence of strings and None.
+        ValueError: it is empty.
     """
 
     parts: tuple[str | None, ...]
+
+    __repr__ = _written
 
     def __init__(self, parts: Sequence[str | None]) -> None:
         if isinstance(parts, str) or not isinstance(parts, Sequence):
@@ -131,6 +200,7 @@ class Pick:
 
 
 Composition = Stack | Average | Parallel | Split | BatchSplit | Fuse | Pick
+"""Any of the compositions; `Stack`, `Average` and `Pick` can be run."""
 KINDS = {kind.__name__.lower(): kind for kind in (Stack, Average, Parallel, Split, BatchSplit, Fuse, Pick)}
 
 
@@ -190,7 +260,7 @@ def composition_to_dict(composition: Composition) -> dict[str, Any]:
 
 
 def composition_from_dict(values: Mapping[str, Any]) -> Composition:
-    """Build a composition from `composition_to_dict`'s form.
+    """Return the composition of which `composition_to_dict` made these values.
 
     Raises:
         ConfigError: the kind is unknown, a key is missing or unknown, or a value breaks its rule.

@@ -1,5 +1,7 @@
 """The Hugging Face Trainer for models whose base is frozen: it saves, resumes and selects what is trained, only."""
 
+__all__ = ["AdapterTrainer"]
+
 import shutil
 from pathlib import Path
 from typing import Any

@@ -84,7 +84,12 @@ def find_blocks(modules: Mapping[str, nn.Module]) -> dict[str, int]:
 
 
 def block_of(name: str, blocks: Mapping[str, int]) -> int | None:
-    """Return the index of the block that a module is in; outside all blocks, the first number in its name, or None."""
+    """Return the index of the block that a module is in; outside all blocks, the first number in its name, or None.
+
+    Args:
+        name: qualified name of the module.
+        blocks: name and index of the blocks, as `find_blocks` returns them.
+    """
     parts = name.split(".")
     for depth in range(len(parts), 0, -1):
         if (prefix := ".".join(parts[:depth])) in blocks:
@@ -106,16 +111,16 @@ def _find_by_position(modules: Mapping[str, nn.Module], positions: tuple[str, ..
 def _find_by_table(modules: Mapping[str, nn.Module], layout: layouts.Layout, positions: tuple[str, ...]) -> list[Site]:
     # The whole name is matched: in BERT the suffix `output.dense` alone would also take `attention.output.dense`.
     pattern = re.compile(rf"{layout.block_pattern().pattern}\.(.*)")
-    places = {getattr(layout, position).output: position for position in positions}
+    sublayers = {getattr(layout, position).output: position for position in positions}
     sites = []
     for name in modules:
         match = pattern.fullmatch(name)
-        if match and match[3] in places:
-            position = places[match[3]]
-            place = getattr(layout, position)
-            norm = f"{match[1]}.{place.norm}"
+        if match and match[3] in sublayers:
+            position = sublayers[match[3]]
+            sublayer = getattr(layout, position)
+            norm = f"{match[1]}.{sublayer.norm}"
             norm = norm if norm in modules else None
-            sites.append(Site(name, position, int(match[2]), f"{match[1]}.{place.input}", norm))
+            sites.append(Site(name, position, int(match[2]), f"{match[1]}.{sublayer.input}", norm))
     if any(site.input_module not in modules for site in sites):
         return []
     return sites if {site.position for site in sites} == set(positions) else []

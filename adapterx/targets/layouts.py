@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 
-class Place(NamedTuple):
+class Sublayer(NamedTuple):
     """One sublayer, by names relative to its block.
 
     Attributes:
@@ -22,11 +22,11 @@ class Place(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where one family of models keeps its blocks and, in each, the two places."""
+    """Where one family of models keeps its blocks and, in each, the two sublayers."""
 
     blocks: str
-    attention: Place
-    feed_forward: Place
+    attention: Sublayer
+    feed_forward: Sublayer
 
     def block_pattern(self) -> re.Pattern:
         """Return the pattern of the qualified names of the blocks; its second group is the index."""
@@ -35,19 +35,19 @@ class Layout(NamedTuple):
 
 _BERT = Layout(
     "encoder.layer",
-    Place("attention.output.dense", "attention.self", "attention.output.LayerNorm"),
-    Place("output.dense", "intermediate.dense", "output.LayerNorm"),
+    Sublayer("attention.output.dense", "attention.self", "attention.output.LayerNorm"),
+    Sublayer("output.dense", "intermediate.dense", "output.LayerNorm"),
 )
 _MEGATRON_BERT = Layout(  # norms before each sublayer
-    "encoder.layer", Place("attention.output.dense", "attention.self"), Place("output.dense", "intermediate.dense")
+    "encoder.layer", Sublayer("attention.output.dense", "attention.self"), Sublayer("output.dense", "intermediate.dense")
 )
 _DISTILBERT = Layout(
     "transformer.layer",
-    Place("attention.out_lin", "attention", "sa_layer_norm"),
-    Place("ffn.lin2", "ffn", "output_layer_norm"),
+    Sublayer("attention.out_lin", "attention", "sa_layer_norm"),
+    Sublayer("ffn.lin2", "ffn", "output_layer_norm"),
 )
-_GPT2 = Layout("h", Place("attn.c_proj", "attn"), Place("mlp.c_proj", "mlp"))
-_LLAMA = Layout("layers", Place("self_attn.o_proj", "self_attn"), Place("mlp.down_proj", "mlp"))
+_GPT2 = Layout("h", Sublayer("attn.c_proj", "attn"), Sublayer("mlp.c_proj", "mlp"))
+_LLAMA = Layout("layers", Sublayer("self_attn.o_proj", "self_attn"), Sublayer("mlp.down_proj", "mlp"))
 
 _FAMILIES = {
     "bert roberta xlm-roberta electra camembert ernie data2vec-text": _BERT,

@@ -142,6 +142,7 @@ class NormedSum:
 
 
 Port = Output | Input | NormedSum
+"""What an adapter reads and what it adds to."""
 
 
 class _PerThread(threading.local):

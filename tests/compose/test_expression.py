@@ -50,6 +50,13 @@ def test_what_users_say(given, expected):
     assert parse_composition(given) == expected
 
 
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_values_print_as_they_are_written(value):
+    names = {kind.__name__: kind for kind in (Average, BatchSplit, Fuse, Parallel, Pick, Split, Stack)}
+    assert eval(repr(value), names) == value
+    assert repr(Stack("a", Average("b", "c"))) == "Stack('a', Average('b', 'c'))"
+
+
 def test_names_in_order_of_application():
     assert adapter_names_in(Stack("c", Average("a", Stack("b")))) == ("c", "a", "b")
     assert adapter_names_in(Pick(["b", None, "a", "b"])) == ("b", "a")

@@ -1,0 +1,114 @@
+"""What the Python blocks of the documentation find when they run: tiny random models in place of those of a hub."""
+
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import tiny_training
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "docs/api/*.md", "export/*.md")
+    for path in ROOT.glob(pattern)
+)
+_BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """One block of Python, where it begins, and why it is not run (None: it is)."""
+
+    line: int
+    code: str
+    reason: str | None
+
+
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page):
+    text = read(page)
+    return [
+        Block(text.count("\n", 0, match.start("code")) + 1, match["code"], match["reason"])
+        for match in _BLOCK.finditer(text)
+    ]
+
+
+def prepare(page, monkeypatch):
+    """Return the names that a page's blocks use and do not define."""
+    import transformers
+
+    config = tiny_training.tiny_config()
+    config.vocab_size, config.hidden_size = 1100, 64  # enough for the ids and the bottlenecks that pages name
+    for auto, build in (
+        ("AutoModel", transformers.BertModel),
+        ("AutoModelForSequenceClassification", transformers.BertForSequenceClassification),
+    ):
+        monkeypatch.setattr(getattr(transformers, auto), "from_pretrained", lambda *_, build=build, **__: build(config))
+    return _PREPARE[page](monkeypatch) if page in _PREPARE else {}
+
+
+def _mixed(_monkeypatch):
+    import transformers
+
+    import adapterx
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=60, pad_token_id=0, **sizes))
+    for name in ("language", "sentiment", "topic"):
+        adapterx.attach(model, adapterx.AdapterConfig(bottleneck_dim=4), name)
+    ids = torch.randint(1, 60, (4, 5))
+    batch, names = {"input_ids": ids, "labels": ids}, ["sentiment", None, "topic", "sentiment"]
+    found = {"prompts": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "batches": [(batch, names)]}
+    return {"torch": torch, "adapterx": adapterx, "model": model, "batch": batch, "names": names, **found}
+
+
+def _training(monkeypatch):
+    import transformers
+    from transformers import AutoTokenizer
+
+    from adapterx.training import check_finite_loss, parameter_groups
+
+    on_cpu = partial(transformers.TrainingArguments, use_cpu=True, report_to=[])  # which knows bfloat16 too
+    monkeypatch.setattr(transformers, "TrainingArguments", on_cpu)
+    tiny_training.save_tiny_tokenizer(Path("tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained("tokenizer")
+    rows = [(text, int(label == "positive")) for text, label in tiny_training.sentences(8)]
+    dataset = [{**tokenizer(text), "labels": label} for text, label in rows]
+    encoded = tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")
+    batches = [{**encoded, "labels": torch.tensor([label for _, label in rows])}]
+    found = {"check_finite_loss": check_finite_loss, "parameter_groups": parameter_groups, "step": 0, "epoch": 0}
+    return {"torch": torch, "dataset": dataset, "tokenizer": tokenizer, "name": "tiny", "batches": batches, **found}
+
+
+def _adapted():
+    from transformers import AutoModelForSequenceClassification
+
+    import adapterx
+
+    model = AutoModelForSequenceClassification.from_pretrained("tiny")
+    adapterx.attach(model, adapterx.AdapterConfig(bottleneck_dim=4))
+    return model.eval()
+
+
+def _exported(_monkeypatch):
+    from adapterx import ops
+    from adapterx.export import to_onnx, to_torchscript
+
+    model = _adapted()
+    to_torchscript(model, "model.pt", validate=False)
+    to_onnx(model, ".", validate=False)
+    os.symlink(ops.LIBRARY, "libadapterx.so")
+    return {}
+
+
+_PREPARE = {
+    "docs/export.md": lambda _monkeypatch: {"model": _adapted()},
+    "docs/mixed.md": _mixed,
+    "docs/training.md": _training,
+    "export/README.md": _exported,
+}
