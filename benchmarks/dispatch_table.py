@@ -201,7 +201,7 @@ def format_table(name: str, rows: list[Row]) -> str:
 
 TEMPLATE = """\
 // Which kernel serves which problem. Written by a program, do not edit:
-//     python benchmarks/dispatch_table.py {options}
+//     python benchmarks/dispatch_table.py{options}
 #pragma once
 
 #include <cstdint>
@@ -237,12 +237,13 @@ inline constexpr int64_t kAny = INT64_MAX;  // no limit
 
 def header_text(sweep: Path | None) -> str:
     """Return the header that a source gives; a sweep must lie inside the repository, so that others can check it."""
-    options = "--from-roofline"
+    options = " --from-roofline"
     if sweep is not None:
         sweep = sweep.resolve()
         if not sweep.is_relative_to(ROOT):
             raise ValueError(f"header_text: the sweep must lie in the repository, got {sweep}")
-        options = f"--from-results {sweep.relative_to(ROOT).as_posix()}"
+        # On a line of its own: the file has the name of a device.
+        options = f"\n//         --from-results {sweep.relative_to(ROOT).as_posix()}"
     source, rows = table_of(sweep)
     tables = {name: format_table(f"k{name.capitalize()}Rows", rows[name]) for name in DIRECTIONS}
     return TEMPLATE.format(options=options, source=source, **tables)
@@ -254,7 +255,7 @@ def source_of(header: str) -> Path | None:
     Raises:
         ValueError: the header does not say.
     """
-    found = re.search(r"dispatch_table\.py (?:--from-roofline|--from-results (\S+))\n", header)
+    found = re.search(r"dispatch_table\.py(?: --from-roofline|\n//\s+--from-results (\S+))\n", header)
     if found is None:
         raise ValueError("source_of: the header must name the command that wrote it")
     return None if found[1] is None else ROOT / found[1]

@@ -68,6 +68,7 @@ def plan(built_emulator):
 
 def test_the_committed_header_is_what_its_source_gives():
     text = dispatch_table.HEADER.read_text(encoding="utf-8")
+    assert max(map(len, text.splitlines())) <= 120
     assert text == dispatch_table.header_text(dispatch_table.source_of(text))
 
 
@@ -181,7 +182,7 @@ def test_a_sweep_becomes_the_table(tmp_path, monkeypatch):
     write_sweep(path, {"forward": times_of(FASTEST), "backward": times_of(dict.fromkeys(FASTEST, CUBLAS))})
     text = dispatch_table.header_text(path)
     assert 'kDispatchSource = "measured on NVIDIA Test";' in text
-    assert "dispatch_table.py --from-results sweep.csv\n" in text
+    assert "dispatch_table.py\n//         --from-results sweep.csv\n" in text
     assert dispatch_table.source_of(text) == path
     forward, backward = text.split("kBackwardRows")
     assert "{ 90,      256,     1024,    45, 16, 4},\n" in forward

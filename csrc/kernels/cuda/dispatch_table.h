@@ -1,5 +1,6 @@
 // Which kernel serves which problem. Written by a program, do not edit:
-//     python benchmarks/dispatch_table.py --from-results benchmarks/results/bench_op_cuda_sweep_NVIDIA_H100_80GB_HBM3.csv
+//     python benchmarks/dispatch_table.py
+//         --from-results benchmarks/results/bench_op_cuda_sweep_NVIDIA_H100_80GB_HBM3.csv
 #pragma once
 
 #include <cstdint>
