@@ -39,7 +39,9 @@ _BERT = Layout(
     Sublayer("output.dense", "intermediate.dense", "output.LayerNorm"),
 )
 _MEGATRON_BERT = Layout(  # norms before each sublayer
-    "encoder.layer", Sublayer("attention.output.dense", "attention.self"), Sublayer("output.dense", "intermediate.dense")
+    "encoder.layer",
+    Sublayer("attention.output.dense", "attention.self"),
+    Sublayer("output.dense", "intermediate.dense"),
 )
 _DISTILBERT = Layout(
     "transformer.layer",
