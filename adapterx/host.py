@@ -227,12 +227,13 @@ class ModuleCopies(SwitchableModules):
 
 def apply_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of an adapted module. A plain function: copies and pickles of a model so find their own adapters."""
-    return getattr(module, ADAPTERS).adapt(module, args, kwargs, output)
+    # Straight from the table of children: as an attribute the search would take a quarter of the hook's time.
+    return module._modules[ADAPTERS].adapt(module, args, kwargs, output)
 
 
 def apply_copies(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of a module of which adapters train copies."""
-    return getattr(module, COPIES).replace_output(args, kwargs, output)
+    return module._modules[COPIES].replace_output(args, kwargs, output)
 
 
 def switchable_modules(model: nn.Module) -> list[SwitchableModules]:
