@@ -102,12 +102,12 @@ def grouped_bottleneck_adapter(
             are copied.
         residual: `(..., hidden_size)` with the leading dimensions of `hidden_states`, not broadcast; `None` gives the
             scaled branch alone. In sequential placement the very same tensor as `hidden_states`.
-        adapter_indices: int64 in [-1, num_groups); its shape is the leading dimensions of `hidden_states`, or the
+        adapter_indices: int64 in [-1, num_adapters); its shape is the leading dimensions of `hidden_states`, or the
             first few of these: `(batch,)` gives all tokens of a sequence one adapter. -1 means no adapter.
-        down_weight: `(num_groups, bottleneck_dim, input_size)`.
-        down_bias: `(num_groups, bottleneck_dim)` or `None`.
-        up_weight: `(num_groups, hidden_size, bottleneck_dim)`.
-        up_bias: `(num_groups, hidden_size)` or `None`.
+        down_weight: `(num_adapters, bottleneck_dim, input_size)`.
+        down_bias: `(num_adapters, bottleneck_dim)` or `None`.
+        up_weight: `(num_adapters, hidden_size, bottleneck_dim)`.
+        up_bias: `(num_adapters, hidden_size)` or `None`.
         activation: a key of `adapterx.reference.ACTIVATIONS`.
         scaling: finite factor on the branch, bias included.
 
@@ -137,7 +137,7 @@ def build_info() -> dict[str, str | bool]:
     Returns:
         `version` (of adapterx), `compiler`, `torch` (built against), `cpu_capability` (instruction set in use on this
         machine), `cuda` (version of the toolkit), `cuda_architectures` (for which the kernels were compiled),
-        `dispatch_table` (what the choice among the CUDA paths rests on: `"roofline"`, or `"measured on ..."`); the last
+        `plan_table` (what the choice among the CUDA paths rests on: `"roofline"`, or `"measured on ..."`); the last
         three are `False` where the library has no CUDA kernels.
     """
     return json.loads(torch.ops.adapterx.build_info())

@@ -67,12 +67,12 @@ def grouped_bottleneck_adapter(
     Args:
         hidden_states: `(..., input_size)`, floating point.
         residual: `(..., hidden_size)`, added to the scaled branch; `None` gives the branch alone.
-        adapter_indices: integers in [-1, num_groups); their shape is the leading dimensions of `hidden_states`, or the
-            first few of these: `(batch,)` gives all tokens of a sequence one adapter. -1 means no adapter.
-        down_weight: `(num_groups, bottleneck_dim, input_size)`.
-        down_bias: `(num_groups, bottleneck_dim)` or `None`.
-        up_weight: `(num_groups, hidden_size, bottleneck_dim)`.
-        up_bias: `(num_groups, hidden_size)` or `None`.
+        adapter_indices: integers in [-1, num_adapters); their shape is the leading dimensions of `hidden_states`, or
+            the first few of these: `(batch,)` gives all tokens of a sequence one adapter. -1 means no adapter.
+        down_weight: `(num_adapters, bottleneck_dim, input_size)`.
+        down_bias: `(num_adapters, bottleneck_dim)` or `None`.
+        up_weight: `(num_adapters, hidden_size, bottleneck_dim)`.
+        up_bias: `(num_adapters, hidden_size)` or `None`.
         activation: a key of `ACTIVATIONS`.
         scaling: factor on the branch, bias included.
 
@@ -83,7 +83,7 @@ def grouped_bottleneck_adapter(
         ValueError: an index, or the shape of the indices, breaks its rule.
     """
     leading = hidden_states.shape[:-1]
-    indices = _index_of_every_token(adapter_indices, leading, num_groups=len(down_weight))
+    indices = _index_of_every_token(adapter_indices, leading, num_adapters=len(down_weight))
     hidden_states = hidden_states.reshape(leading.numel(), hidden_states.shape[-1])
     size = up_weight.shape[1]
     output = hidden_states.new_zeros(len(hidden_states), size) if residual is None else residual.reshape(-1, size)
@@ -103,16 +103,16 @@ def grouped_bottleneck_adapter(
     return output.reshape(*leading, size)
 
 
-def _index_of_every_token(adapter_indices: Tensor, leading: torch.Size, *, num_groups: int) -> Tensor:
+def _index_of_every_token(adapter_indices: Tensor, leading: torch.Size, *, num_adapters: int) -> Tensor:
     """Repeat the index of each sequence for its tokens; the result is one-dimensional."""
     if adapter_indices.shape != leading[: adapter_indices.dim()]:
         raise ValueError(
             "grouped_bottleneck_adapter: adapter_indices must have the leading dimensions of hidden_states, or the "
             f"first few of these, {tuple(leading)}, got {tuple(adapter_indices.shape)}"
         )
-    if ((adapter_indices < -1) | (adapter_indices >= num_groups)).any():
+    if ((adapter_indices < -1) | (adapter_indices >= num_adapters)).any():
         raise ValueError(
-            f"grouped_bottleneck_adapter: adapter_indices must be in [-1, {num_groups}), "
+            f"grouped_bottleneck_adapter: adapter_indices must be in [-1, {num_adapters}), "
             f"got values from {adapter_indices.min()} to {adapter_indices.max()}"
         )
     missing = len(leading) - adapter_indices.dim()

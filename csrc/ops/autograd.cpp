@@ -85,7 +85,7 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
                         keep_if(hidden_states.requires_grad(), down_weight), keep_if(through_activation, up_weight)};
     if (adapter_indices) {
       saved.push_back(*adapter_indices);
-      ctx->saved_data["num_groups"] = down_weight.sym_size(0).guard_int(__FILE__, __LINE__);
+      ctx->saved_data["num_adapters"] = down_weight.sym_size(0).guard_int(__FILE__, __LINE__);
     }
     ctx->save_for_backward(std::move(saved));
     const NodeState state{checked_activation("bottleneck_adapter", activation), residual_is_hidden_states,
@@ -124,7 +124,7 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
                                       adapter_indices,
                                       down_weight,
                                       up_weight,
-                                      grouped ? ctx->saved_data["num_groups"].toInt() : 1,
+                                      grouped ? ctx->saved_data["num_adapters"].toInt() : 1,
                                       activation_name(state.activation),
                                       ctx->saved_data["scaling"].toDouble(),
                                       state.residual_is_hidden_states,

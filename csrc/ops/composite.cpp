@@ -126,7 +126,7 @@ Gradients grouped_backward_formula(const BackwardArguments& a, const Tensor& gra
                                    Activation activation) {
   const auto& tokens = a.grad_output.defined() ? a.grad_output : *a.pre_activation;
   std::array<std::vector<Tensor>, 5> parts;
-  for (int64_t group = 0; group < a.num_groups; ++group) {
+  for (int64_t group = 0; group < a.num_adapters; ++group) {
     auto sizes = tokens.sym_sizes().vec();
     sizes.back() = 1;
     const auto picked = as_matrix(tokens_of_group(*a.adapter_indices, tokens.dim(), group).expand_symint(sizes));

@@ -42,9 +42,9 @@ using GroupedTrainSignature = TrainOutputs(const Tensor& hidden_states, const Op
                                            const OptTensor& up_bias, std::string_view activation, double scaling);
 using GroupedBackwardSignature = Gradients(const Tensor& grad_output, const OptTensor& hidden_states,
                                            const OptTensor& pre_activation, const Tensor& adapter_indices,
-                                           const OptTensor& down_weight, const OptTensor& up_weight, int64_t num_groups,
-                                           std::string_view activation, double scaling, bool add_grad_output,
-                                           OutputMask output_mask);
+                                           const OptTensor& down_weight, const OptTensor& up_weight,
+                                           int64_t num_adapters, std::string_view activation, double scaling,
+                                           bool add_grad_output, OutputMask output_mask);
 
 inline const OptTensor kNone;
 
@@ -74,7 +74,7 @@ struct BackwardArguments {
   const OptTensor& adapter_indices;
   const OptTensor& down_weight;
   const OptTensor& up_weight;
-  int64_t num_groups;  // 1 where not grouped
+  int64_t num_adapters;  // 1 where not grouped
   std::string_view activation;
   double scaling;
   bool add_grad_output;
@@ -144,7 +144,7 @@ inline Gradients call_backward(const BackwardArguments& a) {
                                     a.activation, a.scaling, a.add_grad_output, a.output_mask);
   }
   return grouped_backward_operator().call(a.grad_output, a.hidden_states, a.pre_activation, *a.adapter_indices,
-                                          a.down_weight, a.up_weight, a.num_groups, a.activation, a.scaling,
+                                          a.down_weight, a.up_weight, a.num_adapters, a.activation, a.scaling,
                                           a.add_grad_output, a.output_mask);
 }
 

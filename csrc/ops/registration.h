@@ -49,11 +49,11 @@ struct Flat {
 
   static Gradients grouped_backward(const Tensor& grad_output, const OptTensor& hidden_states,
                                     const OptTensor& pre_activation, const Tensor& adapter_indices,
-                                    const OptTensor& down_weight, const OptTensor& up_weight, int64_t num_groups,
+                                    const OptTensor& down_weight, const OptTensor& up_weight, int64_t num_adapters,
                                     std::string_view activation, double scaling, bool add_grad_output,
                                     OutputMask output_mask) {
     const OptTensor indices = adapter_indices;
-    return backward({grad_output, hidden_states, pre_activation, indices, down_weight, up_weight, num_groups,
+    return backward({grad_output, hidden_states, pre_activation, indices, down_weight, up_weight, num_adapters,
                      activation, scaling, add_grad_output, output_mask});
   }
 };

@@ -35,7 +35,8 @@ TORCH_LIBRARY(adapterx, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "grouped_bottleneck_adapter_backward(Tensor grad_output, Tensor? hidden_states, Tensor? pre_activation, "
-      "Tensor adapter_indices, Tensor? down_weight, Tensor? up_weight, int num_groups, str activation, float scaling, "
+      "Tensor adapter_indices, Tensor? down_weight, Tensor? up_weight, int num_adapters, str activation, float "
+      "scaling, "
       "bool add_grad_output, bool[5] output_mask) -> (Tensor grad_hidden_states, Tensor grad_down_weight, "
       "Tensor grad_down_bias, Tensor grad_up_weight, Tensor grad_up_bias)",
       {at::Tag::pt2_compliant_tag});

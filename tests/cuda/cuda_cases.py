@@ -100,12 +100,14 @@ def check_gradients(operator, arguments, device, *, formula=expect, **options):
 # The grouped form
 
 
-def make_grouped(leading, input_size, hidden_size, bottleneck_dim, num_groups, *, dtype, requires_grad=(), prefix=None):
+def make_grouped(
+    leading, input_size, hidden_size, bottleneck_dim, num_adapters, *, dtype, requires_grad=(), prefix=None
+):
     """Draw tensors with a dimension of adapters, and indices for the first `prefix` leading dimensions (all of them).
 
     Some tokens pick no adapter, and one adapter is picked by no token.
     """
-    drawn = [make_arguments(leading, input_size, hidden_size, bottleneck_dim) for _ in range(num_groups)]
+    drawn = [make_arguments(leading, input_size, hidden_size, bottleneck_dim) for _ in range(num_adapters)]
     tokens = drawn[0][:2]
     weights = [torch.stack(tensors) for tensors in zip(*(arguments[2:] for arguments in drawn), strict=True)]
     names = ("hidden_states", "residual", *WEIGHTS)
@@ -113,8 +115,8 @@ def make_grouped(leading, input_size, hidden_size, bottleneck_dim, num_groups, *
         tensor.to(dtype).requires_grad_(name in requires_grad)
         for name, tensor in zip(names, [*tokens, *weights], strict=True)
     ]
-    indices = torch.randint(-1, num_groups, leading[:prefix])
-    return tensors, indices.masked_fill(indices == num_groups // 2, -1) if num_groups > 2 else indices
+    indices = torch.randint(-1, num_adapters, leading[:prefix])
+    return tensors, indices.masked_fill(indices == num_adapters // 2, -1) if num_adapters > 2 else indices
 
 
 def grouped(indices):

@@ -32,7 +32,7 @@ def test_schemas_are_frozen_and_have_no_defaults():
         "grouped_bottleneck_adapter_train": grouped + "(Tensor output, Tensor pre_activation)",
         "grouped_bottleneck_adapter_backward": (
             "(Tensor grad_output, Tensor? hidden_states, Tensor? pre_activation, Tensor adapter_indices, "
-            "Tensor? down_weight, Tensor? up_weight, int num_groups, str activation, float scaling, "
+            "Tensor? down_weight, Tensor? up_weight, int num_adapters, str activation, float scaling, "
             "bool add_grad_output, bool[5] output_mask) -> (Tensor grad_hidden_states, Tensor grad_down_weight, "
             "Tensor grad_down_bias, Tensor grad_up_weight, Tensor grad_up_bias)"
         ),
@@ -179,7 +179,7 @@ def test_meta_tensors_have_shapes_only():
 
 def test_build_info():
     info = ops.build_info()
-    cuda = {"cuda", "cuda_architectures", "dispatch_table"}
+    cuda = {"cuda", "cuda_architectures", "plan_table"}
     assert set(info) == {"version", "compiler", "torch", "cpu_capability", *cuda}
     assert len({bool(info[key]) for key in cuda}) == 1  # all or none
     assert torch.__version__.startswith(info["torch"])

@@ -471,7 +471,7 @@ def test_backward_operator_says_what_it_needs():
     backward = torch.ops.adapterx.grouped_bottleneck_adapter_backward
     cotangent, pre_activation = torch.zeros(4, 6, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)
     common = (cotangent, arguments[0], pre_activation, indices, arguments[2], arguments[4])
-    with pytest.raises(ValueError, match="num_groups must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_adapters must be positive, got 0"):
         backward(*common, 0, "gelu", 1.0, False, [True] * 5)
     with pytest.raises(ValueError, match=r"up_weight must be for as many adapters as the other arguments \(2\)"):
         backward(*common, 2, "gelu", 1.0, False, [True] * 5)

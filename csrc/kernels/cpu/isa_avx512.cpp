@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "dispatch.h"
-#include "groups.h"
 #include "scratch.h"
+#include "sorted_tokens.h"
 
 #ifdef ADAPTERX_X86
 #include <immintrin.h>

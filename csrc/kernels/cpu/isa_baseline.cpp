@@ -2,8 +2,8 @@
 #include <utility>
 
 #include "dispatch.h"
-#include "groups.h"
 #include "scratch.h"
+#include "sorted_tokens.h"
 
 #define ADAPTERX_ISA baseline
 #define ADAPTERX_VECTOR_BYTES 16

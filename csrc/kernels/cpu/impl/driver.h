@@ -24,12 +24,12 @@ struct Pieces {
   }
 };
 
-// Fills `layout` (which has a member lay_out(Pieces&)) from the arena.
+// Fills `layout` (which has a member lay_out(Pieces&)) from scratch memory.
 template <typename Layout>
-AX_INLINE void place(Arena arena, Layout& layout) {
+AX_INLINE void place(ScratchOwner owner, Layout& layout) {
   Pieces pieces{nullptr};
   layout.lay_out(pieces);
-  Pieces placed{acquire_scratch(arena, static_cast<size_t>(pieces.used))};
+  Pieces placed{acquire_scratch(owner, static_cast<size_t>(pieces.used))};
   if (kGuardBytes > 0) allow_scratch(placed.base, static_cast<size_t>(pieces.used));
   layout.lay_out(placed);
 }

@@ -13,12 +13,12 @@
 #include "driver.h"
 #include "forward.h"
 #include "forward_few.h"
-#include "groups.h"
-#include "forward_groups.h"
+#include "walk.h"
+#include "forward_grouped.h"
 #include "backward_job.h"
 #include "backward.h"
 #include "backward_gradients.h"
-#include "backward_groups.h"
+#include "backward_grouped.h"
 // clang-format on
 
 namespace adapterx::cpu {

@@ -1,17 +1,18 @@
 // Which kernel serves which problem. Written by a program, do not edit:
-//     python benchmarks/dispatch_table.py --from-roofline
+//     python benchmarks/plan_table.py --from-roofline
 #pragma once
 
 #include <cstdint>
 
 namespace adapterx::cuda {
 
-inline constexpr const char* kDispatchSource = "roofline";
+inline constexpr const char* kPlanTableSource = "roofline";
 
 // A row serves bfloat16 and float16 problems on devices of its compute capability (10 * major + minor) and newer whose
 // sizes do not exceed its limits. The first row that serves a problem and whose tile fits into the device's shared
-// memory wins. row_tile 0 is cuBLASLt, which also serves whatever no row serves: other dtypes, wider bottlenecks.
-struct DispatchRow {
+// memory wins. row_tile 0 is the cublas path, which also serves whatever no row serves: other dtypes, wider
+// bottlenecks.
+struct PlanRow {
   int32_t capability;
   int64_t num_tokens;
   int64_t hidden_size;
@@ -24,7 +25,7 @@ inline constexpr int64_t kAny = INT64_MAX;  // no limit
 
 // clang-format off: the columns are aligned.
 // capability, num_tokens, hidden_size, bottleneck_dim, row_tile, cluster_size
-inline constexpr DispatchRow kForwardRows[] = {
+inline constexpr PlanRow kForwardRows[] = {
     { 90,     8384,       64,   128, 16, 1},
     { 90,     8384,      128,   128, 16, 2},
     { 90,     8384,      256,   128, 16, 4},
@@ -46,7 +47,7 @@ inline constexpr DispatchRow kForwardRows[] = {
     { 80,     kAny,     kAny,   128, 16, 1},
 };
 
-inline constexpr DispatchRow kBackwardRows[] = {
+inline constexpr PlanRow kBackwardRows[] = {
     { 90,     8384,       64,   128, 16, 1},
     { 90,     8384,      128,   128, 16, 2},
     { 90,     8384,      256,   128, 16, 4},
