@@ -218,6 +218,51 @@ def test_what_cannot_be_built_is_refused_in_words(setting, torch_cuda, kind, wor
         build.decide(setting, "2.9", torch_cuda, fake_search(kind))
 
 
+# --- a build without torch
+
+
+def test_without_torch_any_toolkit_serves_and_needs_our_own_headers_only(tmp_path, find):
+    root = make_toolkit(tmp_path / "old", "12.4", headers=build.OWN_HEADERS)
+    assert find(torch_cuda=None, CUDA_HOME=str(root)).toolkit.root == root
+
+
+def test_without_torch_cuda_is_built_where_it_is_asked_for():
+    decision = build.decide("1", None, None, fake_search("found"))
+    assert decision == build.Decision(TOOLKIT, "kernels alone, with those for CUDA: CUDA 13.0 in /toolkit")
+    for setting in (None, "0"):
+        assert build.decide(setting, None, None, fake_search("found")).toolkit is None
+    assert "ADAPTERX_CUDA=ON adds those for CUDA" in build.decide(None, None, None, fake_search("found")).message
+
+
+def test_without_torch_a_toolkit_that_is_missing_is_named():
+    with pytest.raises(build.BuildError, match=r"ADAPTERX_CUDA=ON, but no CUDA toolkit .* CUDA_HOME \(not set\); PATH"):
+        build.decide("1", None, None, fake_search("none"))
+
+
+def configure(folder, *options, **environ):
+    """Configure the CMake project, without building."""
+    pytest.importorskip("cmake", reason="the project is configured with cmake")
+    tools = Path(sys.executable).parent
+    command = [tools / "cmake", "-S", ROOT, "-B", folder, "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}"]
+    command += [f"-DPython_EXECUTABLE={sys.executable}", *options]
+    environ = {**os.environ, **environ}
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=environ)
+
+
+def test_cmake_without_the_operators_does_not_leave_cuda_out_in_silence(tmp_path):
+    """A toolkit that is there is taken. That its compiler is a script, which CMake refuses, is another matter."""
+    root = make_toolkit(tmp_path / "toolkit")
+    done = configure(tmp_path / "b", "-DADAPTERX_BUILD_OPS=OFF", "-DADAPTERX_CUDA=ON", CUDA_HOME=str(root))
+    assert f"adapterx: building the kernels alone, with those for CUDA: CUDA 13.0 in {root}" in done.stdout
+
+
+def test_cmake_without_the_operators_configures_the_kernel_tests(tmp_path):
+    pytest.importorskip("pybind11", reason="the kernel tests are bound with pybind11")
+    options = ("-DADAPTERX_BUILD_OPS=OFF", "-DADAPTERX_CUDA=OFF", "-DADAPTERX_BUILD_KERNEL_TESTS=ON")
+    done = configure(tmp_path, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # --- architectures
 
 KNOWN = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
@@ -399,5 +444,5 @@ def test_the_source_distribution_holds_all_that_a_build_reads(cuda_extension, mo
     for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines():
         files.process_template_line(line)
     headers = [path.relative_to(ROOT).as_posix() for s in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(s)]
-    needed = {"cuda_toolkit.py", "version.txt", "CMakeLists.txt", "cmake/Torch.cmake", *headers}
+    needed = {"cuda_toolkit.py", "version.txt", "CMakeLists.txt", "cmake/Cuda.cmake", "cmake/Torch.cmake", *headers}
     assert needed | set(cuda_extension().sources) <= {Path(name).as_posix() for name in files.files}
