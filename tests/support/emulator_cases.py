@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 from emulator_build import SOURCE, load_module
 
+from adapterx import reference
+
 ref = load_module("numpy_reference", SOURCE / "numpy_reference.py")
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
 GRADIENTS = ("grad_input", "grad_down_weight", "grad_down_bias", "grad_up_weight", "grad_up_bias")
 WANTED = [wanted for wanted in itertools.product([True, False], repeat=5) if any(wanted)]
 WANTED_IDS = ["".join("01"[want] for want in wanted) for wanted in WANTED]
