@@ -8,35 +8,81 @@
 namespace adapterx::ops {
 namespace {
 
+// An activation, and its derivative times `grad`, in operators that have derivatives themselves.
+template <Activation kActivation>
+struct Formula;
+
+template <>
+struct Formula<Activation::relu> {
+  static Tensor value(const Tensor& x) { return at::relu(x); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::threshold_backward(grad, x, 0); }
+};
+
+template <>
+struct Formula<Activation::gelu> {
+  static Tensor value(const Tensor& x) { return at::gelu(x, "none"); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::gelu_backward(grad, x, "none"); }
+};
+
+template <>
+struct Formula<Activation::gelu_tanh> {
+  static Tensor value(const Tensor& x) { return at::gelu(x, "tanh"); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::gelu_backward(grad, x, "tanh"); }
+};
+
+template <>
+struct Formula<Activation::silu> {
+  static Tensor value(const Tensor& x) { return at::silu(x); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) {  // at::silu_backward has no derivative
+    const auto gate = at::sigmoid(x);
+    return grad * gate * (1 + x * (1 - gate));
+  }
+};
+
+template <>
+struct Formula<Activation::tanh> {
+  static Tensor value(const Tensor& x) { return at::tanh(x); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::tanh_backward(grad, at::tanh(x)); }
+};
+
+template <>
+struct Formula<Activation::sigmoid> {
+  static Tensor value(const Tensor& x) { return at::sigmoid(x); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::sigmoid_backward(grad, at::sigmoid(x)); }
+};
+
+template <>
+struct Formula<Activation::leaky_relu> {
+  static Tensor value(const Tensor& x) { return at::leaky_relu(x, kLeakyReluSlope); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) {
+    return at::leaky_relu_backward(grad, x, kLeakyReluSlope, /*self_is_result=*/false);
+  }
+};
+
+template <>
+struct Formula<Activation::identity> {
+  static Tensor value(const Tensor& x) { return x; }
+  static Tensor backward(const Tensor& grad, const Tensor&) { return grad; }
+};
+
 Tensor activate(Activation activation, const Tensor& x) {
   switch (activation) {
-    case Activation::relu: return at::relu(x);
-    case Activation::gelu: return at::gelu(x, "none");
-    case Activation::gelu_tanh: return at::gelu(x, "tanh");
-    case Activation::silu: return at::silu(x);
-    case Activation::tanh: return at::tanh(x);
-    case Activation::sigmoid: return at::sigmoid(x);
-    case Activation::leaky_relu: return at::leaky_relu(x, kLeakyReluSlope);
-    case Activation::identity: return x;
+#define ADAPTERX_CASE(name) \
+  case Activation::name: return Formula<Activation::name>::value(x);
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
   }
-  TORCH_INTERNAL_ASSERT(false, "activation without a formula");
+  TORCH_INTERNAL_ASSERT(false, "activation out of range");
 }
 
 Tensor activate_backward(Activation activation, const Tensor& grad, const Tensor& x) {
   switch (activation) {
-    case Activation::relu: return at::threshold_backward(grad, x, 0);
-    case Activation::gelu: return at::gelu_backward(grad, x, "none");
-    case Activation::gelu_tanh: return at::gelu_backward(grad, x, "tanh");
-    case Activation::silu: {  // at::silu_backward has no derivative
-      const auto gate = at::sigmoid(x);
-      return grad * gate * (1 + x * (1 - gate));
-    }
-    case Activation::tanh: return at::tanh_backward(grad, at::tanh(x));
-    case Activation::sigmoid: return at::sigmoid_backward(grad, at::sigmoid(x));
-    case Activation::leaky_relu: return at::leaky_relu_backward(grad, x, kLeakyReluSlope, /*self_is_result=*/false);
-    case Activation::identity: return grad;
+#define ADAPTERX_CASE(name) \
+  case Activation::name: return Formula<Activation::name>::backward(grad, x);
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
   }
-  TORCH_INTERNAL_ASSERT(false, "activation without a formula");
+  TORCH_INTERNAL_ASSERT(false, "activation out of range");
 }
 
 // (..., columns) as (num_tokens, columns).

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
@@ -176,7 +177,7 @@ int run_all() {
   for (const char* capability : {"avx512_bf16", "avx512", "avx2", "baseline"}) {
     const Kernels* kernels = find_kernels(capability);
     for (int dtype = 0; kernels != nullptr && dtype < 4; ++dtype) {
-      for (int activation = 0; activation < 8; ++activation) {
+      for (int activation = 0; activation < static_cast<int>(std::size(kActivationNames)); ++activation) {
         if (!run_shapes(*kernels, static_cast<ScalarType>(dtype), static_cast<Activation>(activation), runs)) {
           std::printf("not finite: %s %s %s\n", capability, kDtypes[dtype], kActivationNames[activation].data());
           return 1;
