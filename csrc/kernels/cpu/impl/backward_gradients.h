@@ -1,6 +1,15 @@
 // The gradients of the weights and biases from the partial ones, and the backward pass of one adapter.
 #pragma once
 
+#include "backward.h"
+#include "backward_job.h"
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "transpose.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

@@ -2,6 +2,17 @@
 // itself it writes at once; of the others each thread leaves a partial gradient, and they are added in thread order.
 #pragma once
 
+#include "ahead.h"
+#include "backward.h"
+#include "backward_gradients.h"
+#include "backward_job.h"
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+#include "walk.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

@@ -1,6 +1,10 @@
 // What forward and backward share: scratch layout, the division of tokens among threads, the narrow product.
 #pragma once
 
+#include "gemm.h"
+#include "pack.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

@@ -2,6 +2,13 @@
 // The block's hidden states and activations stay in cache between the two products.
 #pragma once
 
+#include "activation.h"
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

@@ -1,6 +1,13 @@
 // Forward of few tokens: the weights are the work, so threads share their columns and not the rows.
 #pragma once
 
+#include "driver.h"
+#include "forward.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

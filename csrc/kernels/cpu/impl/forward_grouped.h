@@ -1,6 +1,15 @@
 // Grouped forward: each thread walks blocks of tokens, adapter by adapter, and packs the weights as it comes to them.
 #pragma once
 
+#include "ahead.h"
+#include "driver.h"
+#include "forward.h"
+#include "forward_few.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+#include "walk.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

@@ -1,6 +1,12 @@
 // What the grouped forward and backward share: the walk of a worker over its share of the tokens, sorted by adapter.
 #pragma once
 
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 
