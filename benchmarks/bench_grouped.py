@@ -52,9 +52,9 @@ class Batch:
 
 
 def grouped(batch: Batch) -> torch.Tensor:
-    """Run the grouped operator."""
-    return ops.grouped_bottleneck_adapter(
-        batch.hidden_states, batch.hidden_states, batch.indices, *batch.stacked, **OPTIONS
+    """Run the operator with indices."""
+    return ops.bottleneck_adapter(
+        batch.hidden_states, batch.hidden_states, *batch.stacked, adapter_indices=batch.indices, **OPTIONS
     )
 
 

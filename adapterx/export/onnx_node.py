@@ -90,7 +90,12 @@ def translation() -> Callable[..., Any]:
         up_bias,  # noqa: ANN001
         activation: str,
         scaling: float,
+        adapter_indices=None,  # noqa: ANN001
     ):
+        if adapter_indices is not None:
+            raise ValueError(
+                "to_onnx: the model must have one active adapter, got adapter_indices, which the node does not have"
+            )
         tensors = (hidden_states, residual, down_weight, down_bias, up_weight, up_bias)
         return operator(*tensors, activation=activation, scaling=scaling)
 

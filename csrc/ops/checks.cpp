@@ -49,7 +49,8 @@ struct Checker {
   void matrix(const char* name, const Tensor& tensor, const char* rows, const char* columns) const {
     matches_anchor(name, tensor);
     TORCH_CHECK_VALUE(tensor.dim() == (grouped ? 3 : 2), function, ": ", name, " must have shape (",
-                      grouped ? "num_adapters, " : "", rows, ", ", columns, "), got ", tensor.sym_sizes());
+                      grouped ? "num_adapters, " : "", rows, ", ", columns, "), got ", tensor.sym_sizes(),
+                      grouped ? " with adapter_indices" : " without adapter_indices");
     bool filled = true;
     for (int64_t i = 0; i < tensor.dim(); ++i) filled = filled && positive(tensor.sym_size(i));
     TORCH_CHECK_VALUE(filled, function, ": ", name, " must have at least one row and one column",
@@ -153,7 +154,6 @@ Activation checked_activation(const char* function, std::string_view name) {
 void check_given(const ForwardArguments& a) {
   const Checker check{a.name(), "hidden_states", a.hidden_states, a.grouped()};
   check.is_given("hidden_states", a.hidden_states);
-  if (a.grouped()) check.is_given("adapter_indices", *a.adapter_indices);
   check.is_given("down_weight", a.down_weight);
   check.is_given("up_weight", a.up_weight);
 }
@@ -187,7 +187,8 @@ Activation check_backward(const BackwardArguments& a) {
   check.scaling_is_finite(a.scaling);
   check.anchor_is_usable();
   if (a.grouped()) check.indices("adapter_indices", *a.adapter_indices);
-  TORCH_CHECK_VALUE(a.num_adapters >= 1, check.function, ": num_adapters must be positive, got ", a.num_adapters);
+  TORCH_CHECK_VALUE(a.grouped() ? a.num_adapters >= 1 : a.num_adapters == 0, check.function, ": num_adapters must be ",
+                    a.grouped() ? "positive" : "0 without adapter_indices", ", got ", a.num_adapters);
   if (a.output_mask[kHiddenStates] || a.output_mask[kDownWeight] || a.output_mask[kDownBias]) {
     check_through_activation(check, a);
   }

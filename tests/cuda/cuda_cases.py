@@ -120,12 +120,12 @@ def make_grouped(
 
 
 def grouped(indices):
-    """Return the grouped operator with these indices as a function of the six tensors."""
+    """Return the operator with these indices as a function of the six tensors."""
 
     def run(tensors, activation="gelu", scaling=0.7):
         hidden_states, residual, *weights = tensors
-        options = {"activation": activation, "scaling": scaling}
-        return ops.grouped_bottleneck_adapter(hidden_states, residual, indices, *weights, **options)
+        options = {"activation": activation, "scaling": scaling, "adapter_indices": indices}
+        return ops.bottleneck_adapter(hidden_states, residual, *weights, **options)
 
     return run
 
@@ -135,10 +135,9 @@ def expect_grouped(indices):
 
     def run(tensors, activation="gelu", scaling=0.7):
         hidden_states, residual, *weights = tensors
-        options = {"activation": activation, "scaling": scaling}
-        return reference.grouped_bottleneck_adapter(
-            hidden_states, residual, indices.to(hidden_states.device), *weights, **options
-        )
+        own = indices.to(hidden_states.device)
+        options = {"activation": activation, "scaling": scaling, "adapter_indices": own}
+        return reference.bottleneck_adapter(hidden_states, residual, *weights, **options)
 
     return run
 

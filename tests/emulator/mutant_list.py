@@ -88,7 +88,7 @@ MUTANTS = [
     Mutant("sort in one block scatters too early", "sort_tokens.cu", "  scan_slots(memory, tables);\n  __syncthreads();\n", "  scan_slots(memory, tables);\n"),
     Mutant("tokens without adapter get one", "sort_tokens.cu", "low == tables.num_adapters ? kNoAdapter : low", "low"),
     Mutant("index not checked", "sort_tokens.cu", "if (index < -1 || index >= tables.num_adapters) {", "if (false) {"),
-    # The general grouped kernels: multiplication.
+    # The kernels of the segment path: multiplication.
     Mutant("segments: result read too early", "segment_multiply.cuh", "    }\n  }\n  __syncthreads();\n}", "    }\n  }\n}"),
     Mutant("segments: rows of a transposed window mixed", "segment_multiply.cuh", "lane / 4 * 2 + half : lane / 4 + half * 8", "lane / 4 + half * 8 : lane / 4 + half * 8"),
     Mutant("segments: wrong columns by FMA", "segment_multiply.cuh", "right, column + j * 8, term)", "right, column + j * 4, term)"),

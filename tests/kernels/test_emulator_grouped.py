@@ -70,7 +70,7 @@ def test_sort_limits_of_groups(emulator, groups):
 
 def test_index_out_of_range_is_a_device_side_assertion(emulator):
     """An index that names no adapter stops the launch, with words, instead of reading other memory."""
-    words = "grouped_bottleneck_adapter: adapter_indices must be -1 or the number of an adapter"
+    words = "bottleneck_adapter: adapter_indices must be -1 or the number of an adapter"
     for index in (3, -2, 1 << 40, -(1 << 40), 1 << 32):
         case = GroupedCase(emulator, 5, 16, 8, 3, only=0)
         case.indices[4] = index

@@ -17,7 +17,7 @@ import tables
 import torch
 from predictions import PASSES, predict_us
 
-from adapterx import ops, reference
+from adapterx import ops
 
 TINY = (6, 8, 2)
 
@@ -220,15 +220,8 @@ def test_the_benchmark_on_the_cpu_is_as_before(tmp_path, monkeypatch):
     assert len(rows) == 2 * 2 * (3 + 3 + 2)
 
 
-@pytest.fixture
-def grouped_operator(monkeypatch):
-    """The grouped operator, or its formula where the library was built without it."""
-    if not hasattr(ops, "grouped_bottleneck_adapter"):
-        monkeypatch.setattr(ops, "grouped_bottleneck_adapter", reference.grouped_bottleneck_adapter, raising=False)
-
-
 @pytest.mark.parametrize("layout", bench_grouped.LAYOUTS)
-def test_all_ways_to_mix_adapters_give_the_same(layout, grouped_operator):
+def test_all_ways_to_mix_adapters_give_the_same(layout):
     case = harness.Case("forward_backward", 256, 8, 2, torch.float64)
     batch = bench_grouped.make_batch(case, 3, layout, "cpu", seed=1)
     outputs = {name: operator(batch) for name, (operator, _) in bench_grouped.OPERATORS.items()}

@@ -43,8 +43,8 @@ __device__ __forceinline__ int load_slots(int32_t* slots, const int64_t* indices
   if (token < tables.num_tokens) {
     const int64_t index = indices[token];
     if (index < -1 || index >= tables.num_adapters) {
-      assertion_failed("grouped_bottleneck_adapter: adapter_indices must be -1 or the number of an adapter",
-                       "sort_tokens.cu", __LINE__, "sort_tokens");
+      assertion_failed("bottleneck_adapter: adapter_indices must be -1 or the number of an adapter", "sort_tokens.cu",
+                       __LINE__, "sort_tokens");
     }
     slot = index < 0 ? tables.num_adapters : static_cast<int32_t>(index);
   }
