@@ -234,7 +234,7 @@ def test_all_ways_to_mix_adapters_give_the_same(layout):
     torch.testing.assert_close(torch.stack(looped[1::4]), gradients[1])
 
 
-def test_the_benchmark_of_the_grouped_operator(gpu, grouped_operator, tmp_path, monkeypatch):
+def test_the_benchmark_of_the_grouped_operator(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_grouped, "SHAPES", {"cpu": (128, 8, 2, 2, torch.float32)})
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert tables.grouped_table() == "Not measured yet."
