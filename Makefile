@@ -33,10 +33,10 @@ test: install  ## run the whole test suite
 	$(VENV)/bin/python -m pytest
 
 emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about five minutes)
-	$(VENV)/bin/python -m pytest tests/kernels/test_emulator.py tests/kernels/test_emulator_grouped.py tests/kernels/test_emulator_segments.py
+	$(VENV)/bin/python -m pytest tests/kernels/test_emulator*.py
 	$(VENV)/bin/python tests/emulator/mutants.py --jobs 2
 
-cuda-check:  ## without a GPU: build the CUDA extension in .venv-cuda for sm_80, sm_90, sm_100 + PTX, load it, check every kernel
+cuda-check: install  ## without a GPU: build the CUDA extension in .venv-cuda, load it, check every kernel; the kernels without torch
 	$(PYTHON) tests/cuda/check_extension.py
 
 gpu-check:  ## on a machine with a GPU: build, test, sanitize, measure

@@ -20,8 +20,9 @@ from pathlib import Path
 # For the architectures that the kernels are tuned for, oldest first; the newest is kept as PTX for later ones.
 ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0")
 OLDEST_ARCHITECTURE = (8, 0)  # cp.async, and mma.sync for bfloat16
-# Ours are the first two; ATen/cuda/CUDAContext.h includes the others. Small toolkits leave them to pip's packages.
-HEADERS = ("cuda_runtime_api.h", "cublasLt.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h")
+# Ours, and those that ATen/cuda/CUDAContext.h includes. Small toolkits leave them to pip's packages.
+OWN_HEADERS = ("cuda_runtime_api.h", "cublasLt.h")
+HEADERS = (*OWN_HEADERS, "cublas_v2.h", "cusparse.h", "cusolverDn.h")
 LIBRARIES = ("cudart", "cublasLt")
 
 
@@ -119,7 +120,7 @@ def places(environ: Mapping[str, str], local: Path, packages: list[Path]) -> lis
     return found
 
 
-def complete(root: Path, version: str, packages: list[Path]) -> Toolkit:
+def complete(root: Path, version: str, packages: list[Path], headers: tuple[str, ...] = HEADERS) -> Toolkit:
     """Add the headers and libraries, from the toolkit or else from pip's packages, and refuse where one is missing."""
     major = version.split(".")[0]
     includes = [root / "include", *root.glob("targets/*/include")]
@@ -129,7 +130,7 @@ def complete(root: Path, version: str, packages: list[Path]) -> Toolkit:
         libraries += sorted(package.glob("*/lib"))
     # A compiler looks there anyway, and -I/usr/include would upset the order of its other headers.
     system_includes, system_libraries = [Path("/usr/include")], sorted(Path("/usr/lib").glob("*-linux-gnu"))
-    wanted = {name: [folder / name for folder in includes + system_includes] for name in HEADERS}
+    wanted = {name: [folder / name for folder in includes + system_includes] for name in headers}
     for name in LIBRARIES:
         files = (f"lib{name}.so", f"lib{name}.so.{major}")
         wanted[name] = [folder / file for folder in libraries + system_libraries for file in files]
@@ -141,7 +142,7 @@ def complete(root: Path, version: str, packages: list[Path]) -> Toolkit:
             f"looked in: {', '.join(map(str, includes + libraries))}; install the missing parts, e.g. `pip install "
             "nvidia-cublas nvidia-cusparse nvidia-cusolver nvidia-cuda-runtime`, or set ADAPTERX_CUDA=0"
         )
-    folders = dict.fromkeys(found[name].parent for name in HEADERS)
+    folders = dict.fromkeys(found[name].parent for name in headers)
     return Toolkit(
         root,
         version,
@@ -151,18 +152,22 @@ def complete(root: Path, version: str, packages: list[Path]) -> Toolkit:
 
 
 def find_toolkit(
-    torch_cuda: str,
+    torch_cuda: str | None,
     environ: Mapping[str, str] = os.environ,
     local: Path = Path("/usr/local"),
     packages: list[Path] | None = None,
 ) -> Search:
-    """Find the first toolkit of torch's major version; a CUDA_HOME or CUDA_PATH of another version ends the search."""
+    """Find the first toolkit of torch's major version; a CUDA_HOME or CUDA_PATH of another version ends the search.
+
+    With `torch_cuda` None, for a build without torch, any version serves, and torch's headers may be missing.
+    """
     packages = pip_packages() if packages is None else packages
     search = Search()
     for place in places(environ, local, packages):
         version = nvcc_version(place.root / "bin" / "nvcc") if place.root else None
-        if version and version.split(".")[0] == torch_cuda.split(".")[0]:
-            search.toolkit = complete(place.root, version, packages)
+        if version and (torch_cuda is None or version.split(".")[0] == torch_cuda.split(".")[0]):
+            headers = OWN_HEADERS if torch_cuda is None else HEADERS
+            search.toolkit = complete(place.root, version, packages, headers)
             return search
         if version:
             search.refused.append(f"{place.name} is CUDA {version}")
@@ -172,8 +177,12 @@ def find_toolkit(
     return search
 
 
-def decide(setting: str | None, torch: str, torch_cuda: str | None, find: Callable[[str], Search]) -> Decision:
+def decide(
+    setting: str | None, torch: str | None, torch_cuda: str | None, find: Callable[[str | None], Search]
+) -> Decision:
     """Decide from ADAPTERX_CUDA, torch's version, the CUDA version it was built with (None: a CPU build) and a search.
+
+    With `torch` None the kernels are built alone, without the operators.
 
     Raises:
         BuildError: the setting is none of the known ones, or CUDA kernels were asked for and cannot be built, or the
@@ -186,6 +195,8 @@ def decide(setting: str | None, torch: str, torch_cuda: str | None, find: Callab
         )
     if setting == "0":
         return Decision(None, "CPU library: ADAPTERX_CUDA=0")
+    if torch is None:
+        return decide_without_torch(asked=setting == "1", find=find)
     if torch_cuda is None:
         if setting == "1":
             raise BuildError(
@@ -205,6 +216,20 @@ def decide(setting: str | None, torch: str, torch_cuda: str | None, find: Callab
         cause = "ADAPTERX_CUDA=1, but " if setting == "1" else ""
         raise BuildError(f"{cause}{reason}; {remedy(torch_cuda)}, or set ADAPTERX_CUDA=0 for the CPU library")
     return Decision(None, f"CPU library, WITHOUT CUDA kernels: {reason}; {remedy(torch_cuda)}")
+
+
+def decide_without_torch(*, asked: bool, find: Callable[[str | None], Search]) -> Decision:
+    """Build the CUDA kernels alone where they are asked for, by any toolkit; never leave them out in silence."""
+    if not asked:
+        return Decision(None, "CPU kernels alone: without the operators, ADAPTERX_CUDA=ON adds those for CUDA")
+    search = find(None)
+    if search.toolkit:
+        found = f"CUDA {search.toolkit.version} in {search.toolkit.root}"
+        return Decision(search.toolkit, f"kernels alone, with those for CUDA: {found}")
+    raise BuildError(
+        f"ADAPTERX_CUDA=ON, but no CUDA toolkit was found; looked for bin/nvcc in: {'; '.join(search.looked)}; "
+        "install a CUDA toolkit and name its folder in CUDA_HOME, or set ADAPTERX_CUDA=OFF for the CPU kernels"
+    )
 
 
 def remedy(torch_cuda: str) -> str:
@@ -292,12 +317,13 @@ def main() -> int:
     """Print the decision as CMake code."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--setting", required=True, help="the option ADAPTERX_CUDA")
-    parser.add_argument("--torch", required=True, type=Path, help="folder of torch, or of libtorch")
+    parser.add_argument("--torch", type=Path, help="folder of torch, or of libtorch; none: a build without torch")
     arguments = parser.parse_args()
     setting = {"ON": "1", "OFF": "0", "AUTO": None}.get(arguments.setting.upper(), arguments.setting)
-    packages = list(dict.fromkeys([*pip_packages(), *arguments.torch.parent.glob("nvidia")]))
+    beside_torch = arguments.torch.parent.glob("nvidia") if arguments.torch else []
+    packages = list(dict.fromkeys([*pip_packages(), *beside_torch]))
     try:
-        torch, torch_cuda = torch_versions(arguments.torch)
+        torch, torch_cuda = torch_versions(arguments.torch) if arguments.torch else (None, None)
         print(cmake_code(decide(setting, torch, torch_cuda, lambda cuda: find_toolkit(cuda, packages=packages))))
     except BuildError as error:
         print(error, file=sys.stderr)

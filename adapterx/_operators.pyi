@@ -20,6 +20,7 @@ class BottleneckAdapterOperator(Protocol):
         up_bias: Tensor | None,
         activation: str,
         scaling: float,
+        adapter_indices: Tensor | None = None,
     ) -> Tensor: ...
 
 class BottleneckAdapterBackwardOperator(Protocol):
@@ -36,6 +37,8 @@ class BottleneckAdapterBackwardOperator(Protocol):
         scaling: float,
         add_grad_output: bool,
         output_mask: list[bool],
+        adapter_indices: Tensor | None = None,
+        num_adapters: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 class BottleneckAdapterTrainOperator(Protocol):
@@ -51,62 +54,13 @@ class BottleneckAdapterTrainOperator(Protocol):
         up_bias: Tensor | None,
         activation: str,
         scaling: float,
+        adapter_indices: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
 class BuildInfoOperator(Protocol):
     @property
     def default(self) -> BuildInfoOperator: ...
     def __call__(self) -> str: ...
-
-class GroupedBottleneckAdapterOperator(Protocol):
-    @property
-    def default(self) -> GroupedBottleneckAdapterOperator: ...
-    def __call__(
-        self,
-        hidden_states: Tensor,
-        residual: Tensor | None,
-        adapter_indices: Tensor,
-        down_weight: Tensor,
-        down_bias: Tensor | None,
-        up_weight: Tensor,
-        up_bias: Tensor | None,
-        activation: str,
-        scaling: float,
-    ) -> Tensor: ...
-
-class GroupedBottleneckAdapterBackwardOperator(Protocol):
-    @property
-    def default(self) -> GroupedBottleneckAdapterBackwardOperator: ...
-    def __call__(
-        self,
-        grad_output: Tensor,
-        hidden_states: Tensor | None,
-        pre_activation: Tensor | None,
-        adapter_indices: Tensor,
-        down_weight: Tensor | None,
-        up_weight: Tensor | None,
-        num_groups: int,
-        activation: str,
-        scaling: float,
-        add_grad_output: bool,
-        output_mask: list[bool],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
-
-class GroupedBottleneckAdapterTrainOperator(Protocol):
-    @property
-    def default(self) -> GroupedBottleneckAdapterTrainOperator: ...
-    def __call__(
-        self,
-        hidden_states: Tensor,
-        residual: Tensor | None,
-        adapter_indices: Tensor,
-        down_weight: Tensor,
-        down_bias: Tensor | None,
-        up_weight: Tensor,
-        up_bias: Tensor | None,
-        activation: str,
-        scaling: float,
-    ) -> tuple[Tensor, Tensor]: ...
 
 class Operators(Protocol):
     @property
@@ -117,9 +71,3 @@ class Operators(Protocol):
     def bottleneck_adapter_train(self) -> BottleneckAdapterTrainOperator: ...
     @property
     def build_info(self) -> BuildInfoOperator: ...
-    @property
-    def grouped_bottleneck_adapter(self) -> GroupedBottleneckAdapterOperator: ...
-    @property
-    def grouped_bottleneck_adapter_backward(self) -> GroupedBottleneckAdapterBackwardOperator: ...
-    @property
-    def grouped_bottleneck_adapter_train(self) -> GroupedBottleneckAdapterTrainOperator: ...

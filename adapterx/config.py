@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
+from adapterx import reference
 from adapterx.errors import ConfigError
 
 PLACEMENTS = ("sequential", "parallel", "normed_sum")
 POSITIONS = ("attention", "feed_forward")
 ADDED_TO = ("sum", "sum_plus_residual", "normed_plus_residual")
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
 LEARNED_SCALINGS = ("learned", "learned_per_channel")
 INITS = ("houlsby", "xavier", "he")
 UP_INITS = ("zero", "near_zero")

@@ -20,15 +20,15 @@ LIBRARY = Path(os.environ.get("ADAPTERX_LIBRARY") or Path(__file__).parent / "li
 def _load_library() -> None:
     if not LIBRARY.exists():
         raise ExtensionError(
-            f"the compiled operator library is missing: looked for {LIBRARY}; "
+            f"adapterx: the compiled operator library is missing: looked for {LIBRARY}; "
             "build it with `pip install --no-build-isolation -e .` in the source folder (torch must be installed first)"
         )
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         raise ExtensionError(
-            f"the compiled operator library {LIBRARY} does not load under torch {torch.__version__}: {error}; "
-            "it must be built against the installed torch: `pip install --no-build-isolation -e .`"
+            f"adapterx: the compiled operator library {LIBRARY} does not load under torch {torch.__version__}: "
+            f"{error}; it must be built against the installed torch: `pip install --no-build-isolation -e .`"
         ) from error
 
 
@@ -45,9 +45,9 @@ def bottleneck_adapter(
     down_bias: Tensor | None,
     up_weight: Tensor,
     up_bias: Tensor | None,
-    *,
     activation: str,
     scaling: float,
+    adapter_indices: Tensor | None = None,
 ) -> Tensor:
     """Compute `residual + scaling * (activation(hidden_states @ down_weight.T + down_bias) @ up_weight.T + up_bias)`.
 
@@ -57,66 +57,28 @@ def bottleneck_adapter(
     and `residual` (sequential placement) and the backward pass adds both gradients in one sweep. Kept for the backward
     pass: `hidden_states` where `down_weight` needs a gradient, and `(..., bottleneck_dim)` numbers.
 
+    With `adapter_indices` each token picks the weights of one of several adapters. What that costs depends on the
+    number of tokens, hardly on the number of adapters. Adapters of different widths are padded with zeros to the
+    widest: zero columns of `up_weight` add nothing, whatever the activation makes of zero.
+
+    The arguments stand in the order of the operator's schema, none of them keyword-only: TorchScript takes no
+    keyword-only argument beside one with a default.
+
     Args:
         hidden_states: `(..., input_size)`, at least one dimension; float32, float64, bfloat16 or float16. Rows may be
             strided; other layouts are copied.
         residual: `(..., hidden_size)` with the leading dimensions of `hidden_states`, not broadcast; `None` gives the
             scaled branch alone.
-        down_weight: `(bottleneck_dim, input_size)`.
+        down_weight: `(bottleneck_dim, input_size)`; with `adapter_indices`, as the next three, with a leading dimension
+            `num_adapters`.
         down_bias: `(bottleneck_dim,)` or `None`.
         up_weight: `(hidden_size, bottleneck_dim)`.
         up_bias: `(hidden_size,)` or `None`.
         activation: a key of `adapterx.reference.ACTIVATIONS`.
         scaling: finite factor on the branch, bias included.
-
-    Returns:
-        `(..., hidden_size)`, a new contiguous tensor of the arguments' dtype.
-
-    Raises:
-        TypeError: a tensor has another dtype than `hidden_states`, or that dtype is not supported.
-        ValueError: a size, a device, the activation's name or the scaling breaks a rule; the message names it.
-        NotImplementedError: the tensors are on a device, or have a layout, that the library has no kernel for.
-
-    Source:
-        Houlsby et al. 2019, section 2.1; scaling and parallel placement: He et al. 2021, section 3.
-    """
-    return torch.ops.adapterx.bottleneck_adapter(
-        hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling
-    )
-
-
-def grouped_bottleneck_adapter(
-    hidden_states: Tensor,
-    residual: Tensor | None,
-    adapter_indices: Tensor,
-    down_weight: Tensor,
-    down_bias: Tensor | None,
-    up_weight: Tensor,
-    up_bias: Tensor | None,
-    *,
-    activation: str,
-    scaling: float,
-) -> Tensor:
-    """Compute `bottleneck_adapter` with weights that each token picks for itself among several adapters.
-
-    With `g` the index of a token: `residual + scaling * (activation(hidden_states @ down_weight[g].T + down_bias[g])
-    @ up_weight[g].T + up_bias[g])`. One compiled operator with the properties of `bottleneck_adapter`; what it costs
-    depends on the number of tokens, hardly on the number of adapters. Adapters of different widths are padded with
-    zeros to the widest: zero columns of `up_weight` add nothing, whatever the activation makes of zero.
-
-    Args:
-        hidden_states: `(..., input_size)`; float32, float64, bfloat16 or float16. Rows may be strided; other layouts
-            are copied.
-        residual: `(..., hidden_size)` with the leading dimensions of `hidden_states`, not broadcast; `None` gives the
-            scaled branch alone. In sequential placement the very same tensor as `hidden_states`.
-        adapter_indices: int64 in [-1, num_groups); its shape is the leading dimensions of `hidden_states`, or the
-            first few of these: `(batch,)` gives all tokens of a sequence one adapter. -1 means no adapter.
-        down_weight: `(num_groups, bottleneck_dim, input_size)`.
-        down_bias: `(num_groups, bottleneck_dim)` or `None`.
-        up_weight: `(num_groups, hidden_size, bottleneck_dim)`.
-        up_bias: `(num_groups, hidden_size)` or `None`.
-        activation: a key of `adapterx.reference.ACTIVATIONS`.
-        scaling: finite factor on the branch, bias included.
+        adapter_indices: int64 in [-1, num_adapters); the shape is the leading dimensions of `hidden_states`, or the
+            first few of these: `(batch,)` gives all tokens of a sequence one adapter. -1 means no adapter. `None`: one
+            adapter for all tokens.
 
     Returns:
         `(..., hidden_size)`, a new contiguous tensor of the arguments' dtype. A token without an adapter gets its
@@ -131,10 +93,11 @@ def grouped_bottleneck_adapter(
         NotImplementedError: the tensors are on a device, or have a layout, that the library has no kernel for.
 
     Source:
-        The formula: Houlsby et al. 2019, section 2.1; one batch over many adapters: Chen et al. 2023 (Punica) for LoRA.
+        Houlsby et al. 2019, section 2.1; scaling and parallel placement: He et al. 2021, section 3; one batch over many
+        adapters: Chen et al. 2023 (Punica) for LoRA.
     """
-    return torch.ops.adapterx.grouped_bottleneck_adapter(
-        hidden_states, residual, adapter_indices, down_weight, down_bias, up_weight, up_bias, activation, scaling
+    return torch.ops.adapterx.bottleneck_adapter(
+        hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling, adapter_indices
     )
 
 
@@ -144,7 +107,7 @@ def build_info() -> dict[str, str | bool]:
     Returns:
         `version` (of adapterx), `compiler`, `torch` (built against), `cpu_capability` (instruction set in use on this
         machine), `cuda` (version of the toolkit), `cuda_architectures` (for which the kernels were compiled),
-        `dispatch_table` (what the choice among the CUDA paths rests on: `"roofline"`, or `"measured on ..."`); the last
+        `plan_table` (what the choice among the CUDA paths rests on: `"roofline"`, or `"measured on ..."`); the last
         three are `False` where the library has no CUDA kernels.
     """
     return json.loads(torch.ops.adapterx.build_info())

@@ -1,4 +1,4 @@
-"""Measure the grouped operator: many adapters in one batch, against one adapter for all rows and against loops.
+"""Measure the grouped form: many adapters in one batch, against one adapter for all rows and against loops.
 
     python benchmarks/bench_grouped.py                 # on the CPU: 32 adapters, 2048 x 768, bottleneck 48
     python benchmarks/bench_grouped.py --device cuda   # on a GPU: 64 adapters, 16384 x 4096, bottleneck 64
@@ -52,9 +52,9 @@ class Batch:
 
 
 def grouped(batch: Batch) -> torch.Tensor:
-    """Run the grouped operator."""
-    return ops.grouped_bottleneck_adapter(
-        batch.hidden_states, batch.hidden_states, batch.indices, *batch.stacked, **OPTIONS
+    """Run the operator with indices."""
+    return ops.bottleneck_adapter(
+        batch.hidden_states, batch.hidden_states, *batch.stacked, adapter_indices=batch.indices, **OPTIONS
     )
 
 

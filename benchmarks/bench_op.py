@@ -4,7 +4,7 @@
     python benchmarks/bench_op.py --quick            # the shape of the targets only
     python benchmarks/bench_op.py --threads 1 --clock cpu
     python benchmarks/bench_op.py --device cuda      # on a GPU, also against cuBLASLt alone and a copy of the bytes
-    python benchmarks/bench_op.py --device cuda --sweep   # every kernel over a grid: the source of the dispatch table
+    python benchmarks/bench_op.py --device cuda --sweep   # every kernel over a grid: the source of the plan table
 
 Rows are appended to benchmarks/results/bench_op_DEVICE.csv. Ratios above 1 mean that adapterx is faster.
 """

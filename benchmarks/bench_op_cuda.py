@@ -1,6 +1,6 @@
 """The part of bench_op.py that runs on a GPU.
 
-Implementations: the operator by its dispatch table ("adapterx"), pinned to its cuBLASLt path ("adapterx cublas"), the
+Implementations: the operator by its plan table ("adapterx"), pinned to its cuBLASLt path ("adapterx cublas"), the
 plain formula ("eager") and "torch.compile" of it, and "copy", a plain device copy that moves the bytes which the
 operator must move at least. Inputs rotate through more than the L2 cache. Beside the time between CUDA events there is
 "graph time", of a call within a CUDA graph, for few tokens, where the host is the limit otherwise; and "launches".

@@ -1,4 +1,4 @@
-"""Time every kernel of the operator over a grid of shapes: the measurements behind the dispatch table.
+"""Time every kernel of the operator over a grid of shapes: the measurements behind the plan table.
 
 A cell is a number of tokens, a hidden_size and a bottleneck_dim. Each plan is pinned in turn; one that does not fit is
 left out. "backward" is the backward operator alone, all gradients wanted. The time is that of a call within a CUDA

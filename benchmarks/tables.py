@@ -117,7 +117,7 @@ def cuda_table() -> str:
 
 
 def grouped_line(found: Found, case: tuple[str, ...]) -> list[str]:
-    """Compare the grouped operator with one adapter for all rows and with loops over the adapters."""
+    """Compare the grouped form with one adapter for all rows and with loops over the adapters."""
     _, adapters, picked = case[0].split(", ")
     return [
         shape_of(case),
@@ -136,7 +136,7 @@ GROUPED_HEADS = (
 
 
 def grouped_table() -> str:
-    """Show the grouped operator on every machine that it was measured on."""
+    """Show the grouped form on every machine that it was measured on."""
     names = sorted(path.name for path in RESULTS.glob("bench_grouped_*.csv"))
     return "\n\n".join(table_of(name, GROUPED_HEADS, grouped_line) for name in names) or "Not measured yet."
 

@@ -10,10 +10,8 @@ from adapterx.compose.expression import (
     Split,
     Stack,
     adapter_names_in,
-    composition_from_dict,
-    composition_to_dict,
-    parse_composition,
 )
+from adapterx.compose.parse import composition_from_dict, composition_to_dict, parse_composition
 
 __all__ = [
     "Average",

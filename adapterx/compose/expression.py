@@ -5,7 +5,7 @@ print as they are written, and go to JSON and back.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from adapterx.errors import ConfigError
 
 def _written(composition: "Composition") -> str:
     """Return the composition as a user writes it."""
-    values = _values(composition)
+    values = values_of(composition)
     parts = values.pop("parts")
     if isinstance(composition, Pick):
         return f"Pick({list(parts)!r})"
@@ -204,29 +204,9 @@ Composition = Stack | Average | Parallel | Split | BatchSplit | Fuse | Pick
 KINDS = {kind.__name__.lower(): kind for kind in (Stack, Average, Parallel, Split, BatchSplit, Fuse, Pick)}
 
 
-def parse_composition(value: "str | Composition | Sequence[str | Composition] | None") -> Composition:
-    """Return what the user means: a name, several to be stacked, a composition as it is, or None for nothing.
-
-    Raises:
-        ConfigError: it is none of these, or a name is repeated.
-    """
-    if isinstance(value, Composition):
-        composition = value
-    elif value is None or isinstance(value, str):
-        composition = Stack() if value is None else Stack(value)
-    elif isinstance(value, Sequence):
-        composition = Stack(*value)
-    else:
-        raise ConfigError(f"set_active: names must be names, a composition or None, got {value!r}")
-    names = [name for name in _all_names(composition) if name is not None]
-    if not isinstance(composition, Pick) and len(set(names)) < len(names):
-        raise ConfigError(f"set_active: names must not repeat, got {names}")
-    return composition
-
-
 def adapter_names_in(composition: Composition) -> tuple[str, ...]:
     """Return the names in a composition, each once, in order of application."""
-    return tuple(dict.fromkeys(name for name in _all_names(composition) if name is not None))
+    return tuple(dict.fromkeys(name for name in all_names(composition) if name is not None))
 
 
 def keep_names(composition: Composition, known: Sequence[str]) -> Composition:
@@ -245,34 +225,10 @@ def keep_names(composition: Composition, known: Sequence[str]) -> Composition:
         value = getattr(composition, field.name)
         if field.name != "parts" and isinstance(value, tuple):
             changes[field.name] = tuple(value[index] for index, _ in kept)
-    values = {**_values(composition), **changes}
+    values = {**values_of(composition), **changes}
     if isinstance(composition, Average) and composition.normalize and not sum(values["weights"]):
         return Stack()  # what is left has no mean
-    return _rebuilt(type(composition), values)
-
-
-def composition_to_dict(composition: Composition) -> dict[str, Any]:
-    """Return the composition as JSON can hold it; `composition_from_dict` is the inverse."""
-    values = _values(composition)
-    parts = [part if part is None or isinstance(part, str) else composition_to_dict(part) for part in values["parts"]]
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return {"kind": type(composition).__name__.lower(), **values, "parts": parts}
-
-
-def composition_from_dict(values: Mapping[str, Any]) -> Composition:
-    """Return the composition of which `composition_to_dict` made these values.
-
-    Raises:
-        ConfigError: the kind is unknown, a key is missing or unknown, or a value breaks its rule.
-    """
-    kind = KINDS.get(values.get("kind")) if isinstance(values, Mapping) else None
-    if kind is None:
-        raise ConfigError(f"composition_from_dict: kind must be one of {', '.join(KINDS)}, got {values!r}")
-    given = {name: value for name, value in values.items() if name != "kind"}
-    if set(given) != {field.name for field in fields(kind)}:
-        raise ConfigError(f"composition_from_dict: keys of {kind.__name__} must be its fields, got {sorted(given)}")
-    parts = [composition_from_dict(part) if isinstance(part, Mapping) else part for part in given["parts"]]
-    return _rebuilt(kind, {**given, "parts": parts})
+    return rebuilt(type(composition), values)
 
 
 def _set(composition: object, **values: object) -> None:
@@ -280,19 +236,22 @@ def _set(composition: object, **values: object) -> None:
         object.__setattr__(composition, name, value)  # the dataclass is frozen for everyone else
 
 
-def _values(composition: Composition) -> dict[str, Any]:
+def values_of(composition: Composition) -> dict[str, Any]:
+    """Return the fields of a composition by name."""
     return {field.name: getattr(composition, field.name) for field in fields(composition)}
 
 
-def _rebuilt(kind: type, values: dict[str, Any]) -> Composition:
+def rebuilt(kind: type, values: dict[str, Any]) -> Composition:
+    """Build a composition from its fields."""
     parts = values.pop("parts")
     return kind(parts) if kind is Pick else kind(*parts, **values)
 
 
-def _all_names(composition: Composition) -> Iterator[str | None]:
+def all_names(composition: Composition) -> Iterator[str | None]:
+    """Yield every name in a composition as often as it stands there, and None where a `Pick` has none."""
     for part in composition.parts:
         if isinstance(part, Composition):
-            yield from _all_names(part)
+            yield from all_names(part)
         else:
             yield part
 

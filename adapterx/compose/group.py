@@ -1,4 +1,4 @@
-"""Serve one batch by several adapters of one module in one call of the grouped operator: each sequence has its own."""
+"""Serve one batch by several adapters of one module in one call of the operator: each sequence has its own."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Weights(NamedTuple):
 
 
 class AdapterGroup:
-    """Adapters of one module that one call of the grouped operator serves.
+    """Adapters of one module that one call of the operator serves.
 
     They share placement, activation, sizes, dtype and device; bottlenecks, biases, scaling and dropout may differ.
 
@@ -81,12 +81,12 @@ class AdapterGroup:
         if indices.device != device:  # the model has moved inside the block
             indices = self.indices = self.batch.indices(self.names, device)
         rates = [adapter.dropout if adapter.training else 0.0 for adapter in self.adapters]
-        options = {"activation": self.adapters[0].activation, "scaling": scaling}
+        options = {"activation": self.adapters[0].activation, "scaling": scaling, "adapter_indices": indices}
         # A residual that the adapters' dtype cannot hold (float32 under autocast to bfloat16) must not be rounded.
         if not any(rates) and torch.promote_types(residual.dtype, dtype) == dtype:
             base = source if residual is hidden_states else residual.to(dtype)
-            return ops.grouped_bottleneck_adapter(source, base, indices, *weights, **options)
-        branch = ops.grouped_bottleneck_adapter(source, None, indices, *weights, **options)
+            return ops.bottleneck_adapter(source, base, *weights, **options)
+        branch = ops.bottleneck_adapter(source, None, *weights, **options)
         return residual + _drop(branch, rates, indices)
 
     def _weights(self, device_type: str) -> Weights:

@@ -17,16 +17,26 @@ OPTIONAL = ("residual", "down_bias", "up_bias")
 ATTRIBUTES = ("activation", "scaling")
 _DTYPES = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
 
-# activation: the standard nodes for it, as (operator, attributes); "silu" multiplies its input with the result.
-_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "relu": ("Relu", {}),
-    "gelu": ("Gelu", {"approximate": "none"}),
-    "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
-    "silu": ("Sigmoid", {}),
-    "tanh": ("Tanh", {}),
-    "sigmoid": ("Sigmoid", {}),
-    "leaky_relu": ("LeakyRelu", {"alpha": 0.01}),
-    "identity": ("Identity", {}),
+# activation: the standard nodes from "pre_activation" to "bottleneck", as (operator, inputs, output, attributes).
+_Node = tuple[str, list[str], str, dict[str, Any]]
+
+
+def _one_node(operator: str, **attributes: Any) -> list[_Node]:
+    return [(operator, ["pre_activation"], "bottleneck", attributes)]
+
+
+_ACTIVATIONS: dict[str, list[_Node]] = {
+    "relu": _one_node("Relu"),
+    "gelu": _one_node("Gelu", approximate="none"),
+    "gelu_tanh": _one_node("Gelu", approximate="tanh"),
+    "silu": [
+        ("Sigmoid", ["pre_activation"], "gate", {}),
+        ("Mul", ["pre_activation", "gate"], "bottleneck", {}),
+    ],
+    "tanh": _one_node("Tanh"),
+    "sigmoid": _one_node("Sigmoid"),
+    "leaky_relu": _one_node("LeakyRelu", alpha=0.01),
+    "identity": _one_node("Identity"),
 }
 
 
@@ -80,7 +90,12 @@ def translation() -> Callable[..., Any]:
         up_bias,  # noqa: ANN001
         activation: str,
         scaling: float,
+        adapter_indices=None,  # noqa: ANN001
     ):
+        if adapter_indices is not None:
+            raise ValueError(
+                "to_onnx: the model must have one active adapter, got adapter_indices, which the node does not have"
+            )
         tensors = (hidden_states, residual, down_weight, down_bias, up_weight, up_bias)
         return operator(*tensors, activation=activation, scaling=scaling)
 
@@ -125,18 +140,14 @@ def function_body(variant: Variant, opset: int) -> Any:
     """
     onnx = require("onnx")
     make = onnx.helper.make_node
-    operator, attributes = _ACTIVATIONS[variant.activation]
     nodes = [
         make("Transpose", ["down_weight"], ["down_transposed"], perm=[1, 0]),
         make("MatMul", ["hidden_states", "down_transposed"], ["down" if variant.down_bias else "pre_activation"]),
     ]
     if variant.down_bias:
         nodes.append(make("Add", ["down", "down_bias"], ["pre_activation"]))
-    if variant.activation == "silu":
-        nodes.append(make("Sigmoid", ["pre_activation"], ["gate"]))
-        nodes.append(make("Mul", ["pre_activation", "gate"], ["bottleneck"]))
-    else:
-        nodes.append(make(operator, ["pre_activation"], ["bottleneck"], **attributes))
+    for operator, inputs, output, attributes in _ACTIVATIONS[variant.activation]:
+        nodes.append(make(operator, inputs, [output], **attributes))
     constant = make("Constant", [], ["scaling_float"])
     constant.attribute.append(
         onnx.AttributeProto(name="value_float", type=onnx.AttributeProto.FLOAT, ref_attr_name="scaling")

@@ -49,12 +49,13 @@ struct BackwardTensors {
   void* grad_up_bias = nullptr;
 };
 
-// The grouped form: each token picks one of num_groups adapters, or none. Weights, biases and their gradients then have
-// a contiguous leading dimension num_groups. A token without adapter gets its residual, or zero, and a zero
+// The grouped form: each token picks one of num_adapters adapters, or none. Weights, biases and their gradients then
+// have a contiguous leading dimension num_adapters. A token without adapter gets its residual, or zero, and a zero
 // pre-activation; the gradients of an adapter that no token picked are zero.
-struct Groups {
-  const int64_t* indices = nullptr;  // num_tokens values of [-1, num_groups), -1 for none; the caller has checked them
-  int64_t num_groups = 0;
+struct AdapterIndices {
+  const int64_t* values =
+      nullptr;               // num_tokens numbers of [-1, num_adapters), -1 for none; the caller has checked them
+  int64_t num_adapters = 0;  // 0: one adapter for all tokens, no indices
 };
 
 }  // namespace adapterx

@@ -11,14 +11,24 @@ namespace adapterx {
 
 enum class ScalarType : int32_t { float32, float64, bfloat16, float16 };
 
-// The order is part of the kernels' binary interface: append, never reorder.
-enum class Activation : int32_t { relu, gelu, gelu_tanh, silu, tanh, sigmoid, leaky_relu, identity };
+// Every activation: this list gives their numbers, names, and the switches over them. A number is part of the kernels'
+// binary interface: append, never reorder. docs/recipes.md says what else an activation needs.
+#define ADAPTERX_ACTIVATIONS(X) X(relu) X(gelu) X(gelu_tanh) X(silu) X(tanh) X(sigmoid) X(leaky_relu) X(identity)
+
+enum class Activation : int32_t {
+#define ADAPTERX_ENUMERATOR(name) name,
+  ADAPTERX_ACTIVATIONS(ADAPTERX_ENUMERATOR)
+#undef ADAPTERX_ENUMERATOR
+};
+
+inline constexpr std::string_view kActivationNames[] = {
+#define ADAPTERX_NAME(name) #name,
+    ADAPTERX_ACTIVATIONS(ADAPTERX_NAME)
+#undef ADAPTERX_NAME
+};
 
 // Slope of leaky_relu for negative arguments; torch.nn.functional.leaky_relu's default.
 inline constexpr double kLeakyReluSlope = 0.01;
-
-inline constexpr std::string_view kActivationNames[] = {"relu", "gelu",    "gelu_tanh",  "silu",
-                                                        "tanh", "sigmoid", "leaky_relu", "identity"};
 
 // The activation called `name`, or nothing where no activation has that name.
 inline std::optional<Activation> parse_activation(std::string_view name) {

@@ -70,13 +70,13 @@ struct NodeState {
 // very node: nothing is recomputed, and hidden_states is kept only where the gradient of down_weight needs it.
 struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden_states, const OptTensor& residual,
-                               const OptTensor& adapter_indices, const Tensor& down_weight, const OptTensor& down_bias,
-                               const Tensor& up_weight, const OptTensor& up_bias, std::string_view activation,
-                               double scaling, bool residual_is_hidden_states) {
+                               const Tensor& down_weight, const OptTensor& down_bias, const Tensor& up_weight,
+                               const OptTensor& up_bias, std::string_view activation, double scaling,
+                               const OptTensor& adapter_indices, bool residual_is_hidden_states) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto actual_residual = residual_is_hidden_states ? OptTensor(hidden_states) : residual;
-    auto [output, pre_activation] = call_train({hidden_states, actual_residual, adapter_indices, down_weight, down_bias,
-                                                up_weight, up_bias, activation, scaling});
+    auto [output, pre_activation] = call_train({hidden_states, actual_residual, down_weight, down_bias, up_weight,
+                                                up_bias, activation, scaling, adapter_indices});
     const bool through_activation =
         hidden_states.requires_grad() || down_weight.requires_grad() || requires_grad(down_bias);
     const auto keep_if = [](bool needed, const Tensor& tensor) { return needed ? tensor : Tensor(); };
@@ -85,7 +85,7 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
                         keep_if(hidden_states.requires_grad(), down_weight), keep_if(through_activation, up_weight)};
     if (adapter_indices) {
       saved.push_back(*adapter_indices);
-      ctx->saved_data["num_groups"] = down_weight.sym_size(0).guard_int(__FILE__, __LINE__);
+      ctx->saved_data["num_adapters"] = down_weight.sym_size(0).guard_int(__FILE__, __LINE__);
     }
     ctx->save_for_backward(std::move(saved));
     const NodeState state{checked_activation("bottleneck_adapter", activation), residual_is_hidden_states,
@@ -102,13 +102,12 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
     const auto saved = ctx->get_saved_variables();
     const bool grouped = saved.size() > 4;
 
-    // The node has one edge for each tensor argument that was given.
+    // The node has one edge for each tensor argument that was given; the last, of the indices, is not asked about.
     size_t edge = 0;
     const auto wanted = [&](bool given) { return given && ctx->needs_input_grad(edge++); };
     OutputMask mask{};
     mask[kHiddenStates] = wanted(true);
     const bool want_residual = wanted(state.has_residual);
-    wanted(grouped);  // the edge of the indices, which have no gradient
     mask[kDownWeight] = wanted(true);
     mask[kDownBias] = wanted(state.has_down_bias);
     mask[kUpWeight] = wanted(true);
@@ -121,14 +120,14 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
     const BackwardArguments arguments{grad_output,
                                       hidden_states,
                                       pre_activation,
-                                      adapter_indices,
                                       down_weight,
                                       up_weight,
-                                      grouped ? ctx->saved_data["num_groups"].toInt() : 1,
                                       activation_name(state.activation),
                                       ctx->saved_data["scaling"].toDouble(),
                                       state.residual_is_hidden_states,
-                                      mask};
+                                      mask,
+                                      adapter_indices,
+                                      grouped ? ctx->saved_data["num_adapters"].toInt() : 0};
     Gradients gradients;
     if (at::GradMode::is_enabled() || grad_pre_activation.defined()) {  // create_graph=True, or a second derivative
       gradients = composite_backward_of_both(arguments, grad_pre_activation);
@@ -137,13 +136,13 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
     }
     return {std::get<kHiddenStates>(gradients),
             want_residual ? grad_output : Tensor(),
-            Tensor(),  // adapter_indices
             std::get<kDownWeight>(gradients),
             std::get<kDownBias>(gradients),
             std::get<kUpWeight>(gradients),
             std::get<kUpBias>(gradients),
             Tensor(),   // activation
             Tensor(),   // scaling
+            Tensor(),   // adapter_indices
             Tensor()};  // residual_is_hidden_states
   }
 
@@ -151,36 +150,22 @@ struct BottleneckAdapter : torch::autograd::Function<BottleneckAdapter> {
   static variable_list record(const ForwardArguments& a) {
     check_given(a);
     const bool fused = a.residual.has_value() && a.residual->is_same(a.hidden_states);
-    return apply(a.hidden_states, fused ? kNone : a.residual, a.adapter_indices, a.down_weight, a.down_bias,
-                 a.up_weight, a.up_bias, a.activation, a.scaling, fused);
+    return apply(a.hidden_states, fused ? kNone : a.residual, a.down_weight, a.down_bias, a.up_weight, a.up_bias,
+                 a.activation, a.scaling, a.adapter_indices, fused);
   }
 };
 
 Tensor forward_autograd(c10::DispatchKeySet keys, const Tensor& hidden_states, const OptTensor& residual,
                         const Tensor& down_weight, const OptTensor& down_bias, const Tensor& up_weight,
-                        const OptTensor& up_bias, std::string_view activation, double scaling) {
-  const ForwardArguments arguments{hidden_states, residual, kNone,      down_weight, down_bias,
-                                   up_weight,     up_bias,  activation, scaling};
+                        const OptTensor& up_bias, std::string_view activation, double scaling,
+                        const OptTensor& adapter_indices) {
+  const ForwardArguments arguments{hidden_states, residual,   down_weight, down_bias,      up_weight,
+                                   up_bias,       activation, scaling,     adapter_indices};
   if (needs_formula(arguments)) return composite_forward(arguments);
   if (needs_graph(arguments)) return BottleneckAdapter::record(arguments)[0];
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   return forward_operator().redispatch(keys & c10::after_autograd_keyset, hidden_states, residual, down_weight,
-                                       down_bias, up_weight, up_bias, activation, scaling);
-}
-
-Tensor grouped_forward_autograd(c10::DispatchKeySet keys, const Tensor& hidden_states, const OptTensor& residual,
-                                const Tensor& adapter_indices, const Tensor& down_weight, const OptTensor& down_bias,
-                                const Tensor& up_weight, const OptTensor& up_bias, std::string_view activation,
-                                double scaling) {
-  const OptTensor indices = adapter_indices;
-  const ForwardArguments arguments{hidden_states, residual, indices,    down_weight, down_bias,
-                                   up_weight,     up_bias,  activation, scaling};
-  if (needs_formula(arguments)) return composite_forward(arguments);
-  if (needs_graph(arguments)) return BottleneckAdapter::record(arguments)[0];
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return grouped_forward_operator().redispatch(keys & c10::after_autograd_keyset, hidden_states, residual,
-                                               adapter_indices, down_weight, down_bias, up_weight, up_bias, activation,
-                                               scaling);
+                                       down_bias, up_weight, up_bias, activation, scaling, adapter_indices);
 }
 
 // The operators that autograd itself calls: rarely called by users, so a call through the dispatcher is good enough.
@@ -203,13 +188,9 @@ Gradients backward_autograd(const BackwardArguments& arguments) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(adapterx, Autograd, m) {
-  using F = Flat<nullptr, train_autograd, backward_autograd>;
   m.impl("bottleneck_adapter", TORCH_FN(forward_autograd));
-  m.impl("bottleneck_adapter_train", TORCH_FN(F::plain_train));
-  m.impl("bottleneck_adapter_backward", TORCH_FN(F::plain_backward));
-  m.impl("grouped_bottleneck_adapter", TORCH_FN(grouped_forward_autograd));
-  m.impl("grouped_bottleneck_adapter_train", TORCH_FN(F::grouped_train));
-  m.impl("grouped_bottleneck_adapter_backward", TORCH_FN(F::grouped_backward));
+  m.impl("bottleneck_adapter_train", TORCH_FN((Flat<train_autograd, TrainSignature>::call)));
+  m.impl("bottleneck_adapter_backward", TORCH_FN((Flat<backward_autograd, BackwardSignature>::call)));
 }
 
 }  // namespace adapterx::ops

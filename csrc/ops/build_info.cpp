@@ -6,7 +6,7 @@
 
 #include "../kernels/cpu/bottleneck_adapter.h"
 #ifdef ADAPTERX_WITH_CUDA
-#include "../kernels/cuda/bottleneck_adapter.h"
+#include "../kernels/cuda/plan.h"
 #endif
 
 #ifndef ADAPTERX_VERSION
@@ -33,9 +33,9 @@ std::string build_info() {
 #ifdef ADAPTERX_WITH_CUDA
   // What the build passes on: the toolkit and the architectures that the kernels were compiled with and for.
   info += entry("cuda", ADAPTERX_CUDA_VERSION) + entry("cuda_architectures", ADAPTERX_CUDA_ARCHITECTURES) +
-          "\"dispatch_table\": \"" + cuda::dispatch_source() + "\"}";
+          "\"plan_table\": \"" + cuda::plan_table_source() + "\"}";
 #else
-  info += "\"cuda\": false, \"cuda_architectures\": false, \"dispatch_table\": false}";
+  info += "\"cuda\": false, \"cuda_architectures\": false, \"plan_table\": false}";
 #endif
   return info;
 }

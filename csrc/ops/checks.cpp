@@ -49,30 +49,31 @@ struct Checker {
   void matrix(const char* name, const Tensor& tensor, const char* rows, const char* columns) const {
     matches_anchor(name, tensor);
     TORCH_CHECK_VALUE(tensor.dim() == (grouped ? 3 : 2), function, ": ", name, " must have shape (",
-                      grouped ? "num_adapters, " : "", rows, ", ", columns, "), got ", tensor.sym_sizes());
+                      grouped ? "num_adapters, " : "", rows, ", ", columns, "), got ", tensor.sym_sizes(),
+                      grouped ? " with adapter_indices" : " without adapter_indices");
     bool filled = true;
     for (int64_t i = 0; i < tensor.dim(); ++i) filled = filled && positive(tensor.sym_size(i));
     TORCH_CHECK_VALUE(filled, function, ": ", name, " must have at least one row and one column",
                       grouped ? " and one adapter" : "", ", got shape ", tensor.sym_sizes());
   }
 
-  // A bias of `size` elements, or in the grouped form of `num_groups` rows of them.
-  void bias(const char* name, const Tensor& tensor, const c10::SymInt& num_groups, const c10::SymInt& size,
+  // A bias of `size` elements, or in the grouped form of `num_adapters` rows of them.
+  void bias(const char* name, const Tensor& tensor, const c10::SymInt& num_adapters, const c10::SymInt& size,
             const char* size_name) const {
     matches_anchor(name, tensor);
     const bool fits = tensor.dim() == (grouped ? 2 : 1) && same(tensor.sym_size(-1), size) &&
-                      (!grouped || same(tensor.sym_size(0), num_groups));
+                      (!grouped || same(tensor.sym_size(0), num_adapters));
     if (grouped) {
-      TORCH_CHECK_VALUE(fits, function, ": ", name, " must have shape (num_adapters, ", size_name, ") = (", num_groups,
-                        ", ", size, "), got ", tensor.sym_sizes());
+      TORCH_CHECK_VALUE(fits, function, ": ", name, " must have shape (num_adapters, ", size_name, ") = (",
+                        num_adapters, ", ", size, "), got ", tensor.sym_sizes());
     }
     TORCH_CHECK_VALUE(fits, function, ": ", name, " must have shape (", size_name, ",) = (", size, ",), got ",
                       tensor.sym_sizes());
   }
 
-  void has_groups(const char* name, const Tensor& tensor, const c10::SymInt& num_groups) const {
-    TORCH_CHECK_VALUE(!grouped || same(tensor.sym_size(0), num_groups), function, ": ", name,
-                      " must be for as many adapters as the other arguments (", num_groups, "), got shape ",
+  void has_adapters(const char* name, const Tensor& tensor, const c10::SymInt& num_adapters) const {
+    TORCH_CHECK_VALUE(!grouped || same(tensor.sym_size(0), num_adapters), function, ": ", name,
+                      " must be for as many adapters as the other arguments (", num_adapters, "), got shape ",
                       tensor.sym_sizes());
   }
 
@@ -117,7 +118,7 @@ void check_through_activation(const Checker& check, const BackwardArguments& a) 
   const auto& up_weight = required(check.function, a.up_weight, "up_weight", kGradients);
   const auto hidden_size = a.grad_output.sym_size(-1);
   check.matrix("up_weight", up_weight, "hidden_size", "bottleneck_dim");
-  check.has_groups("up_weight", up_weight, a.num_groups);
+  check.has_adapters("up_weight", up_weight, a.num_adapters);
   TORCH_CHECK_VALUE(same(up_weight.sym_size(-2), hidden_size), check.function,
                     ": up_weight must have as many rows as grad_output has columns (", hidden_size, "), got shape ",
                     up_weight.sym_sizes());
@@ -129,7 +130,7 @@ void check_input_gradient(const Checker& check, const BackwardArguments& a) {
   const auto& down_weight = required(check.function, a.down_weight, "down_weight", "grad_hidden_states");
   const auto hidden_size = a.grad_output.sym_size(-1), bottleneck_dim = a.pre_activation->sym_size(-1);
   check.matrix("down_weight", down_weight, "bottleneck_dim", "input_size");
-  check.has_groups("down_weight", down_weight, a.num_groups);
+  check.has_adapters("down_weight", down_weight, a.num_adapters);
   TORCH_CHECK_VALUE(same(down_weight.sym_size(-2), bottleneck_dim), check.function,
                     ": down_weight must have as many rows as pre_activation has columns (", bottleneck_dim,
                     "), got shape ", down_weight.sym_sizes());
@@ -153,7 +154,6 @@ Activation checked_activation(const char* function, std::string_view name) {
 void check_given(const ForwardArguments& a) {
   const Checker check{a.name(), "hidden_states", a.hidden_states, a.grouped()};
   check.is_given("hidden_states", a.hidden_states);
-  if (a.grouped()) check.is_given("adapter_indices", *a.adapter_indices);
   check.is_given("down_weight", a.down_weight);
   check.is_given("up_weight", a.up_weight);
 }
@@ -166,17 +166,17 @@ Activation check_forward(const ForwardArguments& a) {
   if (a.grouped()) check.indices("adapter_indices", *a.adapter_indices);
   check.matrix("down_weight", a.down_weight, "bottleneck_dim", "input_size");
   check.matrix("up_weight", a.up_weight, "hidden_size", "bottleneck_dim");
-  const auto num_groups = a.down_weight.sym_size(0);
+  const auto num_adapters = a.down_weight.sym_size(0);
   const auto bottleneck_dim = a.down_weight.sym_size(-2), hidden_size = a.up_weight.sym_size(-2);
-  check.has_groups("up_weight", a.up_weight, num_groups);
+  check.has_adapters("up_weight", a.up_weight, num_adapters);
   TORCH_CHECK_VALUE(same(a.down_weight.sym_size(-1), a.hidden_states.sym_size(-1)), check.function,
                     ": down_weight must have as many columns as hidden_states (", a.hidden_states.sym_size(-1),
                     "), got shape ", a.down_weight.sym_sizes());
   TORCH_CHECK_VALUE(same(a.up_weight.sym_size(-1), bottleneck_dim), check.function,
                     ": up_weight must have as many columns as down_weight has rows (", bottleneck_dim, "), got shape ",
                     a.up_weight.sym_sizes());
-  if (a.down_bias) check.bias("down_bias", *a.down_bias, num_groups, bottleneck_dim, "bottleneck_dim");
-  if (a.up_bias) check.bias("up_bias", *a.up_bias, num_groups, hidden_size, "hidden_size");
+  if (a.down_bias) check.bias("down_bias", *a.down_bias, num_adapters, bottleneck_dim, "bottleneck_dim");
+  if (a.up_bias) check.bias("up_bias", *a.up_bias, num_adapters, hidden_size, "hidden_size");
   if (a.residual) check.tokens("residual", *a.residual, hidden_size, "hidden_size");
   return parsed;
 }
@@ -187,7 +187,8 @@ Activation check_backward(const BackwardArguments& a) {
   check.scaling_is_finite(a.scaling);
   check.anchor_is_usable();
   if (a.grouped()) check.indices("adapter_indices", *a.adapter_indices);
-  TORCH_CHECK_VALUE(a.num_groups >= 1, check.function, ": num_groups must be positive, got ", a.num_groups);
+  TORCH_CHECK_VALUE(a.grouped() ? a.num_adapters >= 1 : a.num_adapters == 0, check.function, ": num_adapters must be ",
+                    a.grouped() ? "positive" : "0 without adapter_indices", ", got ", a.num_adapters);
   if (a.output_mask[kHiddenStates] || a.output_mask[kDownWeight] || a.output_mask[kDownBias]) {
     check_through_activation(check, a);
   }

@@ -8,35 +8,81 @@
 namespace adapterx::ops {
 namespace {
 
+// An activation, and its derivative times `grad`, in operators that have derivatives themselves.
+template <Activation kActivation>
+struct Formula;
+
+template <>
+struct Formula<Activation::relu> {
+  static Tensor value(const Tensor& x) { return at::relu(x); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::threshold_backward(grad, x, 0); }
+};
+
+template <>
+struct Formula<Activation::gelu> {
+  static Tensor value(const Tensor& x) { return at::gelu(x, "none"); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::gelu_backward(grad, x, "none"); }
+};
+
+template <>
+struct Formula<Activation::gelu_tanh> {
+  static Tensor value(const Tensor& x) { return at::gelu(x, "tanh"); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::gelu_backward(grad, x, "tanh"); }
+};
+
+template <>
+struct Formula<Activation::silu> {
+  static Tensor value(const Tensor& x) { return at::silu(x); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) {  // at::silu_backward has no derivative
+    const auto gate = at::sigmoid(x);
+    return grad * gate * (1 + x * (1 - gate));
+  }
+};
+
+template <>
+struct Formula<Activation::tanh> {
+  static Tensor value(const Tensor& x) { return at::tanh(x); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::tanh_backward(grad, at::tanh(x)); }
+};
+
+template <>
+struct Formula<Activation::sigmoid> {
+  static Tensor value(const Tensor& x) { return at::sigmoid(x); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) { return at::sigmoid_backward(grad, at::sigmoid(x)); }
+};
+
+template <>
+struct Formula<Activation::leaky_relu> {
+  static Tensor value(const Tensor& x) { return at::leaky_relu(x, kLeakyReluSlope); }
+  static Tensor backward(const Tensor& grad, const Tensor& x) {
+    return at::leaky_relu_backward(grad, x, kLeakyReluSlope, /*self_is_result=*/false);
+  }
+};
+
+template <>
+struct Formula<Activation::identity> {
+  static Tensor value(const Tensor& x) { return x; }
+  static Tensor backward(const Tensor& grad, const Tensor&) { return grad; }
+};
+
 Tensor activate(Activation activation, const Tensor& x) {
   switch (activation) {
-    case Activation::relu: return at::relu(x);
-    case Activation::gelu: return at::gelu(x, "none");
-    case Activation::gelu_tanh: return at::gelu(x, "tanh");
-    case Activation::silu: return at::silu(x);
-    case Activation::tanh: return at::tanh(x);
-    case Activation::sigmoid: return at::sigmoid(x);
-    case Activation::leaky_relu: return at::leaky_relu(x, kLeakyReluSlope);
-    case Activation::identity: return x;
+#define ADAPTERX_CASE(name) \
+  case Activation::name: return Formula<Activation::name>::value(x);
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
   }
-  TORCH_INTERNAL_ASSERT(false, "activation without a formula");
+  TORCH_INTERNAL_ASSERT(false, "activation out of range");
 }
 
 Tensor activate_backward(Activation activation, const Tensor& grad, const Tensor& x) {
   switch (activation) {
-    case Activation::relu: return at::threshold_backward(grad, x, 0);
-    case Activation::gelu: return at::gelu_backward(grad, x, "none");
-    case Activation::gelu_tanh: return at::gelu_backward(grad, x, "tanh");
-    case Activation::silu: {  // at::silu_backward has no derivative
-      const auto gate = at::sigmoid(x);
-      return grad * gate * (1 + x * (1 - gate));
-    }
-    case Activation::tanh: return at::tanh_backward(grad, at::tanh(x));
-    case Activation::sigmoid: return at::sigmoid_backward(grad, at::sigmoid(x));
-    case Activation::leaky_relu: return at::leaky_relu_backward(grad, x, kLeakyReluSlope, /*self_is_result=*/false);
-    case Activation::identity: return grad;
+#define ADAPTERX_CASE(name) \
+  case Activation::name: return Formula<Activation::name>::backward(grad, x);
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
   }
-  TORCH_INTERNAL_ASSERT(false, "activation without a formula");
+  TORCH_INTERNAL_ASSERT(false, "activation out of range");
 }
 
 // (..., columns) as (num_tokens, columns).
@@ -46,13 +92,13 @@ Tensor scaled(const Tensor& tensor, double scaling) { return scaling == 1.0 ? te
 
 Tensor or_undefined(const OptTensor& tensor) { return tensor.value_or(Tensor()); }
 
-OptTensor select(const OptTensor& stack, int64_t group) {
-  return stack ? OptTensor(stack->select(0, group)) : std::nullopt;
+OptTensor select(const OptTensor& stack, int64_t adapter) {
+  return stack ? OptTensor(stack->select(0, adapter)) : std::nullopt;
 }
 
-// (..., 1): which tokens picked adapter `group`.
-Tensor tokens_of_group(const Tensor& adapter_indices, int64_t token_dims, int64_t group) {
-  auto picked = adapter_indices.eq(group);
+// (..., 1): which tokens picked the adapter.
+Tensor tokens_of_adapter(const Tensor& adapter_indices, int64_t token_dims, int64_t adapter) {
+  auto picked = adapter_indices.eq(adapter);
   while (picked.dim() < token_dims) picked = picked.unsqueeze(-1);
   return picked;
 }
@@ -67,17 +113,17 @@ TrainOutputs train_formula(const ForwardArguments& a, Activation activation) {
 // Every adapter over all tokens, of which those that picked it keep the result.
 TrainOutputs grouped_train_formula(const ForwardArguments& a, Activation activation) {
   Tensor output, pre_activation;
-  for (int64_t group = 0; group < a.down_weight.size(0); ++group) {
-    const OptTensor down_bias = select(a.down_bias, group), up_bias = select(a.up_bias, group);
-    const Tensor down_weight = a.down_weight.select(0, group), up_weight = a.up_weight.select(0, group);
+  for (int64_t adapter = 0; adapter < a.down_weight.size(0); ++adapter) {
+    const OptTensor down_bias = select(a.down_bias, adapter), up_bias = select(a.up_bias, adapter);
+    const Tensor down_weight = a.down_weight.select(0, adapter), up_weight = a.up_weight.select(0, adapter);
     const auto [own_output, own_pre] = train_formula(
-        {a.hidden_states, a.residual, kNone, down_weight, down_bias, up_weight, up_bias, a.activation, a.scaling},
+        {a.hidden_states, a.residual, down_weight, down_bias, up_weight, up_bias, a.activation, a.scaling, kNone},
         activation);
-    if (group == 0) {
+    if (adapter == 0) {
       output = a.residual ? a.residual->expand_symint(own_output.sym_sizes()) : at::zeros_like(own_output);
       pre_activation = at::zeros_like(own_pre);
     }
-    const auto picked = tokens_of_group(*a.adapter_indices, a.hidden_states.dim(), group);
+    const auto picked = tokens_of_adapter(*a.adapter_indices, a.hidden_states.dim(), adapter);
     output = at::where(picked, own_output, output);
     pre_activation = at::where(picked, own_pre, pre_activation);
   }
@@ -115,7 +161,7 @@ Tensor masked(const Tensor& rows, const Tensor& picked) {
 
 Tensor matrix_or_undefined(const Tensor& tensor) { return tensor.defined() ? as_matrix(tensor) : tensor; }
 
-Tensor group_of(const Tensor& stack, int64_t group) { return stack.defined() ? stack.select(0, group) : stack; }
+Tensor weights_of(const Tensor& stack, int64_t adapter) { return stack.defined() ? stack.select(0, adapter) : stack; }
 
 void append(std::vector<Tensor>& list, const Tensor& tensor) {
   if (tensor.defined()) list.push_back(tensor);
@@ -126,14 +172,14 @@ Gradients grouped_backward_formula(const BackwardArguments& a, const Tensor& gra
                                    Activation activation) {
   const auto& tokens = a.grad_output.defined() ? a.grad_output : *a.pre_activation;
   std::array<std::vector<Tensor>, 5> parts;
-  for (int64_t group = 0; group < a.num_groups; ++group) {
+  for (int64_t adapter = 0; adapter < a.num_adapters; ++adapter) {
     auto sizes = tokens.sym_sizes().vec();
     sizes.back() = 1;
-    const auto picked = as_matrix(tokens_of_group(*a.adapter_indices, tokens.dim(), group).expand_symint(sizes));
+    const auto picked = as_matrix(tokens_of_adapter(*a.adapter_indices, tokens.dim(), adapter).expand_symint(sizes));
     const auto own = backward_formula(
         masked(grad_rows, picked), masked(grad_pre_rows, picked), matrix_or_undefined(or_undefined(a.hidden_states)),
-        matrix_or_undefined(or_undefined(a.pre_activation)), group_of(or_undefined(a.down_weight), group),
-        group_of(or_undefined(a.up_weight), group), activation, a.scaling, a.output_mask);
+        matrix_or_undefined(or_undefined(a.pre_activation)), weights_of(or_undefined(a.down_weight), adapter),
+        weights_of(or_undefined(a.up_weight), adapter), activation, a.scaling, a.output_mask);
     append(parts[kHiddenStates], std::get<kHiddenStates>(own));
     append(parts[kDownWeight], std::get<kDownWeight>(own));
     append(parts[kDownBias], std::get<kDownBias>(own));

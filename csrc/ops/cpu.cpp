@@ -31,23 +31,19 @@ ThreadPool torch_pool() {
   return {run_in_torch_pool, nullptr, num_threads};
 }
 
-void check_range(const char* function, const Groups& groups, int64_t num_tokens) {
-  for (int64_t i = 0; i < num_tokens; ++i) {
-    TORCH_CHECK_VALUE(groups.indices[i] >= -1 && groups.indices[i] < groups.num_groups, function,
-                      ": adapter_indices must be -1 (no adapter) or the number of one of the ", groups.num_groups,
-                      " adapters, got ", groups.indices[i], " for token ", i);
+void check_range(const char* function, const AdapterIndices& indices, int64_t num_tokens) {
+  for (int64_t i = 0; indices.num_adapters > 0 && i < num_tokens; ++i) {
+    TORCH_CHECK_VALUE(indices.values[i] >= -1 && indices.values[i] < indices.num_adapters, function,
+                      ": adapter_indices must be -1 (no adapter) or the number of one of the ", indices.num_adapters,
+                      " adapters, got ", indices.values[i], " for token ", i);
   }
 }
 
 TrainOutputs run_forward(const ForwardArguments& arguments, bool save_pre_activation) {
   ForwardCall call(arguments, check_forward(arguments), save_pre_activation);
   if (!call.empty()) {
-    if (arguments.grouped()) {
-      check_range(arguments.name(), call.groups, call.problem.num_tokens);
-      cpu::grouped_bottleneck_adapter_forward(call.problem, call.tensors, call.groups, torch_pool());
-    } else {
-      cpu::bottleneck_adapter_forward(call.problem, call.tensors, torch_pool());
-    }
+    check_range(arguments.name(), call.indices, call.problem.num_tokens);
+    cpu::bottleneck_adapter_forward(call.problem, call.tensors, call.indices, torch_pool());
   }
   return {std::move(call.output), std::move(call.pre_activation)};
 }
@@ -59,12 +55,8 @@ TrainOutputs train_cpu(const ForwardArguments& arguments) { return run_forward(a
 Gradients backward_cpu(const BackwardArguments& arguments) {
   BackwardCall call(arguments, check_backward(arguments));
   if (!call.empty()) {
-    if (arguments.grouped()) {
-      check_range(arguments.name(), call.groups, call.problem.num_tokens);
-      cpu::grouped_bottleneck_adapter_backward(call.problem, call.tensors, call.groups, torch_pool());
-    } else {
-      cpu::bottleneck_adapter_backward(call.problem, call.tensors, torch_pool());
-    }
+    check_range(arguments.name(), call.indices, call.problem.num_tokens);
+    cpu::bottleneck_adapter_backward(call.problem, call.tensors, call.indices, torch_pool());
   }
   return std::move(call.gradients);
 }

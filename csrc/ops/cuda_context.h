@@ -12,7 +12,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
-#include "../kernels/cuda/bottleneck_adapter.h"
+#include "../kernels/cuda/adapter.h"
 #include "operators.h"
 
 #define ADAPTERX_CUDA_KEY CUDA
@@ -34,9 +34,10 @@ struct CudaContext {
     return at::empty({bytes}, like.options().dtype(at::kByte));
   }
 
-  static cublasLtHandle_t blas_handle() { return at::cuda::getCurrentCUDABlasLtHandle(); }
-
-  static bool allow_tf32() { return at::globalContext().allowTF32CuBLAS(); }
+  // The handle of this thread and device; the first call creates it.
+  static cuda::CublasLt cublas() {
+    return {at::cuda::getCurrentCUDABlasLtHandle(), at::globalContext().allowTF32CuBLAS()};
+  }
 
   // Raises with PyTorch's words, which name the failed assertion of a kernel where there is one.
   static void check(cudaError_t error) { C10_CUDA_CHECK(error); }

@@ -23,7 +23,7 @@ Tensor empty_tokens(const Tensor& tokens, int64_t columns) {
 }
 
 // One index a token, contiguous; undefined in the plain form.
-Tensor indices_of_tokens(const OptTensor& adapter_indices, const Tensor& tokens) {
+Tensor index_of_every_token(const OptTensor& adapter_indices, const Tensor& tokens) {
   if (!adapter_indices) return Tensor();
   Tensor indices = *adapter_indices;
   while (indices.dim() < tokens.dim() - 1) indices = indices.unsqueeze(-1);
@@ -36,14 +36,15 @@ const void* data_or_null(const OptTensor& tensor) { return tensor ? tensor->cons
 
 void* mutable_data_or_null(const Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
 
-Groups make_groups(const Tensor& indices, int64_t num_groups) {
-  return indices.defined() ? Groups{indices.const_data_ptr<int64_t>(), num_groups} : Groups{};
+AdapterIndices kernel_indices(const Tensor& index_of_token, int64_t num_adapters) {
+  if (!index_of_token.defined()) return {};
+  return {index_of_token.const_data_ptr<int64_t>(), num_adapters};
 }
 
 // Uninitialised gradients of the right shapes where they are wanted.
 Gradients allocate_gradients(const BackwardArguments& a) {
   const auto empty = [&](at::DimVector sizes) {
-    if (a.grouped()) sizes.insert(sizes.begin(), a.num_groups);
+    if (a.grouped()) sizes.insert(sizes.begin(), a.num_adapters);
     return at::empty(sizes, a.grad_output.options());
   };
   const int64_t hidden_size = a.grad_output.size(-1);
@@ -65,7 +66,7 @@ ForwardCall::ForwardCall(const ForwardArguments& a, Activation activation, bool 
       residual(a.residual ? std::optional<Rows>(*a.residual) : std::nullopt),
       down_weight(a.down_weight.contiguous()),
       up_weight(a.up_weight.contiguous()),
-      indices(indices_of_tokens(a.adapter_indices, a.hidden_states)),
+      index_of_token(index_of_every_token(a.adapter_indices, a.hidden_states)),
       down_bias(contiguous(a.down_bias)),
       up_bias(contiguous(a.up_bias)) {
   if (save_pre_activation) pre_activation = empty_tokens(a.hidden_states, a.down_weight.size(-2));
@@ -76,7 +77,7 @@ ForwardCall::ForwardCall(const ForwardArguments& a, Activation activation, bool 
              a.hidden_states.size(-1),
              a.up_weight.size(-2),
              a.down_weight.size(-2)};
-  groups = make_groups(indices, down_weight.size(0));
+  indices = kernel_indices(index_of_token, down_weight.size(0));
   tensors.hidden_states = hidden_states.data();
   tensors.hidden_states_stride = hidden_states.stride;
   tensors.residual = residual ? residual->data() : nullptr;
@@ -96,7 +97,7 @@ BackwardCall::BackwardCall(const BackwardArguments& a, Activation activation)
       pre_activation(contiguous(a.pre_activation)),
       down_weight(contiguous(a.down_weight)),
       up_weight(contiguous(a.up_weight)),
-      indices(indices_of_tokens(a.adapter_indices, a.grad_output)) {
+      index_of_token(index_of_every_token(a.adapter_indices, a.grad_output)) {
   const int64_t input_size = a.output_mask[kHiddenStates] ? a.down_weight->size(-1)
                              : a.output_mask[kDownWeight] ? a.hidden_states->size(-1)
                                                           : 0;
@@ -107,7 +108,7 @@ BackwardCall::BackwardCall(const BackwardArguments& a, Activation activation)
              input_size,
              a.grad_output.size(-1),
              pre_activation ? pre_activation->size(-1) : 0};
-  groups = make_groups(indices, a.num_groups);
+  indices = kernel_indices(index_of_token, a.num_adapters);
   auto& [grad_hidden_states, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias] = gradients;
   if (empty()) {  // the sums over tokens are zero
     for (const auto* gradient : {&grad_down_weight, &grad_down_bias, &grad_up_weight, &grad_up_bias}) {

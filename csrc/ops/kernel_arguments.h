@@ -51,12 +51,12 @@ struct ForwardCall {
   Tensor output, pre_activation;
   Problem problem;
   ForwardTensors tensors;
-  Groups groups;  // num_groups 0: the plain form
+  AdapterIndices indices;
 
  private:
   Rows hidden_states;
   std::optional<Rows> residual;
-  Tensor down_weight, up_weight, indices;
+  Tensor down_weight, up_weight, index_of_token;
   OptTensor down_bias, up_bias;
 };
 
@@ -69,13 +69,13 @@ struct BackwardCall {
   Gradients gradients;
   Problem problem;  // a size is zero where no wanted gradient depends on it
   BackwardTensors tensors;
-  Groups groups;
+  AdapterIndices indices;
 
  private:
   Rows grad_output;
   std::optional<Rows> hidden_states;
   OptTensor pre_activation, down_weight, up_weight;
-  Tensor indices;
+  Tensor index_of_token;
 };
 
 }  // namespace adapterx::ops

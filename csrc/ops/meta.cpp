@@ -28,7 +28,7 @@ TrainOutputs train_meta(const ForwardArguments& a) {
 Gradients backward_meta(const BackwardArguments& a) {
   check_backward(a);
   const auto empty = [&](std::vector<c10::SymInt> sizes) {
-    if (a.grouped()) sizes.insert(sizes.begin(), a.num_groups);
+    if (a.grouped()) sizes.insert(sizes.begin(), a.num_adapters);
     return at::empty_symint(sizes, a.grad_output.options());
   };
   const auto hidden_size = a.grad_output.sym_size(-1);

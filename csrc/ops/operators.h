@@ -23,47 +23,33 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // in the
 
 using ForwardSignature = Tensor(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
                                 const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                                std::string_view activation, double scaling);
+                                std::string_view activation, double scaling, const OptTensor& adapter_indices);
 using TrainSignature = TrainOutputs(const Tensor& hidden_states, const OptTensor& residual, const Tensor& down_weight,
                                     const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                                    std::string_view activation, double scaling);
+                                    std::string_view activation, double scaling, const OptTensor& adapter_indices);
 using BackwardSignature = Gradients(const Tensor& grad_output, const OptTensor& hidden_states,
                                     const OptTensor& pre_activation, const OptTensor& down_weight,
                                     const OptTensor& up_weight, std::string_view activation, double scaling,
-                                    bool add_grad_output, OutputMask output_mask);
-
-using GroupedForwardSignature = Tensor(const Tensor& hidden_states, const OptTensor& residual,
-                                       const Tensor& adapter_indices, const Tensor& down_weight,
-                                       const OptTensor& down_bias, const Tensor& up_weight, const OptTensor& up_bias,
-                                       std::string_view activation, double scaling);
-using GroupedTrainSignature = TrainOutputs(const Tensor& hidden_states, const OptTensor& residual,
-                                           const Tensor& adapter_indices, const Tensor& down_weight,
-                                           const OptTensor& down_bias, const Tensor& up_weight,
-                                           const OptTensor& up_bias, std::string_view activation, double scaling);
-using GroupedBackwardSignature = Gradients(const Tensor& grad_output, const OptTensor& hidden_states,
-                                           const OptTensor& pre_activation, const Tensor& adapter_indices,
-                                           const OptTensor& down_weight, const OptTensor& up_weight, int64_t num_groups,
-                                           std::string_view activation, double scaling, bool add_grad_output,
-                                           OutputMask output_mask);
+                                    bool add_grad_output, OutputMask output_mask, const OptTensor& adapter_indices,
+                                    int64_t num_adapters);
 
 inline const OptTensor kNone;
 
-// The arguments of a forward operator. The plain and the grouped operators share all code that does not touch the
-// kernels; `adapter_indices` tells them apart.
+// The arguments of a forward operator, in the order of its schema.
 struct ForwardArguments {
   const Tensor& hidden_states;
   const OptTensor& residual;
-  const OptTensor& adapter_indices;  // given: grouped, and the weights and biases have a leading dimension
   const Tensor& down_weight;
   const OptTensor& down_bias;
   const Tensor& up_weight;
   const OptTensor& up_bias;
   std::string_view activation;
   double scaling;
+  const OptTensor& adapter_indices;  // given: grouped, and the weights and biases have a leading dimension
 
   bool grouped() const { return adapter_indices.has_value(); }
   // The operator as users know it; its `_train` twin goes by the same name.
-  const char* name() const { return grouped() ? "grouped_bottleneck_adapter" : "bottleneck_adapter"; }
+  static constexpr const char* name() { return "bottleneck_adapter"; }
 };
 
 // The arguments of a backward operator.
@@ -71,17 +57,17 @@ struct BackwardArguments {
   const Tensor& grad_output;
   const OptTensor& hidden_states;
   const OptTensor& pre_activation;
-  const OptTensor& adapter_indices;
   const OptTensor& down_weight;
   const OptTensor& up_weight;
-  int64_t num_groups;  // 1 where not grouped
   std::string_view activation;
   double scaling;
   bool add_grad_output;
   OutputMask output_mask;
+  const OptTensor& adapter_indices;
+  int64_t num_adapters;  // 0 where not grouped
 
   bool grouped() const { return adapter_indices.has_value(); }
-  const char* name() const { return grouped() ? "grouped_bottleneck_adapter_backward" : "bottleneck_adapter_backward"; }
+  static constexpr const char* name() { return "bottleneck_adapter_backward"; }
 };
 
 template <class Signature>
@@ -104,48 +90,21 @@ inline const c10::TypedOperatorHandle<BackwardSignature>& backward_operator() {
   return handle;
 }
 
-inline const c10::TypedOperatorHandle<GroupedForwardSignature>& grouped_forward_operator() {
-  static const auto handle = find_operator<GroupedForwardSignature>("adapterx::grouped_bottleneck_adapter");
-  return handle;
-}
-
-inline const c10::TypedOperatorHandle<GroupedTrainSignature>& grouped_train_operator() {
-  static const auto handle = find_operator<GroupedTrainSignature>("adapterx::grouped_bottleneck_adapter_train");
-  return handle;
-}
-
-inline const c10::TypedOperatorHandle<GroupedBackwardSignature>& grouped_backward_operator() {
-  static const auto handle = find_operator<GroupedBackwardSignature>("adapterx::grouped_bottleneck_adapter_backward");
-  return handle;
-}
-
 // The operators with their arguments as a struct.
 inline Tensor call_forward(const ForwardArguments& a) {
-  if (!a.grouped()) {
-    return forward_operator().call(a.hidden_states, a.residual, a.down_weight, a.down_bias, a.up_weight, a.up_bias,
-                                   a.activation, a.scaling);
-  }
-  return grouped_forward_operator().call(a.hidden_states, a.residual, *a.adapter_indices, a.down_weight, a.down_bias,
-                                         a.up_weight, a.up_bias, a.activation, a.scaling);
+  return forward_operator().call(a.hidden_states, a.residual, a.down_weight, a.down_bias, a.up_weight, a.up_bias,
+                                 a.activation, a.scaling, a.adapter_indices);
 }
 
 inline TrainOutputs call_train(const ForwardArguments& a) {
-  if (!a.grouped()) {
-    return train_operator().call(a.hidden_states, a.residual, a.down_weight, a.down_bias, a.up_weight, a.up_bias,
-                                 a.activation, a.scaling);
-  }
-  return grouped_train_operator().call(a.hidden_states, a.residual, *a.adapter_indices, a.down_weight, a.down_bias,
-                                       a.up_weight, a.up_bias, a.activation, a.scaling);
+  return train_operator().call(a.hidden_states, a.residual, a.down_weight, a.down_bias, a.up_weight, a.up_bias,
+                               a.activation, a.scaling, a.adapter_indices);
 }
 
 inline Gradients call_backward(const BackwardArguments& a) {
-  if (!a.grouped()) {
-    return backward_operator().call(a.grad_output, a.hidden_states, a.pre_activation, a.down_weight, a.up_weight,
-                                    a.activation, a.scaling, a.add_grad_output, a.output_mask);
-  }
-  return grouped_backward_operator().call(a.grad_output, a.hidden_states, a.pre_activation, *a.adapter_indices,
-                                          a.down_weight, a.up_weight, a.num_groups, a.activation, a.scaling,
-                                          a.add_grad_output, a.output_mask);
+  return backward_operator().call(a.grad_output, a.hidden_states, a.pre_activation, a.down_weight, a.up_weight,
+                                  a.activation, a.scaling, a.add_grad_output, a.output_mask, a.adapter_indices,
+                                  a.num_adapters);
 }
 
 }  // namespace adapterx::ops

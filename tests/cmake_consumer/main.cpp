@@ -14,8 +14,8 @@ int main() {
   const at::Tensor actual = c10::Dispatcher::singleton()
                                 .findSchemaOrThrow("adapterx::bottleneck_adapter", "")
                                 .typed<at::Tensor(const at::Tensor&, Optional, const at::Tensor&, Optional,
-                                                  const at::Tensor&, Optional, std::string_view, double)>()
-                                .call(h, h, down, std::nullopt, up, std::nullopt, "gelu", 0.5);
+                                                  const at::Tensor&, Optional, std::string_view, double, Optional)>()
+                                .call(h, h, down, std::nullopt, up, std::nullopt, "gelu", 0.5, std::nullopt);
   const double error = (actual - exact).abs().max().item<double>();
   std::printf("largest difference from the formula: %.1e\n", error);
   return error < 1e-12 ? 0 : 1;

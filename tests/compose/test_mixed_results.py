@@ -32,11 +32,11 @@ def test_modules_call_the_operator_once_for_what_it_can_serve_together(monkeypat
     model = adapted()
     inputs = inputs_for("bert", model, batch=len(NAMES))
     calls = []
-    operator = group.ops.grouped_bottleneck_adapter
+    operator = group.ops.bottleneck_adapter
     monkeypatch.setattr(
         group.ops,
-        "grouped_bottleneck_adapter",
-        lambda *args, **kwargs: (calls.append(args[2]), operator(*args, **kwargs))[1],
+        "bottleneck_adapter",
+        lambda *args, **kwargs: (calls.append(kwargs["adapter_indices"]), operator(*args, **kwargs))[1],
     )
     with torch.no_grad(), mixed(model, NAMES):
         run(model, inputs)

@@ -1,15 +1,15 @@
 // Runs the CPU kernels without Python: under the sanitizers over odd shapes, or timed on one shape.
-//   adapterx_kernel_driver                                     every dtype, activation, capability and way in which
-//                                                              tokens pick adapters; exit status 1 on NaN
-//   adapterx_kernel_driver T d m dtype threads repeats [G]     median ms of processor time (all threads) and GFLOP/s
-//   per
-//                                                              core; with G also G adapters, in runs and at random
+//   adapterx_kernel_driver
+//       every dtype, activation, capability and way in which tokens pick adapters; exit status 1 on NaN
+//   adapterx_kernel_driver T d m dtype threads repeats [G]
+//       median ms of processor time (all threads) and GFLOP/s per core; with G also G adapters, in runs and at random
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
@@ -80,16 +80,16 @@ class Buffer {
 enum class Pick { one, runs, scattered, few_of_many, same, none };
 constexpr Pick kPicks[] = {Pick::one, Pick::runs, Pick::scattered, Pick::few_of_many, Pick::same, Pick::none};
 
-std::vector<int64_t> pick_adapters(Pick pick, int64_t num_tokens, int64_t num_groups) {
+std::vector<int64_t> pick_adapters(Pick pick, int64_t num_tokens, int64_t num_adapters) {
   std::vector<int64_t> indices(num_tokens);
   for (int64_t i = 0; i < num_tokens; ++i) {
-    const int64_t scattered = (i * 7919 + 5) % 1009 % (num_groups + 1) - 1;
+    const int64_t scattered = (i * 7919 + 5) % 1009 % (num_adapters + 1) - 1;
     switch (pick) {
       case Pick::one: break;
-      case Pick::runs: indices[i] = i * num_groups / num_tokens; break;
+      case Pick::runs: indices[i] = i * num_adapters / num_tokens; break;
       case Pick::scattered: indices[i] = scattered; break;
-      case Pick::few_of_many: indices[i] = scattered % 2 == 0 ? num_groups - 1 : -1; break;
-      case Pick::same: indices[i] = num_groups - 1; break;
+      case Pick::few_of_many: indices[i] = scattered % 2 == 0 ? num_adapters - 1 : -1; break;
+      case Pick::same: indices[i] = num_adapters - 1; break;
       case Pick::none: indices[i] = -1; break;
     }
   }
@@ -98,7 +98,7 @@ std::vector<int64_t> pick_adapters(Pick pick, int64_t num_tokens, int64_t num_gr
 
 struct Call {
   Problem problem;
-  int64_t num_groups;  // zero: not grouped
+  int64_t num_adapters;  // zero: not grouped
   std::vector<int64_t> indices;
   Buffer hidden_states, down_weight, down_bias, up_weight, up_bias, output, pre_activation, grad_output;
   Buffer grad_input, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias;
@@ -106,7 +106,7 @@ struct Call {
 
   Call(const Problem& p, Pick pick, int64_t groups, int32_t threads)
       : problem(p),
-        num_groups(pick == Pick::one ? 0 : groups),
+        num_adapters(pick == Pick::one ? 0 : groups),
         indices(pick_adapters(pick, p.num_tokens, groups)),
         hidden_states(p.dtype, p.num_tokens * p.input_size),
         down_weight(p.dtype, adapters() * p.bottleneck_dim * p.input_size),
@@ -123,7 +123,7 @@ struct Call {
         grad_up_bias(p.dtype, adapters() * p.hidden_size),
         threads(threads) {}
 
-  int64_t adapters() const { return std::max<int64_t>(1, num_groups); }
+  int64_t adapters() const { return std::max<int64_t>(1, num_adapters); }
 
   void forward(const Kernels& kernels) {
     const bool same = problem.input_size == problem.hidden_size;
@@ -133,8 +133,8 @@ struct Call {
                                  pre_activation.data()};
     const Entries& entries = kernels.of(problem.dtype);
     const ThreadPool pool{run_on_threads, &threads, threads};
-    if (num_groups == 0) return entries.forward(problem, tensors, pool);
-    entries.grouped_forward(problem, tensors, {indices.data(), num_groups}, pool);
+    if (num_adapters == 0) return entries.forward(problem, tensors, pool);
+    entries.grouped_forward(problem, tensors, {indices.data(), num_adapters}, pool);
   }
   void backward(const Kernels& kernels) {
     const bool same = problem.input_size == problem.hidden_size;
@@ -145,8 +145,8 @@ struct Call {
         grad_up_bias.data()};
     const Entries& entries = kernels.of(problem.dtype);
     const ThreadPool pool{run_on_threads, &threads, threads};
-    if (num_groups == 0) return entries.backward(problem, tensors, pool);
-    entries.grouped_backward(problem, tensors, {indices.data(), num_groups}, pool);
+    if (num_adapters == 0) return entries.backward(problem, tensors, pool);
+    entries.grouped_backward(problem, tensors, {indices.data(), num_adapters}, pool);
   }
   bool all_finite() const {
     return output.all_finite() && pre_activation.all_finite() && grad_input.all_finite() &&
@@ -177,7 +177,7 @@ int run_all() {
   for (const char* capability : {"avx512_bf16", "avx512", "avx2", "baseline"}) {
     const Kernels* kernels = find_kernels(capability);
     for (int dtype = 0; kernels != nullptr && dtype < 4; ++dtype) {
-      for (int activation = 0; activation < 8; ++activation) {
+      for (int activation = 0; activation < static_cast<int>(std::size(kActivationNames)); ++activation) {
         if (!run_shapes(*kernels, static_cast<ScalarType>(dtype), static_cast<Activation>(activation), runs)) {
           std::printf("not finite: %s %s %s\n", capability, kDtypes[dtype], kActivationNames[activation].data());
           return 1;

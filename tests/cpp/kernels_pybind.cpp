@@ -55,14 +55,14 @@ Problem make_problem(const std::string& dtype, const std::string& activation, do
           sizes[3].cast<int64_t>()};
 }
 
-std::optional<Groups> make_groups(const View& indices, int64_t num_groups) {
+std::optional<AdapterIndices> make_groups(const View& indices, int64_t num_adapters) {
   if (!indices.info) return std::nullopt;
-  return Groups{static_cast<const int64_t*>(indices.data()), num_groups};
+  return AdapterIndices{static_cast<const int64_t*>(indices.data()), num_adapters};
 }
 
 void forward(const std::string& dtype, const std::string& activation, double scaling, const py::tuple& sizes,
              const py::object& hidden_states, const py::object& residual, const py::object& adapter_indices,
-             int64_t num_groups, const py::object& down_weight, const py::object& down_bias,
+             int64_t num_adapters, const py::object& down_weight, const py::object& down_bias,
              const py::object& up_weight, const py::object& up_bias, const py::object& output,
              const py::object& pre_activation, int32_t threads, const std::string& capability) {
   const Problem problem = make_problem(dtype, activation, scaling, sizes);
@@ -70,7 +70,7 @@ void forward(const std::string& dtype, const std::string& activation, double sca
   const View bu(up_bias), out(output, true), u(pre_activation, true);
   const ForwardTensors tensors{h.data(),  h.stride(), x.data(),  x.stride(), wd.data(),
                                bd.data(), wu.data(),  bu.data(), out.data(), u.data()};
-  const auto groups = make_groups(i, num_groups);
+  const auto groups = make_groups(i, num_adapters);
   const Entries& entries = kernels_named(capability).of(problem.dtype);
   const ThreadPool pool{run_on_threads, &threads, threads};
   py::gil_scoped_release release;
@@ -79,7 +79,7 @@ void forward(const std::string& dtype, const std::string& activation, double sca
 
 void backward(const std::string& dtype, const std::string& activation, double scaling, const py::tuple& sizes,
               const py::object& grad_output, const py::object& hidden_states, const py::object& pre_activation,
-              const py::object& adapter_indices, int64_t num_groups, const py::object& down_weight,
+              const py::object& adapter_indices, int64_t num_adapters, const py::object& down_weight,
               const py::object& up_weight, bool add_grad_output, const py::object& grad_input,
               const py::object& grad_down_weight, const py::object& grad_down_bias, const py::object& grad_up_weight,
               const py::object& grad_up_bias, int32_t threads, const std::string& capability) {
@@ -89,7 +89,7 @@ void backward(const std::string& dtype, const std::string& activation, double sc
   const View dwu(grad_up_weight, true), dbu(grad_up_bias, true);
   const BackwardTensors tensors{g.data(),        g.stride(), h.data(),   h.stride(), u.data(),   wd.data(), wu.data(),
                                 add_grad_output, dx.data(),  dwd.data(), dbd.data(), dwu.data(), dbu.data()};
-  const auto groups = make_groups(i, num_groups);
+  const auto groups = make_groups(i, num_adapters);
   const Entries& entries = kernels_named(capability).of(problem.dtype);
   const ThreadPool pool{run_on_threads, &threads, threads};
   py::gil_scoped_release release;

@@ -3,7 +3,8 @@
 Makes an environment of its own (.venv-cuda) with a CUDA build of torch and the toolkit in pip's packages, so that the
 outcome does not depend on what the machine has, and builds with setup.py into build/cuda-check. Checks that the library
 loads and computes without a driver; that ptxas reports no spills and no stack in any kernel of any architecture; that
-the tensor-core kernels contain mma, ldmatrix and 128-bit copies; that no kernel touches local memory.
+the tensor-core kernels contain mma, ldmatrix and 128-bit copies; that no kernel touches local memory. Then builds the
+kernels without torch with CMake (on PATH), for one architecture, under a program that runs.
 
     python tests/cuda/check_extension.py            # with CMake instead of setup.py: --cmake
 """
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 KERNEL_SOURCES = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
 ARCHITECTURES = "8.0;9.0;10.0+PTX"
+ONE_ARCHITECTURE = "9.0"  # of the build without torch, which shows that it compiles and links
 LOG_LINES = 60  # of a failed build, shown
 
 
@@ -107,6 +109,19 @@ def build_with_cmake(build: Path, env: dict[str, str]) -> Path:
     return build / "cmake" / "libadapterx.so"
 
 
+def check_kernels_alone(build: Path, env: dict[str, str]) -> list[str]:
+    """Build a program on the kernels without torch (tests/cmake_kernels), for one architecture, and run it."""
+    programs = Path(env["PATH"].split(os.pathsep)[0])
+    env = {**env, "TORCH_CUDA_ARCH_LIST": ONE_ARCHITECTURE, "NVCC_APPEND_FLAGS": ""}
+    folder, log = build / "kernels_alone", build / "kernels_alone.log"
+    log.unlink(missing_ok=True)
+    configure = ["cmake", "-S", ROOT / "tests" / "cmake_kernels", "-B", folder, "-GNinja"]
+    run_logged([*configure, f"-DPython_EXECUTABLE={programs / 'python'}"], log, env)
+    run_logged(["cmake", "--build", folder, "-j", env["MAX_JOBS"]], log, env)
+    done = subprocess.run([folder / "kernel_user"], check=False)
+    return ["the program on the kernels without torch fails (see above)"] if done.returncode else []
+
+
 def keep_reports(log: Path, reports: Path) -> None:
     """Put what ptxas said of each source beside the others: a later build compiles, and reports, only what changed."""
     for step in re.split(r"(?m)^\[\d+/\d+\] ", log.read_text(encoding="utf-8", errors="replace")):
@@ -172,9 +187,11 @@ def main() -> int:
     version = re.search(r"release (\S+),", subprocess.check_output([toolkit / "bin" / "nvcc", "--version"], text=True))
     with timed("loading"):
         loaded = subprocess.run([*load, "--cuda", version.group(1), "--architectures", ARCHITECTURES], check=False)
+    with timed(f"kernels without torch, for {ONE_ARCHITECTURE}"):
+        alone = check_kernels_alone(build, build_environment(programs, toolkit))
     kernels = read_reports(build / "reports")
     print_table(kernels)
-    problems = check_resources(kernels)
+    problems = alone + check_resources(kernels)
     with timed("disassembly"):
         problems += check_binary(library, toolkit / "bin" / "cuobjdump", kernels)
     problems += ["the library does not load, or computes wrong numbers (see above)"] if loaded.returncode else []

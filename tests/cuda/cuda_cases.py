@@ -100,31 +100,33 @@ def check_gradients(operator, arguments, device, *, formula=expect, **options):
 # The grouped form
 
 
-def make_grouped(leading, input_size, hidden_size, bottleneck_dim, num_groups, *, dtype, requires_grad=(), prefix=None):
+def make_grouped(
+    leading, input_size, hidden_size, bottleneck_dim, num_adapters, *, dtype, requires_grad=(), prefix=None
+):
     """Draw tensors with a dimension of adapters, and indices for the first `prefix` leading dimensions (all of them).
 
     Some tokens pick no adapter, and one adapter is picked by no token.
     """
     tokens = make_arguments(leading, input_size, hidden_size, bottleneck_dim)[:2]
     # The tokens of each adapter would be drawn and thrown away: with 4096 adapters that is 16 GB and a minute.
-    drawn = [make_arguments((), input_size, hidden_size, bottleneck_dim)[2:] for _ in range(num_groups)]
+    drawn = [make_arguments((), input_size, hidden_size, bottleneck_dim)[2:] for _ in range(num_adapters)]
     weights = [torch.stack(tensors) for tensors in zip(*drawn, strict=True)]
     names = ("hidden_states", "residual", *WEIGHTS)
     tensors = [
         tensor.to(dtype).requires_grad_(name in requires_grad)
         for name, tensor in zip(names, [*tokens, *weights], strict=True)
     ]
-    indices = torch.randint(-1, num_groups, leading[:prefix])
-    return tensors, indices.masked_fill(indices == num_groups // 2, -1) if num_groups > 2 else indices
+    indices = torch.randint(-1, num_adapters, leading[:prefix])
+    return tensors, indices.masked_fill(indices == num_adapters // 2, -1) if num_adapters > 2 else indices
 
 
 def grouped(indices):
-    """Return the grouped operator with these indices as a function of the six tensors."""
+    """Return the operator with these indices as a function of the six tensors."""
 
     def run(tensors, activation="gelu", scaling=0.7):
         hidden_states, residual, *weights = tensors
-        options = {"activation": activation, "scaling": scaling}
-        return ops.grouped_bottleneck_adapter(hidden_states, residual, indices, *weights, **options)
+        options = {"activation": activation, "scaling": scaling, "adapter_indices": indices}
+        return ops.bottleneck_adapter(hidden_states, residual, *weights, **options)
 
     return run
 
@@ -134,10 +136,9 @@ def expect_grouped(indices):
 
     def run(tensors, activation="gelu", scaling=0.7):
         hidden_states, residual, *weights = tensors
-        options = {"activation": activation, "scaling": scaling}
-        return reference.grouped_bottleneck_adapter(
-            hidden_states, residual, indices.to(hidden_states.device), *weights, **options
-        )
+        own = indices.to(hidden_states.device)
+        options = {"activation": activation, "scaling": scaling, "adapter_indices": own}
+        return reference.bottleneck_adapter(hidden_states, residual, *weights, **options)
 
     return run
 

@@ -73,9 +73,9 @@ def run_grouped(dtype: torch.dtype, tokens: int, n: int, d: int, m: int, activat
     down = (draw(GROUPS, m, n, dtype=dtype, scale=n**-0.5), draw(GROUPS, m, dtype=dtype))
     up = (draw(GROUPS, d, m, dtype=dtype, scale=m**-0.5), draw(GROUPS, d, dtype=dtype))
     hidden_states, residual = draw(tokens, n, dtype=dtype), draw(tokens, d, dtype=dtype)
-    options = {"activation": activation, "scaling": scaling}
+    options = {"activation": activation, "scaling": scaling, "adapter_indices": indices}
     check(
-        lambda: ops.grouped_bottleneck_adapter(hidden_states, residual, indices, *down, *up, **options),
+        lambda: ops.bottleneck_adapter(hidden_states, residual, *down, *up, **options),
         (hidden_states, residual, *down, *up),
     )
 

@@ -66,7 +66,7 @@ def test_wrong_shapes_of_the_grouped_form(name, shape, words, device):
     arguments, indices = make_grouped((4,), 8, 8, 3, 2, dtype=torch.float32)
     arguments = to_device(arguments, device)
     arguments[GROUPED_NAMES.index(name)] = torch.zeros(shape, device=device)
-    with pytest.raises(ValueError, match=f"^grouped_bottleneck_adapter: {words}"):
+    with pytest.raises(ValueError, match=f"^bottleneck_adapter: {words}"):
         grouped(indices.to(device))(arguments)
 
 
@@ -80,8 +80,9 @@ from adapterx import ops
 make = lambda *shape: torch.zeros(shape, dtype=torch.bfloat16, device={device!r})
 indices = torch.tensor([0, {index}, 1, -1], device={device!r})
 try:
-    output = ops.grouped_bottleneck_adapter(
-        make(4, 16), make(4, 16), indices, make(3, 8, 16), None, make(3, 16, 8), None, activation="relu", scaling=1.0
+    output = ops.bottleneck_adapter(
+        make(4, 16), make(4, 16), make(3, 8, 16), None, make(3, 16, 8), None, activation="relu", scaling=1.0,
+        adapter_indices=indices,
     )
     if {device!r} == "cuda":
         torch.cuda.synchronize()
@@ -124,7 +125,7 @@ def test_a_pinned_tile_refuses_wide_bottlenecks_and_other_sizes(device, pin):
             compute(arguments)
     pin("cublas")
     arguments, indices = make_grouped((4,), 8, 8, 3, 2, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="grouped_bottleneck_adapter: ADAPTERX_CUDA_PATH must name a path"):
+    with pytest.raises(ValueError, match=r"^bottleneck_adapter: ADAPTERX_CUDA_PATH must name a path"):
         grouped(indices.to(device))(to_device(arguments, device))
 
 
@@ -154,11 +155,10 @@ def test_the_backward_operator_checks_too(device):
     backward = torch.ops.adapterx.bottleneck_adapter_backward
     with pytest.raises(ValueError, match=r"^bottleneck_adapter_backward: pre_activation must have the leading dim"):
         backward(make(4, 8), make(4, 8), make(5, 3), make(3, 8), make(8, 3), "gelu", 0.7, False, [True] * 5)
-    grouped_backward = torch.ops.adapterx.grouped_bottleneck_adapter_backward
     indices = torch.zeros(4, dtype=torch.int64, device=device)
-    tensors = (make(4, 8), make(4, 8), make(4, 3), indices, make(2, 3, 8), make(2, 8, 3))
-    with pytest.raises(ValueError, match=r"^grouped_bottleneck_adapter_backward: up_weight must be for as many"):
-        grouped_backward(*tensors, 3, "gelu", 0.7, False, [True] * 5)
+    tensors = (make(4, 8), make(4, 8), make(4, 3), make(2, 3, 8), make(2, 8, 3))
+    with pytest.raises(ValueError, match=r"^bottleneck_adapter_backward: up_weight must be for as many"):
+        backward(*tensors, "gelu", 0.7, False, [True] * 5, indices, 3)
 
 
 def test_sparse_and_quantised_tensors_are_no_rows(device):

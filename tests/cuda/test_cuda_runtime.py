@@ -245,8 +245,8 @@ def run_large(path, hidden_states, weights):
         return compute([hidden_states, hidden_states, *weights])
     indices = torch.zeros(len(hidden_states), dtype=torch.int64, device=hidden_states.device)
     stacked = [weight.unsqueeze(0) for weight in weights]
-    options = {"activation": "gelu", "scaling": 0.7}
-    return ops.grouped_bottleneck_adapter(hidden_states, hidden_states, indices, *stacked, **options)
+    options = {"activation": "gelu", "scaling": 0.7, "adapter_indices": indices}
+    return ops.bottleneck_adapter(hidden_states, hidden_states, *stacked, **options)
 
 
 def test_a_request_beyond_all_memory_leaves_nothing_broken(gpu):

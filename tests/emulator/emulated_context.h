@@ -10,7 +10,7 @@
 #include <string>
 #include <string_view>
 
-#include "bottleneck_adapter.h"
+#include "adapter.h"
 #include "fake_cublaslt.h"
 #include "operators.h"
 
@@ -42,12 +42,7 @@ struct CudaContext {
     return aligned;
   }
 
-  static cublasLtHandle_t blas_handle() {
-    static int handle = 0;
-    return &handle;
-  }
-
-  static bool allow_tf32() { return at::globalContext().allowTF32CuBLAS(); }
+  static cuda::CublasLt cublas() { return {&fake_cublaslt_handle, at::globalContext().allowTF32CuBLAS()}; }
 
   static void check(cudaError_t error) { TORCH_CHECK(error == cudaSuccess, "CUDA error: ", cudaGetErrorString(error)); }
 

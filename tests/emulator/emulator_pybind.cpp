@@ -4,10 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "bottleneck_adapter.h"
+#include "adapter.h"
 #include "cuda_emulator.h"
+#include "fake_cublaslt.h"
 #include "rowwise.h"
-#include "segments.h"
+#include "segment_path.h"
+#include "tile_path.h"
 
 namespace py = pybind11;
 
@@ -36,8 +38,9 @@ Activation activation_named(const std::string& name) {
   return *activation;
 }
 
-void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+void check(const Status& status) {
+  if (status.words != nullptr) throw std::runtime_error(status.words);
+  if (!status.ok()) throw std::runtime_error(cudaGetErrorString(status.error));
 }
 
 // `tokens`: hidden_states or grad_output.
@@ -57,22 +60,35 @@ py::array guarded(const std::vector<py::ssize_t>& shape, const py::dtype& dtype)
 }
 
 // The sorted order of `indices`, where there are any: weights have a leading dimension then.
-struct OptionalGrouping {
+struct OptionalSorted {
   emulator::GuardedMemory workspace;
-  Grouping grouping;
+  SortedTokens sorted;
   bool present = false;
 
-  OptionalGrouping(const OptionalArray& indices, int64_t num_groups, int row_tile) {
+  OptionalSorted(const OptionalArray& indices, int64_t num_adapters, int row_tile) {
     if (!indices) return;
     present = true;
     const int64_t tokens = indices->shape(0);
-    workspace = emulator::GuardedMemory(grouping_workspace(tokens, num_groups, row_tile));
-    check(group_tokens(static_cast<const int64_t*>(indices->data()), tokens, num_groups, row_tile, workspace.data(),
-                       nullptr));
-    grouping = grouping_in(workspace.data(), tokens, num_groups, row_tile);
+    Arena measure;
+    lay_out_tokens(tokens, num_adapters, row_tile, measure);
+    workspace = emulator::GuardedMemory(round_up(measure.used(), kWorkspaceAlignment));
+    Arena arena(workspace.data());
+    sorted = lay_out_tokens(tokens, num_adapters, row_tile, arena);
+    check(sort_tokens(static_cast<const int64_t*>(indices->data()), sorted, nullptr));
   }
-  const Grouping* get() const { return present ? &grouping : nullptr; }
+  const SortedTokens* get() const { return present ? &sorted : nullptr; }
 };
+
+// Runs one path on its own, with a workspace of exactly the size that it measures.
+template <class Tensors>
+void run_path(void (*lay_out)(const PathCall<Tensors>&, Arena&),
+              Status (*run)(const PathCall<Tensors>&, Arena&, cudaStream_t), const PathCall<Tensors>& call) {
+  Arena measure;
+  lay_out(call, measure);
+  const emulator::GuardedMemory workspace(static_cast<size_t>(measure.used()));
+  Arena arena(workspace.data());
+  check(run(call, arena, nullptr));
+}
 
 // A copy of a device table.
 template <typename T>
@@ -80,13 +96,13 @@ py::array copy_of(const T* data, std::vector<py::ssize_t> shape) {
   return py::array_t<T>(std::move(shape), data);
 }
 
-// The sorted order, both tables as rows (group, begin, end), and where each group's ranges begin.
-py::tuple group_tokens_binding(const py::array& indices, int64_t num_groups, int row_tile) {
-  const OptionalGrouping sorted(indices, num_groups, row_tile);
-  const Grouping& grouping = sorted.grouping;
-  const auto table = [](const Segment* segments, int64_t count) { return copy_of(&segments->group, {count, 3}); };
-  return py::make_tuple(copy_of(grouping.tokens, {indices.shape(0)}), table(grouping.tiles, grouping.max_tiles),
-                        table(grouping.ranges, grouping.max_ranges), copy_of(grouping.first_range, {num_groups + 1}));
+// The sorted order, both tables as rows (adapter, begin, end), and where each adapter's ranges begin.
+py::tuple sort_tokens_binding(const py::array& indices, int64_t num_adapters, int row_tile) {
+  const OptionalSorted owner(indices, num_adapters, row_tile);
+  const SortedTokens& sorted = owner.sorted;
+  const auto table = [](const Segment* segments, int64_t count) { return copy_of(&segments->adapter, {count, 3}); };
+  return py::make_tuple(copy_of(sorted.tokens, {indices.shape(0)}), table(sorted.tiles, sorted.max_tiles),
+                        table(sorted.ranges, sorted.max_ranges), copy_of(sorted.first_range, {num_adapters + 1}));
 }
 
 int64_t bottleneck_of(const py::array& down_weight) { return down_weight.shape(down_weight.ndim() - 2); }
@@ -108,7 +124,7 @@ ForwardTensors forward_tensors(const py::array& hidden_states, const OptionalArr
   return tensors;
 }
 
-// On the tile kernels.
+// On the tile path.
 void forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
              const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias, py::array output,
              OptionalArray pre_activation, const std::string& activation, double scaling, int row_tile,
@@ -116,11 +132,11 @@ void forward(const py::array& hidden_states, const OptionalArray& residual, cons
   const Problem problem = make_problem(hidden_states, up_weight, bottleneck_of(down_weight), activation, scaling);
   const ForwardTensors tensors =
       forward_tensors(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, output, pre_activation);
-  const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
-  check(bottleneck_adapter_forward(problem, tensors, {row_tile, cluster_size}, nullptr, grouping.get()));
+  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
+  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, tensors, sorted.get(), {row_tile, cluster_size}});
 }
 
-// On the general grouped kernels.
+// On the segment path.
 void segments_forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
                       const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias,
                       py::array output, OptionalArray pre_activation, const std::string& activation, double scaling,
@@ -128,9 +144,8 @@ void segments_forward(const py::array& hidden_states, const OptionalArray& resid
   const Problem problem = make_problem(hidden_states, up_weight, bottleneck_of(down_weight), activation, scaling);
   const ForwardTensors tensors =
       forward_tensors(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, output, pre_activation);
-  const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
-  const emulator::GuardedMemory workspace(segment_forward_workspace(problem));
-  check(segment_forward(problem, tensors, workspace.data(), nullptr, *grouping.get()));
+  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
+  run_path<ForwardTensors>(lay_out_segments, run_segments, {problem, tensors, sorted.get()});
 }
 
 BackwardTensors backward_tensors(const py::array& grad_output, const OptionalArray& hidden_states,
@@ -161,10 +176,8 @@ void backward(const py::array& grad_output, const OptionalArray& hidden_states, 
   const Problem problem = make_problem(grad_output, up_weight, bottleneck_of(down_weight), activation, scaling);
   const BackwardTensors tensors =
       backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
-  const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
-  const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, tensors, grouping.get()));
-  check(bottleneck_adapter_backward(problem, tensors, {row_tile, cluster_size}, workspace.data(), nullptr,
-                                    grouping.get()));
+  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
+  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, tensors, sorted.get(), {row_tile, cluster_size}});
 }
 
 void segments_backward(const py::array& grad_output, const OptionalArray& hidden_states,
@@ -175,9 +188,54 @@ void segments_backward(const py::array& grad_output, const OptionalArray& hidden
   problem.input_size = down_weight.shape(2);
   const BackwardTensors tensors =
       backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
-  const OptionalGrouping grouping(indices, down_weight.shape(0), row_tile);
-  const emulator::GuardedMemory workspace(segment_backward_workspace(problem, tensors, *grouping.get()));
-  check(segment_backward(problem, tensors, workspace.data(), nullptr, *grouping.get()));
+  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
+  run_path<BackwardTensors>(lay_out_segments, run_segments, {problem, tensors, sorted.get()});
+}
+
+const char* name_of(Path path) { return path == Path::tile ? "tile" : path == Path::cublas ? "cublas" : "segments"; }
+
+// A call through the door alone, as a framework makes it, with a workspace of exactly the size that the plan says.
+// Returns the path; raises ValueError with the refusal.
+template <class Tensors>
+std::string through_the_door(const Problem& problem, const Tensors& tensors, const OptionalArray& indices,
+                             int64_t num_adapters, const std::string& pin) {
+  AdapterIndices picked;
+  if (indices) picked = {static_cast<const int64_t*>(indices->data()), num_adapters};
+  const Plan plan = cuda::plan(problem, tensors, picked, {90, 227 * 1024}, pin);
+  if (!plan.refusal.empty()) throw py::value_error(plan.refusal);
+  // The workspace begins at a multiple of 256 bytes, and the fake cuBLASLt does not touch its own part.
+  const emulator::GuardedMemory workspace(static_cast<size_t>(round_up(plan.workspace, kWorkspaceAlignment)));
+  check(cuda::run(plan, problem, tensors, picked, {&fake_cublaslt_handle, false}, workspace.data(), nullptr));
+  return name_of(plan.path);
+}
+
+std::string door_forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
+                         const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias,
+                         py::array output, OptionalArray pre_activation, const std::string& activation, double scaling,
+                         const OptionalArray& indices, const std::string& pin) {
+  const Problem problem = make_problem(hidden_states, up_weight, bottleneck_of(down_weight), activation, scaling);
+  const ForwardTensors tensors =
+      forward_tensors(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, output, pre_activation);
+  return through_the_door(problem, tensors, indices, down_weight.shape(0), pin);
+}
+
+std::string door_backward(const py::array& grad_output, const OptionalArray& hidden_states,
+                          const py::array& pre_activation, const py::array& down_weight, const py::array& up_weight,
+                          std::vector<OptionalArray> gradients, const std::string& activation, double scaling,
+                          bool add_grad_output, const OptionalArray& indices, const std::string& pin) {
+  Problem problem = make_problem(grad_output, up_weight, bottleneck_of(down_weight), activation, scaling);
+  problem.input_size = down_weight.shape(down_weight.ndim() - 1);
+  const BackwardTensors tensors =
+      backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
+  return through_the_door(problem, tensors, indices, down_weight.shape(0), pin);
+}
+
+// What the door says to a problem of these sizes, without tensors: (workspace bytes, refusal).
+py::tuple door_plan(int64_t num_tokens, int64_t size, int64_t bottleneck_dim, int64_t num_adapters,
+                    const std::string& pin) {
+  const Problem problem = {ScalarType::bfloat16, Activation::gelu, 1.0, num_tokens, size, size, bottleneck_dim};
+  const Plan plan = cuda::plan(problem, ForwardTensors(), {nullptr, num_adapters}, {90, 227 * 1024}, pin);
+  return py::make_tuple(plan.workspace, plan.refusal);
 }
 
 RowShape row_shape(const py::array& matrix) { return {scalar_type(matrix), matrix.shape(0), matrix.shape(1)}; }
@@ -208,18 +266,17 @@ void column_sum_binding(const py::array& input, py::array sums, double scaling) 
   check(column_sum(shape, scaling, input.data(), row_stride(input), sums.mutable_data(), workspace.data(), nullptr));
 }
 
-// (row_tile, cluster_size, bytes of shared memory); num_groups 0 is the form without groups.
+// (row_tile, cluster_size, bytes of shared memory); num_adapters 0: without adapter indices.
 py::tuple plan_tile_binding(const std::string& dtype, int64_t tokens, int64_t hidden_size, int64_t bottleneck_dim,
-                            int capability, int64_t shared_memory, const std::string& name, int64_t num_groups) {
+                            int capability, int64_t shared_memory, const std::string& name, int64_t num_adapters) {
   const ScalarType type = dtype == "float16"   ? ScalarType::float16
                           : dtype == "float32" ? ScalarType::float32
                                                : ScalarType::bfloat16;
   const Problem problem = {type, Activation::gelu, 1.0, tokens, hidden_size, hidden_size, bottleneck_dim};
   const Device device = {capability, shared_memory};
   const Direction direction = name == "backward" ? Direction::backward : Direction::forward;
-  const TilePlan plan = num_groups > 0 ? plan_grouped_tile(problem, device, direction, num_groups)
-                                       : plan_tile(problem, device, direction);
-  return py::make_tuple(plan.row_tile, plan.cluster_size, plan.row_tile == 0 ? 0 : tile_shared_memory(problem, plan));
+  const TileShape tile = plan_tile(problem, device, direction, num_adapters);
+  return py::make_tuple(tile.row_tile, tile.cluster_size, tile.row_tile == 0 ? 0 : tile_shared_memory(problem, tile));
 }
 
 void configure(const std::string& order, bool eager_copies, unsigned seed, const std::string& guard) {
@@ -260,12 +317,20 @@ PYBIND11_MODULE(adapterx_emulator, m) {
         array("up_weight"), array("up_bias"), array("output"), array("pre_activation"), py::kw_only(),
         py::arg("activation"), py::arg("scaling"), py::arg("row_tile"), py::arg("cluster_size"),
         py::arg("indices") = py::none());
-  m.def("group_tokens", &group_tokens_binding, array("indices"), py::kw_only(), py::arg("num_groups"),
+  m.def("sort_tokens", &sort_tokens_binding, array("indices"), py::kw_only(), py::arg("num_adapters"),
         py::arg("row_tile"));
   m.def("segments_forward", &segments_forward, array("hidden_states"), array("residual"), array("down_weight"),
         array("down_bias"), array("up_weight"), array("up_bias"), array("output"), array("pre_activation"),
         py::kw_only(), py::arg("activation"), py::arg("scaling"), array("indices"),
         py::arg("row_tile") = kSegmentRowTile);
+  m.def("door_forward", &door_forward, array("hidden_states"), array("residual"), array("down_weight"),
+        array("down_bias"), array("up_weight"), array("up_bias"), array("output"), array("pre_activation"),
+        py::kw_only(), py::arg("activation"), py::arg("scaling"), py::arg("indices") = py::none(), py::arg("pin") = "");
+  m.def("door_backward", &door_backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
+        array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
+        py::arg("scaling"), py::arg("add_grad_output"), py::arg("indices") = py::none(), py::arg("pin") = "");
+  m.def("door_plan", &door_plan, py::kw_only(), py::arg("num_tokens"), py::arg("size"), py::arg("bottleneck_dim"),
+        py::arg("num_adapters") = 0, py::arg("pin") = "");
   m.def("backward", &backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), py::arg("row_tile"), py::arg("cluster_size"),
@@ -282,6 +347,6 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   m.def("column_sum", &column_sum_binding, array("input"), array("sums"), py::kw_only(), py::arg("scaling"));
   m.def("plan_tile", &plan_tile_binding, py::kw_only(), py::arg("dtype"), py::arg("tokens"), py::arg("hidden_size"),
         py::arg("bottleneck_dim"), py::arg("capability"), py::arg("shared_memory"), py::arg("direction") = "forward",
-        py::arg("num_groups") = 0);
-  m.def("dispatch_source", &dispatch_source);
+        py::arg("num_adapters") = 0);
+  m.def("plan_table_source", &plan_table_source);
 }

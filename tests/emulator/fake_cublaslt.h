@@ -1,4 +1,4 @@
-// The part of cuBLASLt that csrc/kernels/cuda/blas_product.cpp calls, on the host, written from its documentation
+// The part of cuBLASLt that csrc/kernels/cuda/cublas_product.cpp calls, on the host, written from its documentation
 // (cuBLAS Library, chapter 3): column-major products with epilogues. It is strict: sizes, leading dimensions, promised
 // alignments, overlaps and the rules of each epilogue are checked, and what breaks one throws.
 #pragma once
@@ -138,7 +138,9 @@ inline void check_epilogue(const Description& o, const Layout& d) {
 
 }  // namespace fake_cublaslt
 
-using cublasLtHandle_t = void*;
+struct cublasLtContext {};
+using cublasLtHandle_t = cublasLtContext*;
+inline cublasLtContext fake_cublaslt_handle;
 using cublasLtMatrixLayout_t = fake_cublaslt::Layout*;
 using cublasLtMatmulDesc_t = fake_cublaslt::Description*;
 using cublasLtMatmulPreference_t = fake_cublaslt::Preference*;

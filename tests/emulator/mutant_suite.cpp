@@ -1,6 +1,6 @@
 // A small, fast suite over the CUDA kernels for mutation testing (mutants.py): exit status 0 where all is right.
 // It calls the public launchers, so it is compiled once and linked with each mutant of the kernels. This part: the tile
-// kernels without groups, and the element-wise ones.
+// path with one adapter, and the element-wise ones.
 #include "mutant_suite.h"
 
 #include "rowwise.h"
@@ -29,7 +29,7 @@ void test_forward(const Case& c, bool separate_residual, bool has_residual) {
                               twu.bits(),    tbu.bits(),
                               output.bits(), pre_activation.bits()};
     if (has_residual) tensors.residual = separate_residual ? tr.bits() : th.bits();
-    require(bottleneck_adapter_forward(problem_of(c), tensors, c.plan, nullptr) == cudaSuccess, "launch");
+    run_path<ForwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
     if (check) require_close(output.values(), exact, c.name), require_close(pre_activation.values(), u, c.name);
     return std::vector{output.copy(), pre_activation.copy()};
   });
@@ -59,9 +59,7 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
     const BackwardTensors tensors = {tdy.bits(),  stride,      th.bits(),       stride,      tu.bits(),
                                      twd.bits(),  twu.bits(),  add_grad_output, pointers[0], pointers[1],
                                      pointers[2], pointers[3], pointers[4]};
-    const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem_of(c), tensors));
-    require(bottleneck_adapter_backward(problem_of(c), tensors, c.plan, workspace.data(), nullptr) == cudaSuccess,
-            "launch");
+    run_path<BackwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
     std::vector<std::vector<uint16_t>> bits;
     for (int i = 0; i < 5; ++i) {
       if (check && pointers[i]) require_close(results[i].values(), exact[i], c.name);
@@ -85,7 +83,7 @@ void test_order_of_blocks() {
   tensors.down_weight = twd.bits(), tensors.up_weight = twu.bits();
   tensors.output = output.bits(), tensors.pre_activation = pre_activation.bits();
   const Problem problem = problem_of({1, d, 1, {}, ""});
-  require(bottleneck_adapter_forward(problem, tensors, {16, 3}, nullptr) == cudaSuccess, "launch");
+  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {16, 3}});
   require(pre_activation.values()[0] == 1.0, "order of the sum over blocks");
 }
 
@@ -100,8 +98,7 @@ void test_order_of_ranges() {
   tensors.pre_activation = tu.bits(), tensors.grad_up_weight = gradient.bits();
   Problem problem = problem_of({t, d, m, {}, ""});
   problem.activation = Activation::identity, problem.scaling = 1;
-  const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, tensors));
-  require(bottleneck_adapter_backward(problem, tensors, {64, 1}, workspace.data(), nullptr) == cudaSuccess, "launch");
+  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {64, 1}});
   require(gradient.values()[0] == 1.0, "order of the sum over token ranges");
 }
 

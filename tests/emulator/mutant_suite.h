@@ -4,8 +4,8 @@
 #include <cstdio>
 #include <vector>
 
-#include "bottleneck_adapter.h"
 #include "cuda_emulator.h"
+#include "tile_path.h"
 
 namespace suite {
 
@@ -91,9 +91,20 @@ inline Values matmul(const Values& a, const Values& b, size_t rows, size_t inner
 
 struct Case {
   size_t tokens, columns, m;
-  TilePlan plan;
+  TileShape tile;
   const char* name;
 };
+
+// Runs one path on its own, with a workspace of exactly the size that it measures.
+template <class Tensors>
+void run_path(void (*lay_out)(const PathCall<Tensors>&, Arena&),
+              Status (*run)(const PathCall<Tensors>&, Arena&, cudaStream_t), const PathCall<Tensors>& call) {
+  Arena measure;
+  lay_out(call, measure);
+  const emulator::GuardedMemory workspace(static_cast<size_t>(measure.used()));
+  Arena arena(workspace.data());
+  require(run(call, arena, nullptr).ok(), "launch");
+}
 
 inline constexpr double kScaling = 0.7;
 

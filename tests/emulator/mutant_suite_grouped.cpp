@@ -1,6 +1,6 @@
-// The grouped part of the mutation suite: the sort, the tile kernels, the general kernels.
+// The grouped part of the mutation suite: the sort, the tile path, the segment path.
 #include "mutant_suite.h"
-#include "segments.h"
+#include "segment_path.h"
 
 namespace suite {
 namespace {
@@ -8,81 +8,83 @@ namespace {
 // The sorted order of `indices`.
 struct Sorted {
   emulator::GuardedMemory indices, workspace;
-  Grouping grouping;
+  SortedTokens tokens;
 
-  Sorted(const std::vector<int64_t>& values, size_t groups, int32_t row_tile)
-      : indices(values.size() * 8), workspace(grouping_workspace(values.size(), groups, row_tile)) {
+  Sorted(const std::vector<int64_t>& values, size_t adapters, int32_t row_tile) : indices(values.size() * 8) {
     std::memcpy(indices.data(), values.data(), indices.size());
     const auto count = static_cast<int64_t>(values.size());
-    const cudaError_t error = group_tokens(reinterpret_cast<const int64_t*>(indices.data()), count, groups, row_tile,
-                                           workspace.data(), nullptr);
-    require(error == cudaSuccess, "launch");
-    grouping = grouping_in(workspace.data(), count, groups, row_tile);
+    Arena measure;
+    lay_out_tokens(count, adapters, row_tile, measure);
+    workspace = emulator::GuardedMemory(round_up(measure.used(), kWorkspaceAlignment));
+    Arena arena(workspace.data());
+    tokens = lay_out_tokens(count, adapters, row_tile, arena);
+    require(sort_tokens(reinterpret_cast<const int64_t*>(indices.data()), tokens, nullptr) == cudaSuccess, "launch");
   }
 };
 
-// Requires the segments of one group, of at most `size` tokens from `begin` on; moves `next` behind them.
-void require_segments(const Segment*& next, int group, int begin, int count, int size) {
+// Requires the segments of one adapter, of at most `size` tokens from `begin` on; moves `next` behind them.
+void require_segments(const Segment*& next, int adapter, int begin, int count, int size) {
   for (int first = 0; first < count; first += size, ++next) {
     const int end = begin + std::min(first + size, count);
-    require(next->group == group && next->begin == begin + first && next->end == end, "sort, tables");
+    require(next->adapter == adapter && next->begin == begin + first && next->end == end, "sort, tables");
   }
 }
 
-void test_sort(size_t tokens, int groups, int row_tile) {
+void test_sort(size_t tokens, int adapters, int row_tile) {
   std::vector<int64_t> indices;
-  for (size_t i = 0; i < tokens; ++i) indices.push_back(static_cast<int64_t>(i * i % 1009 % (groups + 1)) - 1);
-  const Sorted sorted(indices, groups, row_tile);
-  const Segment *tile = sorted.grouping.tiles, *range = sorted.grouping.ranges;
+  for (size_t i = 0; i < tokens; ++i) indices.push_back(static_cast<int64_t>(i * i % 1009 % (adapters + 1)) - 1);
+  const Sorted sorted(indices, adapters, row_tile);
+  const Segment *tile = sorted.tokens.tiles, *range = sorted.tokens.ranges;
   int place = 0;
-  for (int group = 0; group <= groups; ++group) {
+  for (int adapter = 0; adapter <= adapters; ++adapter) {
     const int begin = place;
     for (size_t i = 0; i < tokens; ++i) {
-      if (indices[i] != (group == groups ? -1 : group)) continue;
-      require(sorted.grouping.tokens[place++] == static_cast<int64_t>(i), "sort, order");
+      if (indices[i] != (adapter == adapters ? -1 : adapter)) continue;
+      require(sorted.tokens.tokens[place++] == static_cast<int64_t>(i), "sort, order");
     }
-    require(sorted.grouping.first_range[group] == range - sorted.grouping.ranges, "sort, first ranges");
-    require_segments(tile, group == groups ? -1 : group, begin, place - begin, row_tile);
-    if (group < groups) require_segments(range, group, begin, place - begin, kRangeTokens);
+    require(sorted.tokens.first_range[adapter] == range - sorted.tokens.ranges, "sort, first ranges");
+    require_segments(tile, adapter == adapters ? -1 : adapter, begin, place - begin, row_tile);
+    if (adapter < adapters) require_segments(range, adapter, begin, place - begin, kRangeTokens);
   }
-  for (; tile < sorted.grouping.tiles + sorted.grouping.max_tiles; ++tile) {
-    require(tile->group == kUnusedSegment, "sort, unused tiles");
+  for (; tile < sorted.tokens.tiles + sorted.tokens.max_tiles; ++tile) {
+    require(tile->adapter == kUnusedSegment, "sort, unused tiles");
   }
-  for (; range < sorted.grouping.ranges + sorted.grouping.max_ranges; ++range) {
-    require(range->group == kUnusedSegment, "sort, unused ranges");
+  for (; range < sorted.tokens.ranges + sorted.tokens.max_ranges; ++range) {
+    require(range->adapter == kUnusedSegment, "sort, unused ranges");
   }
 }
 
 // Tokens picked one of three adapters or none; one adapter is used by nobody. Each token's results and each adapter's
 // gradients must have the bits that the adapter gives alone.
 struct GroupedCase {
-  static constexpr size_t t = 300, d = 40, m = 8, groups = 4;
-  const TilePlan plan = {64, 2};
-  Values h = normal(t * d, 1, 1), r = normal(t * d, 1, 7), u = normal(t * m, 1, 2), wd = normal(groups * m * d, 0.2, 3);
-  Values wu = normal(groups * d * m, 0.3, 4), bd = normal(groups * m, 0.5, 5), bu = normal(groups * d, 0.5, 6);
+  static constexpr size_t t = 300, d = 40, m = 8, adapters = 4;
+  const TileShape tile = {64, 2};
+  Values h = normal(t * d, 1, 1), r = normal(t * d, 1, 7), u = normal(t * m, 1, 2),
+         wd = normal(adapters * m * d, 0.2, 3);
+  Values wu = normal(adapters * d * m, 0.3, 4), bd = normal(adapters * m, 0.5, 5), bu = normal(adapters * d, 0.5, 6);
   std::vector<int64_t> indices;
 
   GroupedCase() {
     for (size_t i = 0; i < t; ++i) indices.push_back(static_cast<int64_t>(i * i % 7 % 4) - 1);
   }
 
-  // The rows of `values` whose token picked `group`.
-  Values rows_of(const Values& values, int64_t group) const {
+  // The rows of `values` whose token picked `adapter`.
+  Values rows_of(const Values& values, int64_t adapter) const {
     const size_t width = values.size() / t;
     Values result;
     for (size_t i = 0; i < t; ++i) {
-      if (indices[i] == group) result.insert(result.end(), &values[i * width], &values[i * width] + width);
+      if (indices[i] == adapter) result.insert(result.end(), &values[i * width], &values[i * width] + width);
     }
     return result;
   }
-  static Values part_of(const Values& values, int64_t group) {
-    const size_t size = values.size() / groups;
-    return Values(&values[group * size], &values[group * size] + size);
+  static Values part_of(const Values& values, int64_t adapter) {
+    const size_t size = values.size() / adapters;
+    return Values(&values[adapter * size], &values[adapter * size] + size);
   }
 
   // output, pre_activation and the five gradients.
   std::vector<Values> run(const Values& h, const Values& r, const Values& u, const Values& wd, const Values& wu,
-                          const Values& bd, const Values& bu, const Grouping* grouping) const {
+                          const Values& bd, const Values& bu, const SortedTokens* sorted) const {
     const size_t tokens = u.size() / m, width = d;
     const Problem problem = problem_of({tokens, d, m, {}, ""});
     const Tensor th(h), tr(r), tu(u), twd(wd), twu(wu), tbd(bd), tbu(bu), output(h.size()), pre_activation(u.size());
@@ -90,12 +92,10 @@ struct GroupedCase {
     const auto stride = static_cast<int64_t>(width);
     const ForwardTensors forward = {th.bits(),  stride,     tr.bits(),  stride,        twd.bits(),
                                     tbd.bits(), twu.bits(), tbu.bits(), output.bits(), pre_activation.bits()};
-    require(bottleneck_adapter_forward(problem, forward, plan, nullptr, grouping) == cudaSuccess, "launch");
+    run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, forward, sorted, tile});
     const BackwardTensors backward = {th.bits(), stride,    th.bits(),  stride,     tu.bits(),  twd.bits(), twu.bits(),
                                       true,      dh.bits(), dwd.bits(), dbd.bits(), dwu.bits(), dbu.bits()};
-    const emulator::GuardedMemory workspace(bottleneck_adapter_backward_workspace(problem, backward, grouping));
-    require(bottleneck_adapter_backward(problem, backward, plan, workspace.data(), nullptr, grouping) == cudaSuccess,
-            "launch");
+    run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, sorted, tile});
     return {output.values(), pre_activation.values(), dh.values(), dwd.values(), dbd.values(), dwu.values(),
             dbu.values()};
   }
@@ -103,33 +103,32 @@ struct GroupedCase {
 
 void test_grouped() {
   const GroupedCase c;
-  const Sorted sorted(c.indices, c.groups, c.plan.row_tile);
-  const Grouping& grouping = sorted.grouping;
-  const std::vector<Values> all = c.run(c.h, c.r, c.u, c.wd, c.wu, c.bd, c.bu, &grouping);
-  for (int64_t group = 0; group < static_cast<int64_t>(c.groups); ++group) {
+  const Sorted sorted(c.indices, c.adapters, c.tile.row_tile);
+  const std::vector<Values> all = c.run(c.h, c.r, c.u, c.wd, c.wu, c.bd, c.bu, &sorted.tokens);
+  for (int64_t adapter = 0; adapter < static_cast<int64_t>(c.adapters); ++adapter) {
     const std::vector<Values> single =
-        c.run(c.rows_of(c.h, group), c.rows_of(c.r, group), c.rows_of(c.u, group), c.part_of(c.wd, group),
-              c.part_of(c.wu, group), c.part_of(c.bd, group), c.part_of(c.bu, group), nullptr);
-    for (size_t i = 0; i < 3; ++i) require(c.rows_of(all[i], group) == single[i], "grouped, token by token");
-    for (size_t i = 3; i < 7; ++i) require(c.part_of(all[i], group) == single[i], "grouped, weight gradients");
+        c.run(c.rows_of(c.h, adapter), c.rows_of(c.r, adapter), c.rows_of(c.u, adapter), c.part_of(c.wd, adapter),
+              c.part_of(c.wu, adapter), c.part_of(c.bd, adapter), c.part_of(c.bu, adapter), nullptr);
+    for (size_t i = 0; i < 3; ++i) require(c.rows_of(all[i], adapter) == single[i], "grouped, token by token");
+    for (size_t i = 3; i < 7; ++i) require(c.part_of(all[i], adapter) == single[i], "grouped, weight gradients");
   }
   require(c.rows_of(all[0], -1) == c.rows_of(c.r, -1), "grouped, tokens without adapter");
   require(c.rows_of(all[1], -1) == Values(c.rows_of(c.u, -1).size()), "grouped, pre-activation without adapter");
   require(c.rows_of(all[2], -1) == c.rows_of(c.h, -1), "grouped, gradient without adapter");
   std::vector<int64_t> wrong = c.indices;
-  wrong[77] = static_cast<int64_t>(c.groups);
+  wrong[77] = static_cast<int64_t>(c.adapters);
   bool failed = false;
   try {
-    const Sorted never(wrong, c.groups, 64);
+    const Sorted never(wrong, c.adapters, 64);
   } catch (const emulator::Error&) {
     failed = true;
   }
   require(failed, "grouped, index out of range");
 }
 
-// A problem for the general kernels and its float64 results, one token after the other.
+// A problem for the segment path and its float64 results, one token after the other.
 struct SegmentCase {
-  size_t t, n, d, m, groups;  // n: input_size
+  size_t t, n, d, m, adapters;  // n: input_size
   ScalarType dtype;
   size_t row_padding = 0;  // elements between the end of a row of residual and the next one
   const char* name = "";
@@ -137,10 +136,10 @@ struct SegmentCase {
   Values h = {}, r = {}, dy = {}, u = {}, wd = {}, wu = {}, bd = {}, bu = {};
 
   void fill() {
-    for (size_t i = 0; i < t; ++i) indices.push_back(static_cast<int64_t>(i * i % 11 % (groups + 1)) - 1);
+    for (size_t i = 0; i < t; ++i) indices.push_back(static_cast<int64_t>(i * i % 11 % (adapters + 1)) - 1);
     h = normal(t * n, 1, 1), r = normal(t * d, 1, 2), dy = normal(t * d, 1, 3), u = normal(t * m, 1, 4);
-    wd = normal(groups * m * n, 1 / std::sqrt(n), 5), wu = normal(groups * d * m, 1 / std::sqrt(m), 6);
-    bd = normal(groups * m, 0.5, 7), bu = normal(groups * d, 0.5, 8);
+    wd = normal(adapters * m * n, 1 / std::sqrt(n), 5), wu = normal(adapters * d * m, 1 / std::sqrt(m), 6);
+    bd = normal(adapters * m, 0.5, 7), bu = normal(adapters * d, 0.5, 8);
   }
   double tolerance() const { return dtype == ScalarType::float32 ? 1e-5 : 8e-3; }
   Problem problem() const {
@@ -202,7 +201,7 @@ void test_segment_forward(const SegmentCase& c, bool residual) {
   for (size_t i = 0; i < c.t * c.d; ++i) padded[i / c.d * stride + i % c.d] = c.r[i];
   const Tensor r(padded, c.dtype);
   on_every_schedule(c.name, [&](bool check) {
-    const Sorted sorted(c.indices, c.groups, kSegmentRowTile);
+    const Sorted sorted(c.indices, c.adapters, kSegmentRowTile);
     const Tensor output(c.t * c.d, c.dtype), pre_activation(c.t * c.m, c.dtype);
     const ForwardTensors tensors = {h.bits(),
                                     static_cast<int64_t>(c.n),
@@ -214,9 +213,7 @@ void test_segment_forward(const SegmentCase& c, bool residual) {
                                     bu.bits(),
                                     output.bits(),
                                     pre_activation.bits()};
-    const emulator::GuardedMemory workspace(segment_forward_workspace(c.problem()));
-    const cudaError_t error = segment_forward(c.problem(), tensors, workspace.data(), nullptr, sorted.grouping);
-    require(error == cudaSuccess, "launch");
+    run_path<ForwardTensors>(lay_out_segments, run_segments, {c.problem(), tensors, &sorted.tokens});
     if (check) require_close(output.values(), exact[0], c.name, c.tolerance());
     if (check) require_close(pre_activation.values(), exact[1], c.name, c.tolerance());
     return std::vector{output.copy(), pre_activation.copy()};
@@ -228,7 +225,7 @@ void test_segment_backward(const SegmentCase& c, bool add_grad_output, unsigned 
   const std::vector<Values> exact = c.backward(add_grad_output);
   const Tensor dy(c.dy, c.dtype), h(c.h, c.dtype), u(c.u, c.dtype), wd(c.wd, c.dtype), wu(c.wu, c.dtype);
   on_every_schedule(c.name, [&](bool check) {
-    const Sorted sorted(c.indices, c.groups, kSegmentRowTile);
+    const Sorted sorted(c.indices, c.adapters, kSegmentRowTile);
     std::vector<Tensor> results;
     void* pointers[5];
     for (int i = 0; i < 5; ++i) {
@@ -242,9 +239,7 @@ void test_segment_backward(const SegmentCase& c, bool add_grad_output, unsigned 
                                      pointers[0], pointers[1],
                                      pointers[2], pointers[3],
                                      pointers[4]};
-    const emulator::GuardedMemory workspace(segment_backward_workspace(c.problem(), tensors, sorted.grouping));
-    const cudaError_t error = segment_backward(c.problem(), tensors, workspace.data(), nullptr, sorted.grouping);
-    require(error == cudaSuccess, "launch");
+    run_path<BackwardTensors>(lay_out_segments, run_segments, {c.problem(), tensors, &sorted.tokens});
     std::vector<std::vector<uint16_t>> bits;
     for (int i = 0; i < 5; ++i) {
       if (check && pointers[i]) require_close(results[i].values(), exact[i], c.name, c.tolerance());

@@ -22,7 +22,15 @@ from mutant_list import MUTANTS, Mutant  # noqa: E402
 
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
-SOURCES = ("plan.cu", "forward.cu", "backward.cu", "rowwise.cu", "grouping.cu", "segments.cu", "partial_sums.cu")
+SOURCES = (
+    "tile_plan.cu",
+    "forward.cu",
+    "backward.cu",
+    "rowwise.cu",
+    "sort_tokens.cu",
+    "segments.cu",
+    "partial_sums.cu",
+)
 SUITE = ("mutant_suite.cpp", "mutant_suite_grouped.cpp")
 TIME_LIMIT = 120  # seconds; the suite takes a few
 # The kernels are compiled without optimisation and with a precompiled emulator: a mutant is compiled once and run once,
@@ -33,9 +41,9 @@ FLAGS = ["-std=c++17", "-DADAPTERX_EMULATE", "-w", "-fno-strict-aliasing", f"-I{
 # Which objects a file goes into. Everything else of an unpatched build is shared by all mutants.
 USERS = {
     "tile.cuh": ("forward.cu", "backward.cu", "segments.cu"),
-    "bottleneck_tile.cuh": ("forward.cu", "backward.cu", "plan.cu"),
+    "bottleneck_tile.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
     "bottleneck_middle.cuh": ("forward.cu", "backward.cu"),
-    "dispatch.cuh": ("forward.cu", "backward.cu", "plan.cu"),
+    "tile_kernels.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
     "weight_gradient.cuh": ("backward.cu",),
     "activation.cuh": ("rowwise.cu", "forward.cu", "backward.cu", "segments.cu"),
     "segments.cuh": ("segments.cu",),
@@ -44,7 +52,7 @@ USERS = {
     "segments.cu": ("segments.cu",),
     "partial_sums.cu": ("partial_sums.cu",),
     "partial_sums.h": ("backward.cu", "segments.cu", "partial_sums.cu"),
-    "grouping.cu": ("grouping.cu",),
+    "sort_tokens.cu": ("sort_tokens.cu",),
     "rowwise.cuh": ("rowwise.cu",),
     "rowwise.cu": ("rowwise.cu",),
     "forward.cu": ("forward.cu",),
@@ -53,10 +61,10 @@ USERS = {
 
 # Fewer templates, for compile time: one padded size, one dtype.
 SHRINK = [
-    ("dispatch.cuh", "integral_constant<int, 16>", "integral_constant<int, 32>"),
-    ("dispatch.cuh", "integral_constant<int, 64>", "integral_constant<int, 32>"),
-    ("dispatch.cuh", "integral_constant<int, 128>", "integral_constant<int, 32>"),
-    ("dispatch.cuh", "visitor(Tag<float16>())", "visitor(Tag<bfloat16>())"),
+    ("tile_kernels.cuh", "integral_constant<int, 16>", "integral_constant<int, 32>"),
+    ("tile_kernels.cuh", "integral_constant<int, 64>", "integral_constant<int, 32>"),
+    ("tile_kernels.cuh", "integral_constant<int, 128>", "integral_constant<int, 32>"),
+    ("tile_kernels.cuh", "visitor(Tag<float16>())", "visitor(Tag<bfloat16>())"),
     ("element.cuh", "return visitor(Tag<double>());", "return visitor(Tag<float>());"),
     ("element.cuh", "return visitor(Tag<float16>());", "return visitor(Tag<bfloat16>());"),
 ]

@@ -7,6 +7,9 @@ eager formula is at the same dtype.
 import math
 
 import numpy as np
+import torch
+
+from adapterx import reference
 
 SQRT_HALF = math.sqrt(0.5)
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -27,26 +30,38 @@ def from_bits(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64)
 
 
+# float64 array -> value, written out; others are PyTorch's.
+FORMULAS = {
+    "relu": lambda x: np.maximum(x, 0.0),
+    "gelu": lambda x: 0.5 * x * (1.0 + _erf(x * SQRT_HALF)),
+    "gelu_tanh": lambda x: 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x / (1.0 + np.exp(-x)),
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "identity": lambda x: x,
+}
+# Where a difference across the kink would be wrong.
+DERIVATIVES = {
+    "relu": lambda x: (x > 0).astype(np.float64),
+    "leaky_relu": lambda x: np.where(x > 0, 1.0, 0.01),
+}
+
+
 def activate(name: str, x: np.ndarray) -> np.ndarray:
     """Apply the activation `name`."""
-    return {
-        "relu": lambda: np.maximum(x, 0.0),
-        "gelu": lambda: 0.5 * x * (1.0 + _erf(x * SQRT_HALF)),
-        "gelu_tanh": lambda: 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
-        "silu": lambda: x / (1.0 + np.exp(-x)),
-        "tanh": lambda: np.tanh(x),
-        "sigmoid": lambda: 1.0 / (1.0 + np.exp(-x)),
-        "leaky_relu": lambda: np.where(x > 0, x, 0.01 * x),
-        "identity": lambda: x,
-    }[name]()
+    if name in FORMULAS:
+        return FORMULAS[name](x)
+    return reference.ACTIVATIONS[name](torch.from_numpy(x)).numpy()
 
 
 def derivative(name: str, x: np.ndarray) -> np.ndarray:
     """Differentiate the activation `name`: analytic at kinks, five-point differences (error about 1e-12) elsewhere."""
-    if name == "relu":
-        return (x > 0).astype(np.float64)
-    if name == "leaky_relu":
-        return np.where(x > 0, 1.0, 0.01)
+    if name in DERIVATIVES:
+        return DERIVATIVES[name](x)
+    if name not in FORMULAS:
+        points = torch.from_numpy(x).clone().requires_grad_()
+        return torch.autograd.grad(reference.ACTIVATIONS[name](points).sum(), points)[0].numpy()
     step = 1e-3
     near = activate(name, x + step) - activate(name, x - step)
     far = activate(name, x + 2 * step) - activate(name, x - 2 * step)

@@ -18,7 +18,7 @@ def test_sort(emulator, tokens, groups, row_tile):
     rng = np.random.default_rng(tokens)
     indices = emulator.guarded([tokens], np.dtype("int64"))
     indices[...] = np.minimum(rng.integers(-1, groups, tokens), rng.integers(-1, groups, tokens))
-    order, tiles, ranges, first_range = emulator.group_tokens(indices, num_groups=groups, row_tile=row_tile)
+    order, tiles, ranges, first_range = emulator.sort_tokens(indices, num_adapters=groups, row_tile=row_tile)
     keys = np.where(indices < 0, groups, indices)
     np.testing.assert_array_equal(order, np.argsort(keys, kind="stable"))
     for table, size, last in ((tiles, row_tile, groups), (ranges, 2048, groups - 1)):
@@ -44,7 +44,7 @@ def test_sort_on_every_schedule(emulator, tokens, groups):
     results = []
     for order in ("forward", "reverse", "random"):
         emulator.configure(order)
-        results.append(emulator.group_tokens(indices, num_groups=groups, row_tile=16))
+        results.append(emulator.sort_tokens(indices, num_adapters=groups, row_tile=16))
     for result in results[1:]:
         assert_same_bits(results[0], result)
 
@@ -55,7 +55,7 @@ def test_sort_of_few_tokens_is_one_launch(emulator, tokens, launches):
     indices = emulator.guarded([tokens], np.dtype("int64"))
     indices[...] = 0
     emulator.take_counters()
-    emulator.group_tokens(indices, num_groups=2, row_tile=16)
+    emulator.sort_tokens(indices, num_adapters=2, row_tile=16)
     assert emulator.take_counters()["launches"] == launches
 
 
@@ -65,16 +65,16 @@ def test_sort_limits_of_groups(emulator, groups):
     indices = emulator.guarded([4], np.dtype("int64"))
     indices[...] = -1
     with pytest.raises(RuntimeError, match="invalid argument"):
-        emulator.group_tokens(indices, num_groups=groups, row_tile=16)
+        emulator.sort_tokens(indices, num_adapters=groups, row_tile=16)
 
 
 def test_index_out_of_range_is_a_device_side_assertion(emulator):
     """An index that names no adapter stops the launch, with words, instead of reading other memory."""
-    words = "grouped_bottleneck_adapter: adapter_indices must be -1 or the number of an adapter"
+    words = "bottleneck_adapter: adapter_indices must be -1 or the number of an adapter"
     for index in (3, -2, 1 << 40, -(1 << 40), 1 << 32):
         case = GroupedCase(emulator, 5, 16, 8, 3, only=0)
         case.indices[4] = index
-        with pytest.raises(emulator.EmulatorError, match=f"grouping.cu:[0-9]+: group_tokens: Assertion `{words}`"):
+        with pytest.raises(emulator.EmulatorError, match=f"sort_tokens.cu:[0-9]+: sort_tokens: Assertion `{words}`"):
             case.segments_forward()
 
 

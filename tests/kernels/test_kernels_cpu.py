@@ -16,10 +16,10 @@ from kernel_cases import (
     DTYPES,
     FLOOR,
     GRADIENTS,
-    NUMPY_ACTIVATIONS,
     kernels,
     relative_error,
     to_storage,
+    value_and_derivative,
 )
 
 from adapterx import reference
@@ -132,7 +132,7 @@ def numpy_reference(case, inputs):
     u = values["hidden_states"] @ values["down_weight"].T
     if case.down_bias:
         u = u + values["down_bias"]
-    activated = NUMPY_ACTIVATIONS[case.activation](u)[0]
+    activated = value_and_derivative(case.activation, u)[0]
     branch = activated @ values["up_weight"].T
     if case.up_bias:
         branch = branch + values["up_bias"]
@@ -292,7 +292,7 @@ def test_an_unknown_capability_is_refused():
 
 @pytest.mark.parametrize("wanted", [*CAPABILITIES, "sse9"])
 def test_the_environment_lowers_the_instruction_set(wanted):
-    code = "from tests.kernel_build import ROOT, build_kernel_module as b; print(b().cpu_capability())"
+    code = "from tests.support.kernel_build import ROOT, build_kernel_module as b; print(b().cpu_capability())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"ADAPTERX_CPU_CAPABILITY": wanted},
         capture_output=True, text=True,

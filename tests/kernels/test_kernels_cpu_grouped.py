@@ -104,7 +104,7 @@ def test_thousands_of_adapters(pick, dtype):
     for threads in (1, 3):
         case = Case(77, 12, 12, 3, 3000, pick, dtype, threads=threads)
         inputs, got = check(case)
-        unused = torch.isin(torch.arange(case.num_groups), inputs["adapter_indices"], invert=True)
+        unused = torch.isin(torch.arange(case.num_adapters), inputs["adapter_indices"], invert=True)
         assert unused.sum() > 2900
         for name in GRADIENTS[1:]:
             assert torch.count_nonzero(got[name][unused]) == 0, name

@@ -24,7 +24,7 @@ RUNS = {
     "the table": ({}, (*PLAIN, *GROUPED, *REST, "tests/cuda")),
     "cuBLASLt": ({"ADAPTERX_CUDA_PATH": "cublas"}, PLAIN),
     "cuBLASLt without epilogues": ({"ADAPTERX_CUDA_PATH": "cublas", "ADAPTERX_EMULATED_EPILOGUES": "0"}, PLAIN),
-    "general grouped kernels": ({"ADAPTERX_CUDA_PATH": "segments"}, GROUPED),
+    "segments": ({"ADAPTERX_CUDA_PATH": "segments"}, GROUPED),
     "a device without clusters": ({"ADAPTERX_EMULATED_CAPABILITY": "80"}, (*PLAIN, *GROUPED)),
 }
 

@@ -54,16 +54,14 @@ def make_indices(shape, groups=GROUPS):
 
 def compute(arguments, indices, activation="gelu", scaling=0.7):
     hidden_states, residual, *weights = arguments
-    return ops.grouped_bottleneck_adapter(
-        hidden_states, residual, indices, *weights, activation=activation, scaling=scaling
-    )
+    options = {"activation": activation, "scaling": scaling, "adapter_indices": indices}
+    return ops.bottleneck_adapter(hidden_states, residual, *weights, **options)
 
 
 def expect(arguments, indices, activation="gelu", scaling=0.7):
     hidden_states, residual, *weights = arguments
-    return reference.grouped_bottleneck_adapter(
-        hidden_states, residual, indices, *weights, activation=activation, scaling=scaling
-    )
+    options = {"activation": activation, "scaling": scaling, "adapter_indices": indices}
+    return reference.bottleneck_adapter(hidden_states, residual, *weights, **options)
 
 
 def in_layout(layout, arguments):
@@ -128,9 +126,7 @@ def test_a_token_without_adapter_keeps_its_residual_bit_for_bit(dtype):
     indices = torch.tensor([0, -1, 2, -1, -1, 1, -1])
     for layout in ("parallel", "sequential", "bare"):
         arguments = in_layout(layout, make_arguments(sizes=(32, 32, 8), dtype=dtype))
-        output, pre_activation = torch.ops.adapterx.grouped_bottleneck_adapter_train(
-            *arguments[:2], indices, *arguments[2:], "sigmoid", 0.5
-        )
+        output, pre_activation = torch.ops.adapterx.bottleneck_adapter_train(*arguments, "sigmoid", 0.5, indices)
         none = indices == -1
         kept = torch.zeros_like(output) if arguments[1] is None else arguments[1]
         assert torch.equal(output[none], kept[none])
@@ -332,8 +328,8 @@ def test_autocast(residual):
 @pytest.mark.parametrize("shape", [(4,), (4, 2)])
 def test_opcheck(shape):
     arguments = make_arguments((4, 2), (6, 6, 3), requires_grad=NAMES)
-    operator = torch.ops.adapterx.grouped_bottleneck_adapter.default
-    torch.library.opcheck(operator, (*arguments[:2], make_indices(shape), *arguments[2:], "gelu", 0.5))
+    operator = torch.ops.adapterx.bottleneck_adapter.default
+    torch.library.opcheck(operator, (*arguments, "gelu", 0.5, make_indices(shape)))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -354,8 +350,8 @@ def test_compile_keeps_one_node_for_training(dynamic):
         torch.testing.assert_close(gradient, gradients(expect, arguments, indices, cotangent)[name])
     targets = [str(node.target) for graph in graphs for node in graph.graph.nodes if "adapterx" in str(node.target)]
     assert targets == [
-        "adapterx.grouped_bottleneck_adapter_train.default",
-        "adapterx.grouped_bottleneck_adapter_backward.default",
+        "adapterx.bottleneck_adapter_train.default",
+        "adapterx.bottleneck_adapter_backward.default",
     ]
 
 
@@ -372,7 +368,7 @@ def test_export_keeps_one_node():
     batch = torch.export.Dim("batch")
     module, example = Grouped(), (torch.randn(4, 3, 6, dtype=torch.float64), make_indices((4,)))
     program = torch.export.export(module, example, dynamic_shapes=({0: batch}, {0: batch}))
-    assert sum("grouped_bottleneck_adapter" in str(node.target) for node in program.graph.nodes) == 1
+    assert sum("adapterx.bottleneck_adapter" in str(node.target) for node in program.graph.nodes) == 1
     other = (torch.randn(9, 3, 6, dtype=torch.float64), make_indices((9,)))
     torch.testing.assert_close(program.module()(*other), module(*other))
 
@@ -380,8 +376,8 @@ def test_export_keeps_one_node():
 def test_script_saves_loads_and_trains():
     @torch.jit.script
     def scripted(hidden_states: torch.Tensor, indices: torch.Tensor, w: list[torch.Tensor]) -> torch.Tensor:
-        return torch.ops.adapterx.grouped_bottleneck_adapter(
-            hidden_states, hidden_states, indices, w[0], w[1], w[2], w[3], "gelu", 0.7
+        return torch.ops.adapterx.bottleneck_adapter(
+            hidden_states, hidden_states, w[0], w[1], w[2], w[3], "gelu", 0.7, indices
         )
 
     buffer = io.BytesIO()
@@ -399,7 +395,11 @@ def test_script_saves_loads_and_trains():
 # Errors. Arguments are (4, 8) -> 6 through 3, for three adapters.
 
 BAD = {
-    "no tensor": ({"indices": None}, TypeError, "adapter_indices must be a tensor, got None"),
+    "no indices": (
+        {"indices": None},
+        ValueError,
+        r"down_weight must have shape \(bottleneck_dim, input_size\), got \[3, 3, 8\] without adapter_indices",
+    ),
     "dtype": ({"indices": torch.zeros(4)}, TypeError, "adapter_indices must have dtype int64, got float32"),
     "int32": ({"indices": torch.zeros(4, dtype=torch.int32)}, TypeError, "must have dtype int64, got int32"),
     "count": (
@@ -411,7 +411,7 @@ BAD = {
     "one weight": (
         {"down_weight": torch.zeros(3, 8, dtype=torch.float64)},
         ValueError,
-        r"down_weight must have shape \(num_adapters, bottleneck_dim, input_size\), got \[3, 8\]",
+        r"down_weight must have shape \(num_adapters, bottleneck_dim, input_size\), got \[3, 8\] with adapter_indices",
     ),
     "no adapters": (
         {"down_weight": torch.zeros(0, 3, 8, dtype=torch.float64)},
@@ -453,7 +453,7 @@ def test_bad_input(case, grad):
     tensors = dict(zip(NAMES, make_arguments((4,), (8, 6, 3), requires_grad=NAMES if grad else ()), strict=True))
     tensors = {**tensors, "indices": torch.tensor([0, 1, 2, -1]), **changes}
     indices = tensors.pop("indices")
-    with pytest.raises(kind, match=f"grouped_bottleneck_adapter: .*{words}"):
+    with pytest.raises(kind, match=f"^bottleneck_adapter: .*{words}"):
         compute(list(tensors.values()), indices)
 
 
@@ -468,12 +468,14 @@ def test_index_out_of_range(index):
 
 def test_backward_operator_says_what_it_needs():
     arguments, indices = make_arguments((4,)), torch.tensor([0, 1, 2, -1])
-    backward = torch.ops.adapterx.grouped_bottleneck_adapter_backward
+    backward = torch.ops.adapterx.bottleneck_adapter_backward
     cotangent, pre_activation = torch.zeros(4, 6, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)
-    common = (cotangent, arguments[0], pre_activation, indices, arguments[2], arguments[4])
-    with pytest.raises(ValueError, match="num_groups must be positive, got 0"):
-        backward(*common, 0, "gelu", 1.0, False, [True] * 5)
+    common = (cotangent, arguments[0], pre_activation, arguments[2], arguments[4], "gelu", 1.0, False)
+    with pytest.raises(ValueError, match="num_adapters must be positive, got 0"):
+        backward(*common, [True] * 5, indices)
+    with pytest.raises(ValueError, match="num_adapters must be 0 without adapter_indices, got 3"):
+        backward(*common, [True] * 5, None, 3)
     with pytest.raises(ValueError, match=r"up_weight must be for as many adapters as the other arguments \(2\)"):
-        backward(*common, 2, "gelu", 1.0, False, [True] * 5)
+        backward(*common, [True] * 5, indices, 2)
     with pytest.raises(ValueError, match="hidden_states must be given when grad_down_weight is wanted, got None"):
-        backward(cotangent, None, *common[2:], 3, "gelu", 1.0, False, [False, True, False, False, False])
+        backward(cotangent, None, *common[2:], [False, True, False, False, False], indices, 3)

@@ -6,8 +6,9 @@ import torch
 from adapterx import reference
 
 
-def grouped(*arguments, activation="relu", scaling=2.0):
-    return reference.grouped_bottleneck_adapter(*arguments, activation=activation, scaling=scaling)
+def grouped(hidden_states, residual, indices, *weights, activation="relu", scaling=2.0):
+    options = {"activation": activation, "scaling": scaling, "adapter_indices": indices}
+    return reference.bottleneck_adapter(hidden_states, residual, *weights, **options)
 
 
 def test_numbers_worked_by_hand():

@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 from emulator_build import SOURCE, load_module
 
+from adapterx import reference
+
 ref = load_module("numpy_reference", SOURCE / "numpy_reference.py")
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu", "identity")
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
 GRADIENTS = ("grad_input", "grad_down_weight", "grad_down_bias", "grad_up_weight", "grad_up_bias")
 WANTED = [wanted for wanted in itertools.product([True, False], repeat=5) if any(wanted)]
 WANTED_IDS = ["".join("01"[want] for want in wanted) for wanted in WANTED]
@@ -166,7 +168,7 @@ class GroupedCase(Case):
     def segments_forward(
         self, *, activation="gelu", scaling=0.7, residual="other", down_bias=True, up_bias=True, save=True, row_tile=64
     ):
-        """Run the general kernels; return the arrays (output, pre_activation or None)."""
+        """Run the segment path; return the arrays (output, pre_activation or None)."""
         output = self.empty(self.tokens, self.hidden)
         u = self.empty(self.tokens, self.bottleneck) if save else None
         self.emulator.segments_forward(
@@ -179,7 +181,7 @@ class GroupedCase(Case):
     def segments_backward(
         self, *, activation="gelu", scaling=0.7, add_grad_output=False, wanted=(True,) * 5, row_tile=64
     ):
-        """Run the general kernels; return the five gradients, None where not wanted."""
+        """Run the segment path; return the five gradients, None where not wanted."""
         shapes = ((self.tokens, self.input_size), self.wd.shape, self.bd.shape, self.wu.shape, self.bu.shape)
         gradients = [self.empty(*shape) if want else None for shape, want in zip(shapes, wanted, strict=True)]
         self.emulator.segments_backward(

@@ -9,10 +9,10 @@ from kernel_cases import (
     CAPABILITIES,
     FLOOR,
     GRADIENTS,
-    NUMPY_ACTIVATIONS,
     kernels,
     relative_error,
     to_storage,
+    value_and_derivative,
 )
 
 from adapterx import reference
@@ -32,7 +32,7 @@ class Case:
     input_size: int
     hidden_size: int
     bottleneck_dim: int
-    num_groups: int = 5
+    num_adapters: int = 5
     pick: str = "scattered"
     dtype: str = "float32"
     activation: str = "gelu"
@@ -51,7 +51,7 @@ class Case:
 
 def pick_adapters(case, generator):
     """Return the adapter of each token: int64, -1 for none."""
-    count, groups = case.num_tokens, case.num_groups
+    count, groups = case.num_tokens, case.num_adapters
     random = torch.randint(-1, groups, (count,), generator=generator)
     if case.pick == "runs":
         return torch.arange(count) * groups // max(count, 1)
@@ -79,8 +79,8 @@ def make_inputs(case, seed=0):
         return room.to(dtype)[:, :columns]
 
     def weight(*shape):
-        values = torch.randn(case.num_groups, *shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[-1])
-        values[torch.isin(torch.arange(case.num_groups), indices, invert=True)] = float("nan")
+        values = torch.randn(case.num_adapters, *shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[-1])
+        values[torch.isin(torch.arange(case.num_adapters), indices, invert=True)] = float("nan")
         return values.to(dtype)
 
     hidden_states = rows(case.input_size)
@@ -99,8 +99,8 @@ def make_inputs(case, seed=0):
 class Results:
     """Buffers filled with NaN between guards that hold SENTINEL."""
 
-    def __init__(self, case, num_groups=None):
-        lead = () if num_groups is None else (num_groups,)
+    def __init__(self, case, num_adapters=None):
+        lead = () if num_adapters is None else (num_adapters,)
         dtype = getattr(torch, case.dtype)
         shapes = {
             "output": (case.num_tokens, case.hidden_size),
@@ -124,9 +124,9 @@ def run_kernels(case, inputs, wanted=GRADIENTS, pre_activation=True):
     """Run the grouped forward and backward; return the results that were asked for."""
     problem = (case.dtype, case.activation, case.scaling, case.sizes)
     arrays = {name: None if tensor is None else to_storage(tensor) for name, tensor in inputs.items()}
-    results = Results(case, case.num_groups)
+    results = Results(case, case.num_adapters)
     out = {name: to_storage(tensor) for name, tensor in results.tensors.items()}
-    groups = (inputs["adapter_indices"].numpy(), case.num_groups)
+    groups = (inputs["adapter_indices"].numpy(), case.num_adapters)
     weights = [arrays[name] for name in WEIGHTS]
     kernels.forward(
         *problem, arrays["hidden_states"], arrays["residual"], *groups, *weights, out["output"],
@@ -174,7 +174,7 @@ def numpy_reference(case, inputs):
     """The forward and backward pass written out in NumPy float64, one token at a time."""
     values = {n: None if t is None else t.double().numpy() for n, t in inputs.items() if n != "adapter_indices"}
     down, up = values["down_weight"], values["up_weight"]
-    results = {name: np.zeros(t.shape) for name, t in Results(case, case.num_groups).tensors.items()}
+    results = {name: np.zeros(t.shape) for name, t in Results(case, case.num_adapters).tensors.items()}
     for token, adapter in enumerate(inputs["adapter_indices"].tolist()):
         h, g = values["hidden_states"][token], values["grad_output"][token]
         results["output"][token] = 0 if case.residual == "none" else values["residual"][token]
@@ -182,7 +182,7 @@ def numpy_reference(case, inputs):
         if adapter < 0:
             continue
         u = down[adapter] @ h + (values["down_bias"][adapter] if case.down_bias else 0)
-        activated, derivative = NUMPY_ACTIVATIONS[case.activation](u)
+        activated, derivative = value_and_derivative(case.activation, u)
         bias = values["up_bias"][adapter] if case.up_bias else 0
         results["output"][token] += case.scaling * (up[adapter] @ activated + bias)
         results["pre_activation"][token] = u
@@ -197,7 +197,7 @@ def numpy_reference(case, inputs):
 
 def run_torch(case, inputs):
     """The same results from PyTorch's formula and autograd at the case's dtype, adapter by adapter."""
-    results = {name: torch.zeros_like(t) for name, t in Results(case, case.num_groups).tensors.items()}
+    results = {name: torch.zeros_like(t) for name, t in Results(case, case.num_adapters).tensors.items()}
     indices = inputs["adapter_indices"]
     if case.residual != "none":
         results["output"].copy_(inputs["residual"])

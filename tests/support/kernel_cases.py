@@ -54,3 +54,13 @@ NUMPY_ACTIVATIONS = {
     "identity": lambda u: (u, np.ones_like(u)),
 }
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
+
+
+def value_and_derivative(activation, u):
+    """Apply an activation to a float64 array: as written out above, or, where it is not, by PyTorch and autograd."""
+    if activation in NUMPY_ACTIVATIONS:
+        return NUMPY_ACTIVATIONS[activation](u)
+    points = torch.as_tensor(u, dtype=torch.float64).clone().requires_grad_()
+    value = reference.ACTIVATIONS[activation](points)
+    (derivative,) = torch.autograd.grad(value.sum(), points)
+    return value.detach().numpy(), derivative.numpy()

@@ -8,18 +8,9 @@ import tables
 import torch
 from fake_gpu import read
 
-from adapterx import ops, reference
-
-
-@pytest.fixture
-def grouped_operator(monkeypatch):
-    """The grouped operator, or its formula where the library was built without it."""
-    if not hasattr(ops, "grouped_bottleneck_adapter"):
-        monkeypatch.setattr(ops, "grouped_bottleneck_adapter", reference.grouped_bottleneck_adapter, raising=False)
-
 
 @pytest.mark.parametrize("layout", bench_grouped.LAYOUTS)
-def test_all_ways_to_mix_adapters_give_the_same(layout, grouped_operator):
+def test_all_ways_to_mix_adapters_give_the_same(layout):
     case = harness.Case("forward_backward", 256, 8, 2, torch.float64)
     batch = bench_grouped.make_batch(case, 3, layout, "cpu", seed=1)
     outputs = {name: operator(batch) for name, (operator, _) in bench_grouped.OPERATORS.items()}
@@ -32,7 +23,7 @@ def test_all_ways_to_mix_adapters_give_the_same(layout, grouped_operator):
     torch.testing.assert_close(torch.stack(looped[1::4]), gradients[1])
 
 
-def test_the_benchmark_of_the_grouped_operator(gpu, grouped_operator, tmp_path, monkeypatch):
+def test_the_benchmark_of_the_grouped_operator(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_grouped, "SHAPES", {"cpu": (128, 8, 2, 2, torch.float32)})
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert tables.grouped_table() == "Not measured yet."

@@ -5,10 +5,10 @@ import argparse
 import bench_op
 import bench_op_cuda
 import cuda_timing
-import dispatch_table
 import harness
 import op_calls
 import op_sweep
+import plan_table
 import pytest
 import tables
 import torch
@@ -70,19 +70,19 @@ def only_some_plans(monkeypatch):
     monkeypatch.setattr(ops, "bottleneck_adapter", refuse)
 
 
-def test_the_sweep_gives_a_dispatch_table(gpu, tmp_path, monkeypatch):
+def test_the_sweep_gives_a_plan_table(gpu, tmp_path, monkeypatch):
     only_some_plans(monkeypatch)
     monkeypatch.setattr(op_sweep, "TOKENS", (1, 4))
     monkeypatch.setattr(op_sweep, "HIDDEN_SIZES", (8, 16))
     monkeypatch.setattr(op_sweep, "BOTTLENECK_DIMS", (2, 3))
     monkeypatch.setattr(op_sweep, "MIN_SAMPLE_MS", 0.01)
     bench_op.main(["--device", "cuda", "--sweep", "--repeats", "1", "--results", str(tmp_path)])
-    name, capability, times = dispatch_table.read_sweep(tmp_path / "bench_op_cpu_sweep_NVIDIA_Fake.csv")
+    name, capability, times = plan_table.read_sweep(tmp_path / "bench_op_cpu_sweep_NVIDIA_Fake.csv")
     assert (name, capability) == ("NVIDIA Fake", 90)
     assert {mode: len(cells) for mode, cells in times.items()} == {"forward": 8, "backward": 8}
     assert (64, 8) not in times["forward"][1, 8, 2]
-    assert set(times["backward"][1, 8, 2]) == {dispatch_table.parse_plan(plan) for plan in op_sweep.PLANS}
-    assert dispatch_table.measured_rows(capability, times["backward"])
+    assert set(times["backward"][1, 8, 2]) == {plan_table.parse_plan(plan) for plan in op_sweep.PLANS}
+    assert plan_table.measured_rows(capability, times["backward"])
 
 
 def test_the_sweep_times_graphs_of_pinned_calls(gpu, monkeypatch):

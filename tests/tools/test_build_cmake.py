@@ -1,5 +1,6 @@
 """The build: what CMake is told, and how torch is asked for its versions."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,27 @@ def test_cmake_code_names_the_toolkit_and_refusals_are_words(tmp_path, monkeypat
     refused = run("perhaps")
     assert refused.returncode == 1
     assert "ADAPTERX_CUDA must be" in refused.stderr
+
+
+def configure(folder, *options, **environ):
+    """Configure the CMake project, without building."""
+    pytest.importorskip("cmake", reason="the project is configured with cmake")
+    tools = Path(sys.executable).parent
+    command = [tools / "cmake", "-S", ROOT, "-B", folder, "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}"]
+    command += [f"-DPython_EXECUTABLE={sys.executable}", *options]
+    environ = {**os.environ, **environ}
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=environ)
+
+
+def test_cmake_without_the_operators_does_not_leave_cuda_out_in_silence(tmp_path):
+    """A toolkit that is there is taken. That its compiler is a script, which CMake refuses, is another matter."""
+    root = make_toolkit(tmp_path / "toolkit")
+    done = configure(tmp_path / "b", "-DADAPTERX_BUILD_OPS=OFF", "-DADAPTERX_CUDA=ON", CUDA_HOME=str(root))
+    assert f"adapterx: building the kernels alone, with those for CUDA: CUDA 13.0 in {root}" in done.stdout
+
+
+def test_cmake_without_the_operators_configures_the_kernel_tests(tmp_path):
+    pytest.importorskip("pybind11", reason="the kernel tests are bound with pybind11")
+    options = ("-DADAPTERX_BUILD_OPS=OFF", "-DADAPTERX_CUDA=OFF", "-DADAPTERX_BUILD_KERNEL_TESTS=ON")
+    done = configure(tmp_path, *options)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -67,3 +67,16 @@ def test_a_cuda_torch_without_toolkit_gives_the_cpu_library_and_says_what_was_lo
 def test_what_cannot_be_built_is_refused_in_words(setting, torch_cuda, kind, words):
     with pytest.raises(build.BuildError, match=words):
         build.decide(setting, "2.9", torch_cuda, fake_search(kind))
+
+
+def test_without_torch_cuda_is_built_where_it_is_asked_for():
+    decision = build.decide("1", None, None, fake_search("found"))
+    assert decision == build.Decision(TOOLKIT, "kernels alone, with those for CUDA: CUDA 13.0 in /toolkit")
+    for setting in (None, "0"):
+        assert build.decide(setting, None, None, fake_search("found")).toolkit is None
+    assert "ADAPTERX_CUDA=ON adds those for CUDA" in build.decide(None, None, None, fake_search("found")).message
+
+
+def test_without_torch_a_toolkit_that_is_missing_is_named():
+    with pytest.raises(build.BuildError, match=r"ADAPTERX_CUDA=ON, but no CUDA toolkit .* CUDA_HOME \(not set\); PATH"):
+        build.decide("1", None, None, fake_search("none"))

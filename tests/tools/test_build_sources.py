@@ -132,5 +132,5 @@ def test_the_source_distribution_holds_all_that_a_build_reads(cuda_extension, mo
     for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines():
         files.process_template_line(line)
     headers = [path.relative_to(ROOT).as_posix() for s in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(s)]
-    needed = {"cuda_toolkit.py", "version.txt", "CMakeLists.txt", "cmake/Torch.cmake", *headers}
+    needed = {"cuda_toolkit.py", "version.txt", "CMakeLists.txt", "cmake/Cuda.cmake", "cmake/Torch.cmake", *headers}
     assert needed | set(cuda_extension().sources) <= {Path(name).as_posix() for name in files.files}

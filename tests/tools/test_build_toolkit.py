@@ -135,3 +135,8 @@ def test_an_architecture_without_asynchronous_copies_is_refused_in_words():
 def test_what_nvcc_compiles_for(tmp_path):
     nvcc = make_toolkit(tmp_path).joinpath("bin", "nvcc")
     assert build.known_architectures(nvcc) == [(7, 5), (8, 0), (9, 0), (10, 0), (12, 0)]
+
+
+def test_without_torch_any_toolkit_serves_and_needs_our_own_headers_only(tmp_path, find):
+    root = make_toolkit(tmp_path / "old", "12.4", headers=build.OWN_HEADERS)
+    assert find(torch_cuda=None, CUDA_HOME=str(root)).toolkit.root == root

@@ -73,22 +73,18 @@ const Kernels* find_kernels(std::string_view name) {
 
 const char* cpu_capability() { return chosen().capability; }
 
-void bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const ThreadPool& pool) {
-  chosen().of(problem.dtype).forward(problem, tensors, pool);
+void bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const AdapterIndices& indices,
+                                const ThreadPool& pool) {
+  const Entries& entries = chosen().of(problem.dtype);
+  if (indices.num_adapters == 0) return entries.forward(problem, tensors, pool);
+  entries.grouped_forward(problem, tensors, indices, pool);
 }
 
-void bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors, const ThreadPool& pool) {
-  chosen().of(problem.dtype).backward(problem, tensors, pool);
-}
-
-void grouped_bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const Groups& groups,
-                                        const ThreadPool& pool) {
-  chosen().of(problem.dtype).grouped_forward(problem, tensors, groups, pool);
-}
-
-void grouped_bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors, const Groups& groups,
-                                         const ThreadPool& pool) {
-  chosen().of(problem.dtype).grouped_backward(problem, tensors, groups, pool);
+void bottleneck_adapter_backward(const Problem& problem, const BackwardTensors& tensors, const AdapterIndices& indices,
+                                 const ThreadPool& pool) {
+  const Entries& entries = chosen().of(problem.dtype);
+  if (indices.num_adapters == 0) return entries.backward(problem, tensors, pool);
+  entries.grouped_backward(problem, tensors, indices, pool);
 }
 
 }  // namespace adapterx::cpu

@@ -9,8 +9,10 @@ namespace adapterx::cpu {
 
 using ForwardFunction = void (*)(const Problem&, const ForwardTensors&, const ThreadPool&);
 using BackwardFunction = void (*)(const Problem&, const BackwardTensors&, const ThreadPool&);
-using GroupedForwardFunction = void (*)(const Problem&, const ForwardTensors&, const Groups&, const ThreadPool&);
-using GroupedBackwardFunction = void (*)(const Problem&, const BackwardTensors&, const Groups&, const ThreadPool&);
+using GroupedForwardFunction = void (*)(const Problem&, const ForwardTensors&, const AdapterIndices&,
+                                        const ThreadPool&);
+using GroupedBackwardFunction = void (*)(const Problem&, const BackwardTensors&, const AdapterIndices&,
+                                         const ThreadPool&);
 
 // The entry points for one dtype.
 struct Entries {

@@ -1,14 +1,8 @@
 // The kernels compiled for avx2,fma,f16c.
 // The target is set after the system headers: their inline functions must stay runnable on every machine.
-#include <utility>
-
-#include "dispatch.h"
-#include "groups.h"
-#include "scratch.h"
+#include "impl/outside.h"
 
 #ifdef ADAPTERX_X86
-#include <immintrin.h>
-
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else

@@ -1,14 +1,8 @@
 // The kernels compiled for avx512f,avx512bw,avx512dq,avx512vl,fma,f16c.
 // The target is set after the system headers: their inline functions must stay runnable on every machine.
-#include <utility>
-
-#include "dispatch.h"
-#include "groups.h"
-#include "scratch.h"
+#include "impl/outside.h"
 
 #ifdef ADAPTERX_X86
-#include <immintrin.h>
-
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC's own AVX-512 header trips over it (gcc.gnu.org/PR105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

@@ -1,9 +1,5 @@
 // The kernels in plain vector code, for every machine the compiler targets.
-#include <utility>
-
-#include "dispatch.h"
-#include "groups.h"
-#include "scratch.h"
+#include "impl/outside.h"
 
 #define ADAPTERX_ISA baseline
 #define ADAPTERX_VECTOR_BYTES 16

@@ -14,10 +14,10 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 constexpr std::size_t kGranularity = 64 * 1024;
-// Kept per thread and arena: covers m=64, d=4096 and its partial weight gradients on 8 threads.
+// Kept per thread and owner: covers m=64, d=4096 and its partial weight gradients on 8 threads.
 constexpr std::size_t kLargestKept = 32 * 1024 * 1024;
 
-struct Block {
+struct Allocation {
   std::byte* data = nullptr;
   std::size_t size = 0;
 
@@ -29,33 +29,33 @@ struct Block {
     data = nullptr;
     size = 0;
   }
-  ~Block() { release(); }
+  ~Allocation() { release(); }
 };
 
-Block& block_of(Arena arena) {
-  thread_local Block blocks[2];
-  return blocks[static_cast<int>(arena)];
+Allocation& allocation_of(ScratchOwner owner) {
+  thread_local Allocation allocations[2];
+  return allocations[static_cast<int>(owner)];
 }
 
 }  // namespace
 
-std::byte* acquire_scratch(Arena arena, std::size_t bytes) {
-  Block& block = block_of(arena);
-  if (block.size < bytes) {
+std::byte* acquire_scratch(ScratchOwner owner, std::size_t bytes) {
+  Allocation& held = allocation_of(owner);
+  if (held.size < bytes) {
     const std::size_t size = (bytes + kGranularity - 1) / kGranularity * kGranularity;
-    block.release();
-    block.data = static_cast<std::byte*>(::operator new(size, kAlignment));
-    block.size = size;
+    held.release();
+    held.data = static_cast<std::byte*>(::operator new(size, kAlignment));
+    held.size = size;
   }
-  return block.data;
+  return held.data;
 }
 
 void forbid_scratch(std::byte* begin, std::size_t bytes) { ASAN_POISON_MEMORY_REGION(begin, bytes); }
 void allow_scratch(std::byte* begin, std::size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(begin, bytes); }
 
-void trim_scratch(Arena arena) {
-  Block& block = block_of(arena);
-  if (block.size > kLargestKept) block.release();
+void trim_scratch(ScratchOwner owner) {
+  Allocation& held = allocation_of(owner);
+  if (held.size > kLargestKept) held.release();
 }
 
 }  // namespace adapterx::cpu

@@ -7,11 +7,11 @@ namespace adapterx::cpu {
 
 // `call`: owned by the thread that entered the kernel and shared with its workers. `worker`: private to one worker.
 // They are apart because the calling thread is usually a worker as well.
-enum class Arena { call, worker };
+enum class ScratchOwner { call, worker };
 
-// At least `bytes` bytes, aligned to 64, valid until this thread's next request from the same arena. Never null:
+// At least `bytes` bytes, aligned to 64, valid until this thread's next request for the same owner. Never null:
 // throws std::bad_alloc. The contents are undefined.
-std::byte* acquire_scratch(Arena arena, std::size_t bytes);
+std::byte* acquire_scratch(ScratchOwner owner, std::size_t bytes);
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
@@ -30,6 +30,6 @@ void forbid_scratch(std::byte* begin, std::size_t bytes);
 void allow_scratch(std::byte* begin, std::size_t bytes);
 
 // Give the pages of an unusually large request back to the system; requests of ordinary size are kept.
-void trim_scratch(Arena arena);
+void trim_scratch(ScratchOwner owner);
 
 }  // namespace adapterx::cpu

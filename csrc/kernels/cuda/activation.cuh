@@ -1,6 +1,6 @@
 // The activations and their derivatives, by the formulas of torch.nn.functional (exact erf in "gelu").
 // The choice is a run-time switch: it is the same for all threads, and a kernel for each activation would multiply the
-// size of the library by eight for a step that touches one value in d.
+// size of the library for a step that touches one value in d.
 #pragma once
 
 #include "element.cuh"
@@ -28,55 +28,132 @@ __device__ __forceinline__ Real gelu_tanh_inner(Real x) {
   return math_tanh(Real(kSqrtTwoOverPi) * (x + Real(kGeluCubic) * x * x * x));
 }
 
-// The comparisons are written so that a NaN passes through, as in PyTorch.
+// Value and derivative of an activation. Comparisons are written so that a NaN passes through, as in PyTorch.
+template <Activation kActivation>
+struct Formula;
+
+template <>
+struct Formula<Activation::relu> {
+  template <typename Real>
+  static __device__ __forceinline__ Real value(Real x) {
+    return x <= Real(0) ? Real(0) : x;
+  }
+  template <typename Real>
+  static __device__ __forceinline__ Real derivative(Real x) {
+    return x <= Real(0) ? Real(0) : Real(1);
+  }
+};
+
+template <>
+struct Formula<Activation::gelu> {
+  template <typename Real>
+  static __device__ __forceinline__ Real value(Real x) {
+    return Real(0.5) * x * (Real(1) + math_erf(x * Real(kSqrtHalf)));
+  }
+  template <typename Real>
+  static __device__ __forceinline__ Real derivative(Real x) {
+    const Real cdf = Real(0.5) * (Real(1) + math_erf(x * Real(kSqrtHalf)));
+    return cdf + x * Real(0.5 * kSqrtTwoOverPi) * math_exp(Real(-0.5) * x * x);
+  }
+};
+
+template <>
+struct Formula<Activation::gelu_tanh> {
+  template <typename Real>
+  static __device__ __forceinline__ Real value(Real x) {
+    return Real(0.5) * x * (Real(1) + gelu_tanh_inner(x));
+  }
+  template <typename Real>
+  static __device__ __forceinline__ Real derivative(Real x) {
+    const Real t = gelu_tanh_inner(x);
+    const Real inner = Real(kSqrtTwoOverPi) * (Real(1) + Real(3 * kGeluCubic) * x * x);
+    return Real(0.5) * (Real(1) + t) + Real(0.5) * x * (Real(1) - t * t) * inner;
+  }
+};
+
+template <>
+struct Formula<Activation::silu> {
+  template <typename Real>
+  static __device__ __forceinline__ Real value(Real x) {
+    return x / (Real(1) + math_exp(-x));
+  }
+  template <typename Real>
+  static __device__ __forceinline__ Real derivative(Real x) {
+    const Real s = sigmoid(x);
+    return s * (Real(1) + x * (Real(1) - s));
+  }
+};
+
+template <>
+struct Formula<Activation::tanh> {
+  template <typename Real>
+  static __device__ __forceinline__ Real value(Real x) {
+    return math_tanh(x);
+  }
+  template <typename Real>
+  static __device__ __forceinline__ Real derivative(Real x) {
+    const Real t = math_tanh(x);
+    return Real(1) - t * t;
+  }
+};
+
+template <>
+struct Formula<Activation::sigmoid> {
+  template <typename Real>
+  static __device__ __forceinline__ Real value(Real x) {
+    return sigmoid(x);
+  }
+  template <typename Real>
+  static __device__ __forceinline__ Real derivative(Real x) {
+    const Real s = sigmoid(x);
+    return s * (Real(1) - s);
+  }
+};
+
+template <>
+struct Formula<Activation::leaky_relu> {
+  template <typename Real>
+  static __device__ __forceinline__ Real value(Real x) {
+    return x > Real(0) ? x : x * Real(kLeakyReluSlope);
+  }
+  template <typename Real>
+  static __device__ __forceinline__ Real derivative(Real x) {
+    return x > Real(0) ? Real(1) : Real(kLeakyReluSlope);
+  }
+};
+
+template <>
+struct Formula<Activation::identity> {
+  template <typename Real>
+  static __device__ __forceinline__ Real value(Real x) {
+    return x;
+  }
+  template <typename Real>
+  static __device__ __forceinline__ Real derivative(Real) {
+    return Real(1);
+  }
+};
+
 template <typename Real>
 __device__ __forceinline__ Real activate(Activation activation, Real x) {
   switch (activation) {
-    case Activation::relu: return x <= Real(0) ? Real(0) : x;
-    case Activation::gelu: return Real(0.5) * x * (Real(1) + math_erf(x * Real(kSqrtHalf)));
-    case Activation::gelu_tanh: return Real(0.5) * x * (Real(1) + gelu_tanh_inner(x));
-    case Activation::silu: return x / (Real(1) + math_exp(-x));
-    case Activation::tanh: return math_tanh(x);
-    case Activation::sigmoid: return sigmoid(x);
-    case Activation::leaky_relu: return x > Real(0) ? x : x * Real(kLeakyReluSlope);
-    default: return x;
+#define ADAPTERX_CASE(name) \
+  case Activation::name: return Formula<Activation::name>::value(x);
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
   }
-}
-
-template <typename Real>
-__device__ __forceinline__ Real gelu_derivative(Real x) {
-  const Real cdf = Real(0.5) * (Real(1) + math_erf(x * Real(kSqrtHalf)));
-  return cdf + x * Real(0.5 * kSqrtTwoOverPi) * math_exp(Real(-0.5) * x * x);
-}
-
-template <typename Real>
-__device__ __forceinline__ Real gelu_tanh_derivative(Real x) {
-  const Real t = gelu_tanh_inner(x);
-  const Real inner = Real(kSqrtTwoOverPi) * (Real(1) + Real(3 * kGeluCubic) * x * x);
-  return Real(0.5) * (Real(1) + t) + Real(0.5) * x * (Real(1) - t * t) * inner;
+  return x;
 }
 
 template <typename Real>
 __device__ __forceinline__ Real activation_derivative(Activation activation, Real x) {
   switch (activation) {
-    case Activation::relu: return x <= Real(0) ? Real(0) : Real(1);
-    case Activation::gelu: return gelu_derivative(x);
-    case Activation::gelu_tanh: return gelu_tanh_derivative(x);
-    case Activation::silu: {
-      const Real s = sigmoid(x);
-      return s * (Real(1) + x * (Real(1) - s));
-    }
-    case Activation::tanh: {
-      const Real t = math_tanh(x);
-      return Real(1) - t * t;
-    }
-    case Activation::sigmoid: {
-      const Real s = sigmoid(x);
-      return s * (Real(1) - s);
-    }
-    case Activation::leaky_relu: return x > Real(0) ? Real(1) : Real(kLeakyReluSlope);
-    default: return Real(1);
+#define ADAPTERX_CASE(name) \
+  case Activation::name: return Formula<Activation::name>::derivative(x);
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
   }
+  return Real(1);
 }
 
 }  // namespace adapterx::cuda

@@ -53,11 +53,11 @@ struct ForwardMiddle {
   const Element* bias = nullptr;
   Element* pre_activation = nullptr;
 
-  __device__ __forceinline__ uint2 operator()(int64_t row, int column, float (&values)[4], int group) const {
-    const int64_t group_bias = static_cast<int64_t>(group) * access.columns;
+  __device__ __forceinline__ uint2 operator()(int64_t row, int column, float (&values)[4], int adapter) const {
+    const int64_t adapter_bias = static_cast<int64_t>(adapter) * access.columns;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (bias != nullptr && column + i < access.columns) values[i] += to_compute(bias[group_bias + column + i]);
+      if (bias != nullptr && column + i < access.columns) values[i] += to_compute(bias[adapter_bias + column + i]);
     }
     access.store(pre_activation, row, column, pack_quad<Element>(values));
 #pragma unroll

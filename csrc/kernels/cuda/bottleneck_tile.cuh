@@ -1,22 +1,20 @@
-// One pass over a tile of tokens, forward (F1, F2) and backward (K1): both are
+// One pass over a tile of tokens, forward and backward. Both are
 //     middle = f(sum over columns of tile @ first weight),   output = base + scale * (middle @ second weight + bias),
 // forward with tile = hidden_states, first = down_weight^T, second = up_weight^T, f = activation(. + down_bias);
 // backward with tile = grad_output, first = up_weight, second = down_weight, f = scaling * activation'(u) * (.).
 //
-// Grid and blocks: blocks of a cluster (or a single block, F1) share kRows tokens; block `rank` owns the columns
-//   [rank * slice, (rank + 1) * slice) of the tile and the output. A block has kRowGroups x kColumnGroups warps.
-// A warp owns 16 rows; in the first product it sums its share of each chunk's terms, in the second it computes its
-// share
-//   of each chunk's output columns. A thread owns mma accumulators: rows lane / 4 and + 8, columns 2 * (lane % 4) and
-//   + 1.
+// Grid: the blocks of a cluster (or a single block) share kRows tokens; block `rank` owns the columns
+//     [rank * slice, (rank + 1) * slice) of the tile and of the output.
+// Block: kRowGroups x kColumnGroups warps. A warp owns 16 rows; in the first product it sums its share of each chunk's
+//     terms, in the second it computes its share of each chunk's output columns.
+// Thread: mma accumulators, rows lane / 4 and + 8, columns 2 * (lane % 4) and + 1.
 // Shared memory: the tile (kept for the residual, so tokens are read from device memory once), kStages chunks of a
-// weight,
-//   the middle as 16-bit operand, partial sums in fp32. Accumulation in fp32; sums over warps and blocks in a fixed
-//   order.
+//     weight, the middle as 16-bit operand, partial sums in fp32.
+// Accumulation: fp32; sums over warps and blocks in a fixed order.
 #pragma once
 
 #include "bottleneck_middle.cuh"
-#include "grouping.h"
+#include "sort_tokens.h"
 #include "tile.cuh"
 
 namespace adapterx::cuda {
@@ -80,7 +78,7 @@ struct TileBlock {
   float* partial;    // kColumnGroups x kRows x kPartialStride
   int tile_stride;
   int64_t* tokens;  // kRows token numbers, -1 where the tile has fewer
-  int group;        // the adapter: 0 where there is only one
+  int adapter;      // 0 where there is only one
   int column0;      // first column of this block's slice
   int chunks;       // chunks of the slice that hold at least one column; none for the last blocks of some clusters
   int rank;         // of this block in its cluster
@@ -94,7 +92,7 @@ struct TileBlock {
     partial = reinterpret_cast<float*>(operand + Config::kRows * Config::kUpStride);
     rank = Config::kCluster ? static_cast<int>(cluster_rank()) : 0;
     tokens = reinterpret_cast<int64_t*>(partial + Config::kColumnGroups * Config::kPartialPlane);
-    group = place_tokens(arguments);
+    adapter = place_tokens(arguments);
     column0 = rank * arguments.slice;
     const int columns = min(arguments.tile.columns - column0, arguments.slice);
     chunks = columns > 0 ? (columns + Config::kChunk - 1) / Config::kChunk : 0;
@@ -103,19 +101,19 @@ struct TileBlock {
     column_group = threadIdx.x / 32 % Config::kColumnGroups;
   }
 
-  // Looks up which tokens this tile holds; returns their group.
+  // Looks up which tokens this tile holds; returns their adapter.
   __device__ __forceinline__ int place_tokens(const TileArguments<Element>& arguments) {
     const int64_t tile_number = blockIdx.x / arguments.cluster_size;
     WindowRows rows = {tile_number * Config::kRows, arguments.tile.rows, nullptr};
-    int tile_group = 0;
+    int tile_adapter = 0;
     if (arguments.segments != nullptr) {
       const Segment segment = arguments.segments[tile_number];
       rows = {segment.begin, segment.end, arguments.tokens};
-      tile_group = segment.group;
+      tile_adapter = segment.adapter;
     }
     for (int i = threadIdx.x; i < Config::kRows; i += Config::kThreads) tokens[i] = rows(i);
     __syncthreads();
-    return tile_group;
+    return tile_adapter;
   }
 
   // Row of the tile to row of a token matrix, for copy_window.
@@ -141,12 +139,12 @@ struct TileBlock {
   }
 };
 
-// Copies the chunk of the group's weight that belongs to columns [column, column + kChunk) of the tile.
+// Copies the chunk of the adapter's weight that belongs to columns [column, column + kChunk) of the tile.
 template <class Config, bool kUp>
-__device__ __forceinline__ void copy_weight(typename Config::Element* target, int group,
+__device__ __forceinline__ void copy_weight(typename Config::Element* target, int adapter,
                                             const TileArguments<typename Config::Element>& arguments, int column) {
   auto weight = kUp ? arguments.up_weight : arguments.down_weight;
-  weight.data += group * weight.rows * weight.columns;
+  weight.data += adapter * weight.rows * weight.columns;
   const WindowRows rows = {kUp ? column : 0, weight.rows};
   if constexpr (kUp) {
     copy_window<Config::kChunk, Config::kBottleneck, Config::kThreads>(target, Config::kUpStride, weight, rows, 0);
@@ -210,7 +208,7 @@ __device__ __forceinline__ void exchange(const TileBlock<Config>& block, const M
         values[0] += part.x, values[1] += part.y, values[2] += part.z, values[3] += part.w;
       }
     }
-    const uint2 packed = middle(block.tokens[row], column, values, block.group);
+    const uint2 packed = middle(block.tokens[row], column, values, block.adapter);
     auto* to = block.operand + row * Config::kUpStride + column;
     for (int target = 0; target < cluster_size; ++target) {
       *reinterpret_cast<uint2*>(block.in_block(to, target)) = packed;
@@ -227,7 +225,7 @@ __device__ __forceinline__ void finish_output(const float (&product)[4], const T
   float bias[2] = {};
   if (arguments.output_bias != nullptr) {
     const int first = block.column0 + column, columns = arguments.tile.columns;
-    const Element* from = arguments.output_bias + static_cast<int64_t>(block.group) * columns + first;
+    const Element* from = arguments.output_bias + static_cast<int64_t>(block.adapter) * columns + first;
 #pragma unroll
     for (int i = 0; i < 2; ++i) bias[i] = first + i < columns ? to_compute(from[i]) : 0.f;
   }
@@ -327,13 +325,13 @@ __device__ __forceinline__ void run_tile(const TileArguments<typename Config::El
   constexpr bool kBackward = Middle::kBackward;
   ADAPTERX_SHARED_MEMORY(memory);
   const TileBlock<Config> block(memory, arguments);
-  if (block.group == kUnusedSegment) return;  // the same for all blocks of the cluster
-  if (block.group == kNoAdapter) return copy_base(block, arguments, middle);
+  if (block.adapter == kUnusedSegment) return;  // the same for all blocks of the cluster
+  if (block.adapter == kNoAdapter) return copy_base(block, arguments, middle);
   const auto load_first = [&](int chunk, int stage) {
     const int column = chunk * Config::kChunk;
     copy_window<Config::kRows, Config::kChunk, Config::kThreads>(block.tile + column, block.tile_stride, arguments.tile,
                                                                  block, block.column0 + column);
-    copy_weight<Config, kBackward>(block.stage(stage), block.group, arguments, block.column0 + column);
+    copy_weight<Config, kBackward>(block.stage(stage), block.adapter, arguments, block.column0 + column);
   };
   const auto load_second = [&](int chunk, int stage) {
     const int column = chunk * Config::kChunk;
@@ -341,7 +339,7 @@ __device__ __forceinline__ void run_tile(const TileArguments<typename Config::El
       copy_window<Config::kRows, Config::kChunk, Config::kThreads>(
           block.tile + column, block.tile_stride, arguments.replacement, block, block.column0 + column);
     }
-    copy_weight<Config, !kBackward>(block.stage(stage), block.group, arguments, block.column0 + column);
+    copy_weight<Config, !kBackward>(block.stage(stage), block.adapter, arguments, block.column0 + column);
   };
   const int second_chunks = arguments.output == nullptr ? 0 : block.chunks;
   {

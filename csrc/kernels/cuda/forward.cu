@@ -1,12 +1,14 @@
 // Launches the forward of the bottleneck adapter on tensor cores.
-#include "dispatch.cuh"
+#include "tile_kernels.cuh"
+#include "tile_path.h"
 
 namespace adapterx::cuda {
 namespace {
 
 template <class Config>
-cudaError_t launch_forward(const Problem& problem, const ForwardTensors& tensors, const TilePlan& plan,
-                           cudaStream_t stream, const Grouping* grouping) {
+cudaError_t launch_tile_forward(const PathCall<ForwardTensors>& call, cudaStream_t stream) {
+  const Problem& problem = call.problem;
+  const ForwardTensors& tensors = call.tensors;
   using Element = typename Config::Element;
   const int64_t tokens = problem.num_tokens, columns = problem.hidden_size, m = problem.bottleneck_dim;
   TileArguments<Element> arguments;
@@ -27,18 +29,18 @@ cudaError_t launch_forward(const Problem& problem, const ForwardTensors& tensors
   middle.activation = problem.activation;
   middle.bias = static_cast<const Element*>(tensors.down_bias);
   middle.pre_activation = static_cast<Element*>(tensors.pre_activation);
-  return launch_tile<Config>(arguments, middle, plan, grouping, stream);
+  return launch_tile<Config>(arguments, middle, call.tile, call.sorted, stream);
 }
 
 }  // namespace
 
-cudaError_t bottleneck_adapter_forward(const Problem& problem, const ForwardTensors& tensors, const TilePlan& plan,
-                                       cudaStream_t stream, const Grouping* grouping) {
-  if (!has_tile_kernel(problem, plan)) return cudaErrorNotSupported;
-  if (problem.num_tokens == 0) return cudaSuccess;
-  return visit_tile(problem, plan, [&](auto tag) {
-    return launch_forward<typename decltype(tag)::Type>(problem, tensors, plan, stream, grouping);
-  });
+void lay_out_tile(const PathCall<ForwardTensors>&, Arena&) {}
+
+Status run_tile(const PathCall<ForwardTensors>& call, Arena&, cudaStream_t stream) {
+  if (!has_tile_kernel(call.problem, call.tile)) return cudaErrorNotSupported;
+  if (call.problem.num_tokens == 0) return cudaSuccess;
+  return visit_tile(call.problem, call.tile,
+                    [&](auto tag) { return launch_tile_forward<typename decltype(tag)::Type>(call, stream); });
 }
 
 }  // namespace adapterx::cuda

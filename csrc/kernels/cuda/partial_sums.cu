@@ -1,5 +1,5 @@
 // Adds the partial sums of the weight gradients.
-// Grid: x strides over the elements of a gradient, y is the group. A thread owns one element at a time and reads it
+// Grid: x strides over the elements of a gradient, y is the adapter. A thread owns one element at a time and reads it
 // from each range in turn: neighbouring threads read neighbouring elements. No shared memory. Accumulation in fp32, or
 // fp64 for fp64.
 #include <algorithm>
@@ -12,17 +12,17 @@ namespace adapterx::cuda {
 namespace {
 
 constexpr int64_t kThreads = 256;
-constexpr int64_t kBlocks = 4 * 132;  // of one group, at most; 132 SMs
+constexpr int64_t kBlocks = 4 * 132;  // of one adapter, at most; 132 SMs
 
 template <typename Element>
 struct ReduceArguments {
   const Compute<Element>* partial = nullptr;
   int64_t range_size = 0;
   int ranges = 0;
-  const int32_t* first_range = nullptr;  // grouped: where the ranges of each group begin; null: one group
+  const int32_t* first_range = nullptr;  // grouped: where the ranges of each adapter begin; null: one adapter
 };
 
-// One gradient, (rows, columns) for each group, and where it lies in the partial sums.
+// One gradient, (rows, columns) for each adapter, and where it lies in the partial sums.
 template <typename Element>
 struct ReducedMatrix {
   Element* target = nullptr;  // null: not wanted
@@ -90,24 +90,24 @@ ReducedGradients<Element> reduced_gradients(const Problem& problem, const Backwa
 }  // namespace
 
 cudaError_t reduce_partial_sums(const Problem& problem, const BackwardTensors& tensors, const PartialSums& partial,
-                                const Grouping* grouping, cudaStream_t stream) {
+                                const SortedTokens* sorted, cudaStream_t stream) {
   return visit_dtype(problem.dtype, [&](auto tag) {
     using Element = typename decltype(tag)::Type;
     const ReduceArguments<Element> arguments = {static_cast<const Compute<Element>*>(partial.data),
                                                 partial.layout.size(), static_cast<int>(partial.ranges),
-                                                grouping == nullptr ? nullptr : grouping->first_range};
+                                                sorted == nullptr ? nullptr : sorted->first_range};
     // The bottleneck_dim is 0 where the gradient of up_bias alone is wanted.
     const int64_t widest =
         std::max(problem.hidden_size, problem.input_size) * std::max(problem.bottleneck_dim, int64_t{1});
     const LaunchShape shape = {dim3(static_cast<unsigned>(std::min(kBlocks, ceil_div(widest, kThreads))),
-                                    grouping == nullptr ? 1 : static_cast<unsigned>(grouping->num_groups)),
+                                    sorted == nullptr ? 1 : static_cast<unsigned>(sorted->num_adapters)),
                                dim3(static_cast<unsigned>(kThreads))};
     return launch(partial_sum_kernel<Element>, shape, stream, arguments,
                   reduced_gradients<Element>(problem, tensors, partial.layout));
   });
 }
 
-cudaError_t clear_weight_gradients(const Problem& problem, const BackwardTensors& tensors, int64_t num_groups,
+cudaError_t clear_weight_gradients(const Problem& problem, const BackwardTensors& tensors, int64_t num_adapters,
                                    cudaStream_t stream) {
   const int64_t d = problem.hidden_size, n = problem.input_size, m = problem.bottleneck_dim;
   const std::pair<void*, int64_t> parts[] = {{tensors.grad_down_weight, m * n},
@@ -118,7 +118,7 @@ cudaError_t clear_weight_gradients(const Problem& problem, const BackwardTensors
     constexpr int64_t kSize = sizeof(typename decltype(tag)::Type);  // all formats write zero as zero bytes
     for (const auto& [target, count] : parts) {
       if (target == nullptr) continue;
-      const auto bytes = static_cast<size_t>(num_groups * count * kSize);
+      const auto bytes = static_cast<size_t>(num_adapters * count * kSize);
       if (const cudaError_t error = cudaMemsetAsync(target, 0, bytes, stream); error != cudaSuccess) return error;
     }
     return cudaSuccess;

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "../problem.h"
-#include "grouping.h"
 #include "runtime.h"
+#include "sort_tokens.h"
 
 namespace adapterx::cuda {
 
@@ -25,19 +25,19 @@ struct PartialLayout {
   __host__ __device__ int64_t size() const { return down_bias() + padded_bottleneck; }
 };
 
-// Device pointer to sets of fp32 sums (fp64 for fp64 tensors). Without a grouping all belong to the one adapter.
+// Device pointer to sets of fp32 sums (fp64 for fp64 tensors). Without sorted tokens all belong to the one adapter.
 struct PartialSums {
   const void* data = nullptr;
   PartialLayout layout;
   int64_t ranges = 0;
 };
 
-// One launch: each wanted gradient of each group is the sum of its ranges, in order; the up gradients times scaling.
+// One launch: each wanted gradient of each adapter is the sum of its ranges, in order; the up gradients times scaling.
 cudaError_t reduce_partial_sums(const Problem& problem, const BackwardTensors& tensors, const PartialSums& partial,
-                                const Grouping* grouping, cudaStream_t stream);
+                                const SortedTokens* sorted, cudaStream_t stream);
 
-// Where there are no tokens: sets the wanted gradients of the weights and biases of all groups to zero.
-cudaError_t clear_weight_gradients(const Problem& problem, const BackwardTensors& tensors, int64_t num_groups,
+// Where there are no tokens: sets the wanted gradients of the weights and biases of all adapters to zero.
+cudaError_t clear_weight_gradients(const Problem& problem, const BackwardTensors& tensors, int64_t num_adapters,
                                    cudaStream_t stream);
 
 }  // namespace adapterx::cuda

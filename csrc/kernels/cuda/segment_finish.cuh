@@ -66,19 +66,19 @@ struct TokenRows {
 };
 
 // ---- what follows a product ----------------------------------------------------------------------------------------
-// operator() gets a unit of the product of `token` with the weight of `group`; `skip` is for tokens without adapter.
+// operator() gets a unit of the product of `token` with the weight of `adapter`; `skip` is for tokens without adapter.
 
 // pre_activation = product + bias, stored where it is wanted; activated = activation(pre_activation).
 template <typename Element>
 struct ActivationFinish {
-  Matrix<Element> bias;  // a row for each group; data null: no bias
+  Matrix<Element> bias;  // a row for each adapter; data null: no bias
   TokenRows<Element> pre_activation, activated;
   Activation activation = Activation::relu;
 
-  __device__ __forceinline__ void operator()(int64_t token, int column, int group, Unit<Element>& values) const {
+  __device__ __forceinline__ void operator()(int64_t token, int column, int adapter, Unit<Element>& values) const {
     if (bias.data != nullptr) {
       Unit<Element> b;
-      load_unit(b, bias, group, column);
+      load_unit(b, bias, adapter, column);
 #pragma unroll
       for (int i = 0; i < kVectorWidth<Element>; ++i) values[i] += b[i];
     }
@@ -120,14 +120,14 @@ struct DerivativeFinish {
 // output = base + scale * (product + bias)
 template <typename Element>
 struct OutputFinish {
-  Matrix<Element> bias;  // a row for each group; data null: no bias
+  Matrix<Element> bias;  // a row for each adapter; data null: no bias
   Matrix<Element> base;  // data null: zero
   TokenRows<Element> output;
   Compute<Element> scale = 1;
 
-  __device__ __forceinline__ void operator()(int64_t token, int column, int group, Unit<Element>& values) const {
+  __device__ __forceinline__ void operator()(int64_t token, int column, int adapter, Unit<Element>& values) const {
     Unit<Element> b = {}, x = {};
-    if (bias.data != nullptr) load_unit(b, bias, group, column);
+    if (bias.data != nullptr) load_unit(b, bias, adapter, column);
     if (base.data != nullptr) load_unit(x, base, token, column);
 #pragma unroll
     for (int i = 0; i < kVectorWidth<Element>; ++i) values[i] = x[i] + scale * (values[i] + b[i]);

@@ -2,7 +2,7 @@
 // way of the result back to rows.
 #pragma once
 
-#include "segments.h"
+#include "segment_path.h"
 #include "tile.cuh"
 
 namespace adapterx::cuda {

@@ -1,16 +1,16 @@
-// Grouped products over sorted tokens, for any dtype and any sizes (see segments.h):
+// Grouped products over sorted tokens, for any dtype and any sizes (see segment_path.h):
 //     segment_product_kernel:   result[token] = finish(terms[token] @ weight of the token's adapter),
 //     segment_gradient_kernel:  sums[range] = left^T @ right, and left^T @ 1, over the tokens of a range.
 //
 // Grid: product: x is a tile of tokens and a window of 64 columns, the windows of one tile next to each other, so that
-//   its tokens come from the L2 cache after the first; gradient: x is a 64 x 64 window of one of the two weights, y a
-//   range.
-// A block has 4 warps; a warp owns 16 columns of the result and all 64 rows. A thread owns 8 rows x 4 columns, in the
-//   layout of mma accumulators. 16-bit elements are multiplied on tensor cores, the others by FMA.
-// Shared memory: the tile's tokens; kStages stages of the terms of both operands, 128 bytes a row; then, in their
-// place,
-//   the result, so that it is stored by rows.
-// Accumulation in fp32, or fp64 for fp64; the terms of a sum are added in their order.
+//     its tokens come from the L2 cache after the first; gradient: x is a 64 x 64 window of one of the two weights, y a
+//     range.
+// Block: 4 warps; a warp owns 16 columns of the result and all 64 rows.
+// Thread: 8 rows x 4 columns, in the layout of mma accumulators. 16-bit elements are multiplied on tensor cores, the
+//     others by FMA.
+// Shared memory: the tile's tokens; kStages stages of the terms of both operands, 128 bytes a row; then, in their place,
+//     the result, so that it is stored by rows.
+// Accumulation: fp32, or fp64 for fp64; the terms of a sum are added in their order.
 #pragma once
 
 #include "partial_sums.h"
@@ -22,7 +22,7 @@ namespace adapterx::cuda {
 template <typename Element>
 struct ProductArguments {
   Matrix<Element> terms;   // a row for each token
-  Matrix<Element> weight;  // of the first group: (columns, terms), or, transposed, (terms, columns)
+  Matrix<Element> weight;  // of the first adapter: (columns, terms), or, transposed, (terms, columns)
   int windows = 0;         // of 64 columns of the result
   const Segment* tiles = nullptr;
   const int64_t* tokens = nullptr;
@@ -41,7 +41,7 @@ __device__ __forceinline__ void load_product(typename Config::Element* stage,
   copy_terms<Config, kTransposed>(stage + Config::kWindow, weight, weight_rows, kTransposed ? column0 : term);
 }
 
-// The product of the tile's tokens with a window of the group's weight, laid out by rows in place of the stages.
+// The product of the tile's tokens with a window of the adapter's weight, laid out by rows in place of the stages.
 template <class Config, bool kTransposed>
 __device__ __forceinline__ void multiply_tile(unsigned char* memory,
                                               const ProductArguments<typename Config::Element>& arguments,
@@ -49,7 +49,7 @@ __device__ __forceinline__ void multiply_tile(unsigned char* memory,
   using Element = typename Config::Element;
   auto* stages = reinterpret_cast<Element*>(memory);
   Matrix<Element> weight = arguments.weight;
-  weight.data += segment.group * weight.rows * weight.columns;
+  weight.data += segment.adapter * weight.rows * weight.columns;
   const auto load = [&](int chunk, int stage) {
     load_product<Config, kTransposed>(stages + stage * Config::kStageElements, arguments, weight, tokens, chunk,
                                       column0);
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   constexpr int kWidth = Config::kWidth, kUnits = Config::kColumns / kWidth;
   ADAPTERX_SHARED_MEMORY(memory);
   const Segment segment = arguments.tiles[blockIdx.x / arguments.windows];
-  if (segment.group == kUnusedSegment) return;
+  if (segment.adapter == kUnusedSegment) return;
   const int column0 = static_cast<int>(blockIdx.x % arguments.windows) * Config::kColumns;
   const int columns = kTransposed ? arguments.weight.columns : static_cast<int>(arguments.weight.rows);
   auto* tokens = reinterpret_cast<int64_t*>(memory);
@@ -85,18 +85,18 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   for (int i = threadIdx.x; i < Config::kRows; i += Config::kThreads) tokens[i] = sorted(i);
   __syncthreads();
   unsigned char* stages = memory + Config::kTokenBytes;
-  if (segment.group != kNoAdapter) multiply_tile<Config, kTransposed>(stages, arguments, segment, tokens, column0);
+  if (segment.adapter != kNoAdapter) multiply_tile<Config, kTransposed>(stages, arguments, segment, tokens, column0);
   const Real* result = reinterpret_cast<const Real*>(stages);
 #pragma unroll 1
   for (int i = threadIdx.x; i < Config::kRows * kUnits; i += Config::kThreads) {
     const int row = i / kUnits, window_column = i % kUnits * kWidth, column = column0 + window_column;
     if (tokens[row] < 0 || column >= columns) continue;
-    if (segment.group == kNoAdapter) {
+    if (segment.adapter == kNoAdapter) {
       finish.skip(tokens[row], column);
     } else {
       Unit<Element> values;
       load_row<Element>(values, result + row * Config::kResultStride + window_column);
-      finish(tokens[row], column, segment.group, values);
+      finish(tokens[row], column, segment.adapter, values);
     }
   }
 }
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   constexpr int kWidth = kVectorWidth<Real>, kUnits = Config::kColumns / kWidth;
   ADAPTERX_SHARED_MEMORY(memory);
   const Segment segment = arguments.ranges[blockIdx.y];
-  if (segment.group < 0) return;
+  if (segment.adapter < 0) return;
   const bool is_up = static_cast<int>(blockIdx.x) < arguments.up.windows;
   const GradientProduct<typename Config::Element> product = is_up ? arguments.up : arguments.down;
   const int window = static_cast<int>(blockIdx.x) - (is_up ? 0 : arguments.up.windows);

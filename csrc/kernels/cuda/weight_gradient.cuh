@@ -1,16 +1,17 @@
-// Both weight gradients and both bias gradients of the bottleneck adapter (K2), deterministic:
+// Both weight gradients and both bias gradients of the bottleneck adapter, deterministic:
 //     up_weight   (hidden_size x m) = scaling * grad_output^T @ activated,      up_bias   = scaling * grad_output^T @ 1
 //     down_weight (m x hidden_size) = grad_pre_activation^T @ hidden_states,    down_bias = grad_pre_activation^T @ 1.
 //
 // Grid: x a window of 4 * kWarpColumns columns of hidden_size, y a range of tokens, z which of the two products.
-// A block has 4 warps; a warp owns kWarpColumns columns times all of m. A thread owns mma accumulators as in tile.cuh.
+// Block: 4 warps; a warp owns kWarpColumns columns times all of m.
+// Thread: mma accumulators as in tile.cuh. A bias gradient is one more mma whose B operand holds ones in its first
+//     column and zeros elsewhere.
 // Shared memory: kStages chunks of kTokens tokens: the wide matrix's window and the narrow matrix (m columns).
-// Accumulation in fp32. Each block writes its partial sums; reduce_partial_sums adds the token ranges in order. A bias
-// gradient is one more mma whose B operand holds ones in its first column and zeros elsewhere.
+// Accumulation: fp32. Each block writes its partial sums; reduce_partial_sums adds the token ranges in order.
 #pragma once
 
-#include "grouping.h"
 #include "partial_sums.h"
+#include "sort_tokens.h"
 #include "tile.cuh"
 
 namespace adapterx::cuda {
@@ -189,7 +190,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
     weight_gradient_kernel(const WeightGradientArguments<typename Config::Element> arguments) {
   ADAPTERX_SHARED_MEMORY(memory);
   auto* stages = reinterpret_cast<typename Config::Element*>(memory);
-  if (arguments.segments != nullptr && arguments.segments[blockIdx.y].group < 0) return;
+  if (arguments.segments != nullptr && arguments.segments[blockIdx.y].adapter < 0) return;
   if (blockIdx.z == 0 && !arguments.down_only) {
     up_gradient<Config>(stages, arguments);
   } else {

@@ -1,6 +1,8 @@
 // Activations and their derivatives on vectors. float: own polynomials (a few ulp); double: the C library per lane.
 #pragma once
 
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 
@@ -92,37 +94,87 @@ struct ActivationValue {
   V derivative;
 };
 
-// Value and derivative share their transcendental function; the compiler drops the half that is not used.
-template <Activation kActivation, typename A, typename V>
-AX_INLINE ActivationValue<V> activate(V x) {
-  const V zero = {};
-  const V one = splat<V>(A(1));
-  if constexpr (kActivation == Activation::relu) {
-    return {x < A(0) ? zero : x, x > A(0) ? one : zero};
-  } else if constexpr (kActivation == Activation::leaky_relu) {
-    return {x > A(0) ? x : x * A(kLeakyReluSlope), x > A(0) ? one : splat<V>(A(kLeakyReluSlope))};
-  } else if constexpr (kActivation == Activation::gelu) {
+// Value and derivative of an activation; they share their transcendental function, and the compiler drops the half that
+// is not used. A: the type of one element of the vector V.
+template <Activation kActivation>
+struct Formula;
+
+template <>
+struct Formula<Activation::relu> {
+  template <typename A, typename V>
+  static AX_INLINE ActivationValue<V> of(V x) {
+    return {x < A(0) ? V{} : x, x > A(0) ? splat<V>(A(1)) : V{}};
+  }
+};
+
+template <>
+struct Formula<Activation::leaky_relu> {
+  template <typename A, typename V>
+  static AX_INLINE ActivationValue<V> of(V x) {
+    return {x > A(0) ? x : x * A(kLeakyReluSlope), x > A(0) ? splat<V>(A(1)) : splat<V>(A(kLeakyReluSlope))};
+  }
+};
+
+template <>
+struct Formula<Activation::gelu> {
+  template <typename A, typename V>
+  static AX_INLINE ActivationValue<V> of(V x) {
     const V cdf = normal_cdf(x);
     return {x * cdf, cdf + x * A(kInverseSqrt2Pi) * exp_of(A(-0.5) * x * x)};
-  } else if constexpr (kActivation == Activation::gelu_tanh) {
+  }
+};
+
+template <>
+struct Formula<Activation::gelu_tanh> {
+  template <typename A, typename V>
+  static AX_INLINE ActivationValue<V> of(V x) {
     // tanh is +-1 long before 30; without the bound the cube overflows and the derivative becomes 0 * infinity.
     const V bounded = x > A(30) ? splat<V>(A(30)) : x < A(-30) ? splat<V>(A(-30)) : x;
     const V square = bounded * bounded;
     const V t = tanh_of(A(kSqrt2OverPi) * bounded * (A(1) + A(kGeluTanhCubic) * square));
     const V inner = A(kSqrt2OverPi) * (A(1) + A(3 * kGeluTanhCubic) * square);
     return {A(0.5) * x * (A(1) + t), A(0.5) * (A(1) + t) + A(0.5) * bounded * (A(1) - t * t) * inner};
-  } else if constexpr (kActivation == Activation::silu) {
+  }
+};
+
+template <>
+struct Formula<Activation::silu> {
+  template <typename A, typename V>
+  static AX_INLINE ActivationValue<V> of(V x) {
     const V sigma = sigmoid_of(x);
     return {x * sigma, sigma * (A(1) + x * (A(1) - sigma))};
-  } else if constexpr (kActivation == Activation::tanh) {
+  }
+};
+
+template <>
+struct Formula<Activation::tanh> {
+  template <typename A, typename V>
+  static AX_INLINE ActivationValue<V> of(V x) {
     const V t = tanh_of(x);
     return {t, A(1) - t * t};
-  } else if constexpr (kActivation == Activation::sigmoid) {
+  }
+};
+
+template <>
+struct Formula<Activation::sigmoid> {
+  template <typename A, typename V>
+  static AX_INLINE ActivationValue<V> of(V x) {
     const V sigma = sigmoid_of(x);
     return {sigma, sigma * (A(1) - sigma)};
-  } else {
-    return {x, one};
   }
+};
+
+template <>
+struct Formula<Activation::identity> {
+  template <typename A, typename V>
+  static AX_INLINE ActivationValue<V> of(V x) {
+    return {x, splat<V>(A(1))};
+  }
+};
+
+template <Activation kActivation, typename A, typename V>
+AX_INLINE ActivationValue<V> activate(V x) {
+  return Formula<kActivation>::template of<A>(x);
 }
 
 // Calls body(constant) with the activation as a compile-time constant.
@@ -133,14 +185,10 @@ struct ActivationConstant {
 template <typename Body>
 AX_INLINE void with_activation(Activation activation, Body&& body) {
   switch (activation) {
-    case Activation::relu: return body(ActivationConstant<Activation::relu>{});
-    case Activation::gelu: return body(ActivationConstant<Activation::gelu>{});
-    case Activation::gelu_tanh: return body(ActivationConstant<Activation::gelu_tanh>{});
-    case Activation::silu: return body(ActivationConstant<Activation::silu>{});
-    case Activation::tanh: return body(ActivationConstant<Activation::tanh>{});
-    case Activation::sigmoid: return body(ActivationConstant<Activation::sigmoid>{});
-    case Activation::leaky_relu: return body(ActivationConstant<Activation::leaky_relu>{});
-    case Activation::identity: return body(ActivationConstant<Activation::identity>{});
+#define ADAPTERX_CASE(name) \
+  case Activation::name: return body(ActivationConstant<Activation::name>{});
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
   }
 }
 

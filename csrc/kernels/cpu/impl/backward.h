@@ -3,6 +3,14 @@
 // Every worker sums its own partial gradients; they are added in worker order: same bits for the same thread count.
 #pragma once
 
+#include "activation.h"
+#include "backward_job.h"
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

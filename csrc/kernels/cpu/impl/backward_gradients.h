@@ -1,6 +1,15 @@
 // The gradients of the weights and biases from the partial ones, and the backward pass of one adapter.
 #pragma once
 
+#include "backward.h"
+#include "backward_job.h"
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "transpose.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 
@@ -132,11 +141,11 @@ void backward(const Problem& problem, const BackwardTensors& tensors, const Thre
   const BackwardJob<T> job{problem, tensors};
   const int64_t workers = backward_workers<T>(problem, divide_up(problem.num_tokens, kRowGranularity), 1, pool);
   BackwardCall<T> call{{job}, {job, workers}};
-  place(Arena::call, call);
+  place(ScratchOwner::call, call);
   pack_transposes(0, pool, call.adapter);
   parallel_for(pool, workers, [&](int64_t worker) {
     BackwardScratch<T> scratch{min_of(problem.num_tokens, kBlockRows), job.inner};
-    place(Arena::worker, scratch);
+    place(ScratchOwner::worker, scratch);
     const Partials<T> partials = call.partials.at(worker);
     const RowRange range = share_of_rows(problem.num_tokens, worker, workers);
     Nothing nothing;
@@ -151,11 +160,11 @@ void backward(const Problem& problem, const BackwardTensors& tensors, const Thre
       };
       backward_block(job, rows, count, chunk, panel, [](int64_t) {}, row > range.begin, partials, scratch, nothing);
     }
-    trim_scratch(Arena::worker);
+    trim_scratch(ScratchOwner::worker);
   });
   const PartialsSum<T> sum{call.partials.at(0), call.partials.at(1), workers - 1, call.partials.size};
   write_gradients(job, tensors, sum, pool);
-  trim_scratch(Arena::call);
+  trim_scratch(ScratchOwner::call);
 }
 
 }  // namespace

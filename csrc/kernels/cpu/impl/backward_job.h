@@ -1,6 +1,12 @@
 // The parts of a backward pass: its sizes and weights, the partial gradients, the memory of a worker.
 #pragma once
 
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

@@ -1,6 +1,10 @@
 // What forward and backward share: scratch layout, the division of tokens among threads, the narrow product.
 #pragma once
 
+#include "gemm.h"
+#include "pack.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 
@@ -24,12 +28,12 @@ struct Pieces {
   }
 };
 
-// Fills `layout` (which has a member lay_out(Pieces&)) from the arena.
+// Fills `layout` (which has a member lay_out(Pieces&)) from scratch memory.
 template <typename Layout>
-AX_INLINE void place(Arena arena, Layout& layout) {
+AX_INLINE void place(ScratchOwner owner, Layout& layout) {
   Pieces pieces{nullptr};
   layout.lay_out(pieces);
-  Pieces placed{acquire_scratch(arena, static_cast<size_t>(pieces.used))};
+  Pieces placed{acquire_scratch(owner, static_cast<size_t>(pieces.used))};
   if (kGuardBytes > 0) allow_scratch(placed.base, static_cast<size_t>(pieces.used));
   layout.lay_out(placed);
 }

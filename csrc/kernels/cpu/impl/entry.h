@@ -1,25 +1,13 @@
 // The whole implementation, compiled once per instruction set into its own namespace.
-// Included after `#pragma target`: nothing below may instantiate a template or inline function of the standard
-// library, since the linker could then choose the wide copy for a machine that cannot run it.
-// The order is that of their needs.
-// clang-format off
-#include "vector.h"
-#include "rows.h"
-#include "activation.h"
-#include "gemm.h"
-#include "transpose.h"
-#include "pack.h"
-#include "ahead.h"
-#include "driver.h"
-#include "forward.h"
-#include "forward_few.h"
-#include "groups.h"
-#include "forward_groups.h"
-#include "backward_job.h"
-#include "backward.h"
+// Included after `#pragma target`: nothing in this folder may instantiate a template or inline function of the standard
+// library, since the linker could then choose the wide copy for a machine that cannot run it. Every file here includes
+// what it uses; what lies outside the folder comes through outside.h.
+#pragma once
+
 #include "backward_gradients.h"
-#include "backward_groups.h"
-// clang-format on
+#include "backward_grouped.h"
+#include "forward_few.h"
+#include "forward_grouped.h"
 
 namespace adapterx::cpu {
 namespace ADAPTERX_ISA {

@@ -2,6 +2,13 @@
 // The block's hidden states and activations stay in cache between the two products.
 #pragma once
 
+#include "activation.h"
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 
@@ -142,7 +149,7 @@ template <typename T>
 void forward_by_rows(const ForwardJob<T>& job, const ThreadPool& pool) {
   const Problem& problem = job.problem;
   PackedAdapter<T> adapter{job};
-  place(Arena::call, adapter);
+  place(ScratchOwner::call, adapter);
   pack_chunks(job.down_weight(0), pool, adapter.down);
   pack_panels(job.up_weight(0), pool, adapter.up);
   pack_biases(adapter, job.tensors);
@@ -150,7 +157,7 @@ void forward_by_rows(const ForwardJob<T>& job, const ThreadPool& pool) {
   const int64_t shares = workers_for(divide_up(problem.num_tokens, kRowGranularity), pool);
   parallel_for(pool, shares, [&](int64_t share) {
     ForwardScratch<T> scratch{min_of(problem.num_tokens, kBlockRows), job.inner};
-    place(Arena::worker, scratch);
+    place(ScratchOwner::worker, scratch);
     Nothing nothing;
     const RowRange range = share_of_rows(problem.num_tokens, share, shares);
     for (int64_t row = range.begin; row < range.end; row += kBlockRows) {
@@ -162,7 +169,7 @@ void forward_by_rows(const ForwardJob<T>& job, const ThreadPool& pool) {
       const auto panel = [&](int64_t c) { return adapter.up + c * depth; };
       forward_block(adapter, rows, count, chunk, panel, scratch, nothing);
     }
-    trim_scratch(Arena::worker);
+    trim_scratch(ScratchOwner::worker);
   });
 }
 

@@ -3,6 +3,9 @@
 // With bfloat16 dot products one step of depth is a pair of elements, else one element.
 #pragma once
 
+#include "rows.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

@@ -2,6 +2,11 @@
 // a matrix of several panels keeps the panel at column c at offset c * steps * kPair.
 #pragma once
 
+#include "gemm.h"
+#include "rows.h"
+#include "transpose.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

@@ -1,6 +1,8 @@
 // Which tokens the rows of a block are.
 #pragma once
 
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

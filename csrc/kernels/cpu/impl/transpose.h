@@ -1,6 +1,8 @@
 // The transposition of a square of 32-bit lanes in registers.
 #pragma once
 
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 

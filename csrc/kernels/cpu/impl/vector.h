@@ -2,7 +2,11 @@
 // Accumulation is float for float, bfloat16 and half, double for double. Rounding is to nearest, ties to even.
 #pragma once
 
-#include "../../types.h"
+#include "outside.h"
+
+#ifndef ADAPTERX_ISA
+#error "vector.h: isa_*.cpp must say for which instruction set, by ADAPTERX_ISA and ADAPTERX_VECTOR_BYTES"
+#endif
 
 #define AX_INLINE inline __attribute__((always_inline))
 #define AX_LAMBDA __attribute__((always_inline))

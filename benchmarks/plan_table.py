@@ -1,8 +1,8 @@
-"""Write csrc/kernels/cuda/dispatch_table.h, the table that says which kernel serves which problem on a GPU.
+"""Write csrc/kernels/cuda/plan_table.h, the table that says which kernel serves which problem on a GPU.
 
-    python benchmarks/dispatch_table.py --from-roofline
-    python benchmarks/dispatch_table.py --from-results benchmarks/results/bench_op_cuda_sweep_DEVICE.csv
-    python benchmarks/dispatch_table.py --check     # the committed header is what the source that it names gives
+    python benchmarks/plan_table.py --from-roofline
+    python benchmarks/plan_table.py --from-results benchmarks/results/bench_op_cuda_sweep_DEVICE.csv
+    python benchmarks/plan_table.py --check     # the committed header is what the source that it names gives
 
 The first row that matches a problem and whose tile fits into shared memory wins. Sizes are upper limits. The roofline
 gives rules: 64 tokens a tile where that fills the device, else 16 and as many blocks as possible. A sweep
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADER = ROOT / "csrc" / "kernels" / "cuda" / "dispatch_table.h"
+HEADER = ROOT / "csrc" / "kernels" / "cuda" / "plan_table.h"
 DIRECTIONS = ("forward", "backward")
 ANY = None  # no limit
 
@@ -39,7 +39,7 @@ MAX_BOTTLENECK_DIM = 128
 TIE = 1.02
 
 Cell = tuple[int, int, int]  # num_tokens, hidden_size, bottleneck_dim
-Plan = tuple[int, int]  # row_tile, cluster_size; row_tile 0 is cuBLASLt
+Plan = tuple[int, int]  # row_tile, cluster_size; row_tile 0 is the cublas path
 CUBLAS: Plan = (0, 1)
 Times = dict[str, dict[Cell, dict[Plan, float]]]  # by direction; milliseconds
 
@@ -175,7 +175,7 @@ def answer(rows: list[Row], cell: Cell) -> Plan | None:
 
 
 def table_of(sweep: Path | None) -> tuple[str, dict[str, list[Row]]]:
-    """Return the source as `dispatch_source` names it, and the rows of each direction."""
+    """Return the source as `plan_table_source` names it, and the rows of each direction."""
     if sweep is None:
         return "roofline", dict.fromkeys(DIRECTIONS, roofline_rows(90) + roofline_rows(80))
     name, capability, times = read_sweep(sweep)
@@ -196,24 +196,25 @@ def format_row(row: Row) -> str:
 
 def format_table(name: str, rows: list[Row]) -> str:
     """Return the array of C++."""
-    return f"inline constexpr DispatchRow {name}[] = {{\n" + "\n".join(map(format_row, rows)) + "\n};"
+    return f"inline constexpr PlanRow {name}[] = {{\n" + "\n".join(map(format_row, rows)) + "\n};"
 
 
 TEMPLATE = """\
 // Which kernel serves which problem. Written by a program, do not edit:
-//     python benchmarks/dispatch_table.py{options}
+//     python benchmarks/plan_table.py{options}
 #pragma once
 
 #include <cstdint>
 
 namespace adapterx::cuda {{
 
-inline constexpr const char* kDispatchSource = "{source}";
+inline constexpr const char* kPlanTableSource = "{source}";
 
 // A row serves bfloat16 and float16 problems on devices of its compute capability (10 * major + minor) and newer whose
 // sizes do not exceed its limits. The first row that serves a problem and whose tile fits into the device's shared
-// memory wins. row_tile 0 is cuBLASLt, which also serves whatever no row serves: other dtypes, wider bottlenecks.
-struct DispatchRow {{
+// memory wins. row_tile 0 is the cublas path, which also serves whatever no row serves: other dtypes, wider
+// bottlenecks.
+struct PlanRow {{
   int32_t capability;
   int64_t num_tokens;
   int64_t hidden_size;
@@ -255,7 +256,7 @@ def source_of(header: str) -> Path | None:
     Raises:
         ValueError: the header does not say.
     """
-    found = re.search(r"dispatch_table\.py(?: --from-roofline|\n//\s+--from-results (\S+))\n", header)
+    found = re.search(r"plan_table\.py(?: --from-roofline|\n//\s+--from-results (\S+))\n", header)
     if found is None:
         raise ValueError("source_of: the header must name the command that wrote it")
     return None if found[1] is None else ROOT / found[1]

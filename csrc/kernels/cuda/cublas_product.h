@@ -1,9 +1,22 @@
 // One matrix product by cuBLASLt, in row-major terms.
 #pragma once
 
-#include "blas.h"
+#include "path.h"
+
+#ifdef ADAPTERX_EMULATE
+#include "fake_cublaslt.h"  // tests/emulator
+#else
+#include <cublasLt.h>
+#endif
 
 namespace adapterx::cuda {
+
+// What a product needs besides its operands.
+struct CublasMeans {
+  CublasLt library;
+  void* workspace = nullptr;  // device memory for cuBLASLt itself, 256-byte aligned
+  int64_t workspace_bytes = 0;
+};
 
 struct RowMajor {
   const void* data = nullptr;
@@ -39,6 +52,6 @@ struct Product {
 extern const char* const kNoAlgorithm;
 
 // Null, kNoAlgorithm (nothing has been launched then), or what went wrong.
-const char* multiply(const Product& product, const Blas& blas, cudaStream_t stream);
+const char* multiply(const Product& product, const CublasMeans& cublas, cudaStream_t stream);
 
 }  // namespace adapterx::cuda

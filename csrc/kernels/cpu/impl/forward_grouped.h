@@ -1,6 +1,15 @@
 // Grouped forward: each thread walks blocks of tokens, adapter by adapter, and packs the weights as it comes to them.
 #pragma once
 
+#include "ahead.h"
+#include "driver.h"
+#include "forward.h"
+#include "forward_few.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+#include "walk.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 
@@ -50,7 +59,7 @@ class GroupedForward {
   void run() {
     pack_ahead(next_);
     while (next_.block.count > 0) {
-      const Block block = next_.block;
+      const RowBlock block = next_.block;
       if (block.first) pack_biases(scratch_.adapter, with_adapter<T>(job_.problem, job_.tensors, block.adapter));
       forward_block(
           scratch_.adapter, block.rows, block.count, [&](int64_t) { return next_chunk(); },
@@ -78,7 +87,7 @@ class GroupedForward {
   }
 
   void fetch_ahead(const Part& part) {
-    const Block& block = part.block;
+    const RowBlock& block = part.block;
     if (block.count == 0) return;
     const ForwardTensors& tensors = job_.tensors;
     const Weight<T> from = weight(part);
@@ -111,13 +120,13 @@ class GroupedForward {
 
   ChunkOperands<T> next_chunk() {
     const Part part = step();
-    const Block& block = part.block;
+    const RowBlock& block = part.block;
     return {job_.hidden_chunk(part.at, block.rows, block.count, scratch_.block.staging), packed(part)};
   }
   const Operand<T>* next_panel() { return packed(step()); }
 
   const ForwardJob<T>& job_;
-  Parts<T> parts_;
+  PartWalk<T> parts_;
   const GroupedForwardScratch<T>& scratch_;
   Part next_;   // packed already, or being packed
   Part later_;  // the one after it
@@ -127,10 +136,10 @@ class GroupedForward {
 template <typename T>
 void forward_share(const ForwardJob<T>& job, const SortedTokens& tokens, const Cut* share) {
   GroupedForwardScratch<T> scratch{{kBlockRows, job.inner}, {job}};
-  place(Arena::worker, scratch);
+  place(ScratchOwner::worker, scratch);
   copy_residual(job, tokens, tokens_without_adapter(tokens, share));
   GroupedForward<T>(job, tokens, share, scratch).run();
-  trim_scratch(Arena::worker);
+  trim_scratch(ScratchOwner::worker);
 }
 
 template <typename T>
@@ -145,18 +154,18 @@ struct GroupedForwardCall {
 };
 
 template <typename T>
-void grouped_forward(const Problem& problem, const ForwardTensors& tensors, const Groups& groups,
+void grouped_forward(const Problem& problem, const ForwardTensors& tensors, const AdapterIndices& indices,
                      const ThreadPool& pool) {
   const int64_t num_tokens = problem.num_tokens;
   if (num_tokens == 0) return;
-  if (groups.indices[0] >= 0 && all_equal(groups, num_tokens)) {
-    return forward<T>(problem, with_adapter<T>(problem, tensors, groups.indices[0]), pool);
+  if (indices.values[0] >= 0 && all_equal(indices, num_tokens)) {
+    return forward<T>(problem, with_adapter<T>(problem, tensors, indices.values[0]), pool);
   }
   const ForwardJob<T> job{problem, tensors};
-  const int64_t most = largest_number_of_shares(num_tokens, groups.num_groups, 0);
-  GroupedForwardCall<T> call{{num_tokens, groups.num_groups, workers_for(most, pool)}, {job}};
-  place(Arena::call, call);
-  const SortedTokens tokens = sort_tokens(groups, num_tokens, call.sort.order, call.sort.starts);
+  const int64_t most = largest_number_of_shares(num_tokens, indices.num_adapters, 0);
+  GroupedForwardCall<T> call{{num_tokens, indices.num_adapters, workers_for(most, pool)}, {job}};
+  place(ScratchOwner::call, call);
+  const SortedTokens tokens = sort_tokens(indices, num_tokens, call.sort.order, call.sort.starts);
   if (num_tokens <= kFewTokens) {
     copy_residual(job, tokens, {0, tokens.starts[1]});
     for (int64_t slot = 1; slot < tokens.num_slots; ++slot) {
@@ -168,7 +177,7 @@ void grouped_forward(const Problem& problem, const ForwardTensors& tensors, cons
     const int64_t shares = cut_evenly(tokens, 0, call.sort.most_shares, call.sort.cuts);
     parallel_for(pool, shares, [&](int64_t share) { forward_share(job, tokens, call.sort.cuts + share); });
   }
-  trim_scratch(Arena::call);
+  trim_scratch(ScratchOwner::call);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // cuBLASLt is column-major: a row-major matrix is the transpose of what it sees, so it is asked for the transposed
 // result, with the operands exchanged: result^T = op(b)^T @ op(a)^T.
-#include "blas_product.h"
+#include "cublas_product.h"
 
 #include <algorithm>
 #include <memory>
@@ -83,12 +83,15 @@ cublasStatus_t all_of(const Calls&... calls) {
   return status;
 }
 
-cublasStatus_t describe(Description& description, const Product& p, const Blas& blas, int64_t columns) {
+cublasStatus_t describe(Description& description, const Product& p, const CublasMeans& cublas, int64_t columns) {
   const auto scale_type = p.dtype == ScalarType::float64 ? CUDA_R_64F : CUDA_R_32F;
   const cublasOperation_t first = p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t second = p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   return all_of(
-      [&] { return cublasLtMatmulDescCreate(&description.handle, compute_type(p.dtype, blas.allow_tf32), scale_type); },
+      [&] {
+        return cublasLtMatmulDescCreate(&description.handle, compute_type(p.dtype, cublas.library.allow_tf32),
+                                        scale_type);
+      },
       [&] { return set(description, CUBLASLT_MATMUL_DESC_TRANSA, first); },
       [&] { return set(description, CUBLASLT_MATMUL_DESC_TRANSB, second); },
       [&] { return set(description, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(p)); },
@@ -105,13 +108,13 @@ cublasStatus_t describe(Description& description, const Product& p, const Blas& 
       });
 }
 
-cublasStatus_t prefer(Preference& preference, const Product& p, const Blas& blas, const void* addend) {
+cublasStatus_t prefer(Preference& preference, const Product& p, const CublasMeans& cublas, const void* addend) {
   // No sums of rounded parts: split sums are exact to the compute type.
   const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
   return all_of([&] { return cublasLtMatmulPreferenceCreate(&preference.handle); },
                 [&] {
                   return set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                             static_cast<uint64_t>(blas.workspace_bytes));
+                             static_cast<uint64_t>(cublas.workspace_bytes));
                 },
                 [&] { return set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions); },
                 [&] { return set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(p.b.data)); },
@@ -125,18 +128,18 @@ const char* in_words(cublasStatus_t status) {
 }
 
 template <typename Scale>
-cublasStatus_t run(const Product& p, const Blas& blas, const Description& description, const Layout& a, const Layout& b,
-                   const RowMajor& addend, const Layout& c, const Layout& d, const cublasLtMatmulAlgo_t& algorithm,
-                   cudaStream_t stream) {
+cublasStatus_t run(const Product& p, const CublasMeans& cublas, const Description& description, const Layout& a,
+                   const Layout& b, const RowMajor& addend, const Layout& c, const Layout& d,
+                   const cublasLtMatmulAlgo_t& algorithm, cudaStream_t stream) {
   const Scale alpha = static_cast<Scale>(p.alpha), beta = p.addend.data == nullptr ? Scale(0) : Scale(1);
-  return cublasLtMatmul(blas.handle, description.handle, &alpha, p.b.data, b.handle, p.a.data, a.handle, &beta,
-                        addend.data, c.handle, p.result, d.handle, &algorithm, blas.workspace,
-                        static_cast<size_t>(blas.workspace_bytes), stream);
+  return cublasLtMatmul(cublas.library.handle, description.handle, &alpha, p.b.data, b.handle, p.a.data, a.handle,
+                        &beta, addend.data, c.handle, p.result, d.handle, &algorithm, cublas.workspace,
+                        static_cast<size_t>(cublas.workspace_bytes), stream);
 }
 
 }  // namespace
 
-const char* multiply(const Product& p, const Blas& blas, cudaStream_t stream) {
+const char* multiply(const Product& p, const CublasMeans& cublas, cudaStream_t stream) {
   const int64_t rows = p.a_transposed ? p.a.columns : p.a.rows, columns = p.b_transposed ? p.b.rows : p.b.columns;
   const RowMajor result = {p.result, rows, columns, columns};
   const RowMajor& addend = p.addend.data == nullptr ? result : p.addend;
@@ -146,19 +149,20 @@ const char* multiply(const Product& p, const Blas& blas, cudaStream_t stream) {
   const cublasStatus_t prepared =
       all_of([&] { return create_layout(a, p.dtype, p.a); }, [&] { return create_layout(b, p.dtype, p.b); },
              [&] { return create_layout(c, p.dtype, addend); }, [&] { return create_layout(d, p.dtype, result); },
-             [&] { return describe(description, p, blas, columns); },
-             [&] { return prefer(preference, p, blas, addend.data); });
+             [&] { return describe(description, p, cublas, columns); },
+             [&] { return prefer(preference, p, cublas, addend.data); });
   if (prepared != CUBLAS_STATUS_SUCCESS) return in_words(prepared);
   cublasLtMatmulHeuristicResult_t found = {};
   int count = 0;
-  const cublasStatus_t searched = cublasLtMatmulAlgoGetHeuristic(
-      blas.handle, description.handle, b.handle, a.handle, c.handle, d.handle, preference.handle, 1, &found, &count);
+  const cublasStatus_t searched =
+      cublasLtMatmulAlgoGetHeuristic(cublas.library.handle, description.handle, b.handle, a.handle, c.handle, d.handle,
+                                     preference.handle, 1, &found, &count);
   const bool refused = searched == CUBLAS_STATUS_NOT_SUPPORTED || searched == CUBLAS_STATUS_INVALID_VALUE;
   if (count == 0 && (searched == CUBLAS_STATUS_SUCCESS || refused)) return kNoAlgorithm;
   if (searched != CUBLAS_STATUS_SUCCESS) return in_words(searched);
   const cublasStatus_t ran = p.dtype == ScalarType::float64
-                                 ? run<double>(p, blas, description, a, b, addend, c, d, found.algo, stream)
-                                 : run<float>(p, blas, description, a, b, addend, c, d, found.algo, stream);
+                                 ? run<double>(p, cublas, description, a, b, addend, c, d, found.algo, stream)
+                                 : run<float>(p, cublas, description, a, b, addend, c, d, found.algo, stream);
   return ran == CUBLAS_STATUS_NOT_SUPPORTED ? kNoAlgorithm : in_words(ran);
 }
 

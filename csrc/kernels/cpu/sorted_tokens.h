@@ -15,12 +15,12 @@ struct SortedTokens {
 };
 
 // Values that sort_tokens needs room for in `starts`.
-constexpr int64_t starts_size(int64_t num_groups) { return num_groups + 3; }
+constexpr int64_t starts_size(int64_t num_adapters) { return num_adapters + 3; }
 // Sorts into `order` (num_tokens values) and `starts`.
-SortedTokens sort_tokens(const Groups& groups, int64_t num_tokens, int64_t* order, int64_t* starts);
+SortedTokens sort_tokens(const AdapterIndices& indices, int64_t num_tokens, int64_t* order, int64_t* starts);
 
 // Whether all tokens picked the same.
-bool all_equal(const Groups& groups, int64_t num_tokens);
+bool all_equal(const AdapterIndices& indices, int64_t num_tokens);
 
 // Where a share begins: at a position in the order and in the slot that it belongs to; every empty slot belongs to
 // exactly one share as well.
@@ -30,7 +30,7 @@ struct Cut {
 };
 
 // The most shares that cut_evenly makes of some tokens, however they pick.
-int64_t largest_number_of_shares(int64_t num_tokens, int64_t num_groups, int64_t empty_rows);
+int64_t largest_number_of_shares(int64_t num_tokens, int64_t num_adapters, int64_t empty_rows);
 
 // Cuts the order into at most `most_shares` shares of about the same work and returns how many. `cuts` gets one value
 // more: share i goes from cuts[i] to cuts[i + 1]. `empty_rows` is the work of an adapter without tokens, in rows.

@@ -3,10 +3,10 @@
 import itertools
 import math
 
-import dispatch_table
 import harness
+import plan_table
 import pytest
-from dispatch_table import ANY, CUBLAS, Row
+from plan_table import ANY, CUBLAS, Row
 
 KIB = 1024
 # Compute capability and shared memory that a block may ask for: A100, RTX 3090, RTX 4090, H100, B200.
@@ -67,13 +67,13 @@ def plan(built_emulator):
 
 
 def test_the_committed_header_is_what_its_source_gives():
-    text = dispatch_table.HEADER.read_text(encoding="utf-8")
+    text = plan_table.HEADER.read_text(encoding="utf-8")
     assert max(map(len, text.splitlines())) <= 120
-    assert text == dispatch_table.header_text(dispatch_table.source_of(text))
+    assert text == plan_table.header_text(plan_table.source_of(text))
 
 
 def test_the_roofline_table_says_what_the_rule_says():
-    rows = dispatch_table.table_of(None)[1]
+    rows = plan_table.table_of(None)[1]
     for capability, memory in DEVICES:
         served = [row for row in rows["forward"] if row.capability <= capability]
         for cell in itertools.product(TOKENS, HIDDEN_SIZES, BOTTLENECK_DIMS):
@@ -83,9 +83,9 @@ def test_the_roofline_table_says_what_the_rule_says():
 
 def test_the_kernels_read_the_table(plan, built_emulator):
     """In the table's own terms, so that it holds for a measured table too."""
-    source, rows = dispatch_table.table_of(dispatch_table.source_of(dispatch_table.HEADER.read_text("utf-8")))
-    assert built_emulator.dispatch_source() == source
-    for direction, (capability, memory) in itertools.product(dispatch_table.DIRECTIONS, DEVICES):
+    source, rows = plan_table.table_of(plan_table.source_of(plan_table.HEADER.read_text("utf-8")))
+    assert built_emulator.plan_table_source() == source
+    for direction, (capability, memory) in itertools.product(plan_table.DIRECTIONS, DEVICES):
         served = [row for row in rows[direction] if row.capability <= capability]
         for cell in itertools.product(TOKENS, HIDDEN_SIZES, BOTTLENECK_DIMS):
             wanted = first_plan(served, cell, memory)
@@ -105,14 +105,14 @@ def test_problems_without_a_tile(plan):
 
 def test_grouped_tiles_are_narrow_where_groups_are_small(plan):
     device = (90, 227 * KIB)
-    assert plan(16384, 4096, 64, device, num_groups=64)[:2] == (64, 8)
-    assert plan(16384, 4096, 64, device, num_groups=256)[:2] == (64, 8)  # 64 tokens a group
-    assert plan(16384, 4096, 64, device, num_groups=257)[:2] == (16, 8)
-    assert plan(16384, 64, 64, device, num_groups=4096)[:2] == (16, 1)
-    assert plan(8, 4096, 64, device, num_groups=4)[:2] == (16, 8)
-    assert plan(16384, 4096, 129, device, num_groups=4)[0] == 0
-    assert plan((1 << 31) - 64, 8192, 64, device, num_groups=4096)[:2] == (64, 8)
-    assert plan(1 << 34, 8192, 64, device, num_groups=1)[0] == 0
+    assert plan(16384, 4096, 64, device, num_adapters=64)[:2] == (64, 8)
+    assert plan(16384, 4096, 64, device, num_adapters=256)[:2] == (64, 8)  # 64 tokens a group
+    assert plan(16384, 4096, 64, device, num_adapters=257)[:2] == (16, 8)
+    assert plan(16384, 64, 64, device, num_adapters=4096)[:2] == (16, 1)
+    assert plan(8, 4096, 64, device, num_adapters=4)[:2] == (16, 8)
+    assert plan(16384, 4096, 129, device, num_adapters=4)[0] == 0
+    assert plan((1 << 31) - 64, 8192, 64, device, num_adapters=4096)[:2] == (64, 8)
+    assert plan(1 << 34, 8192, 64, device, num_adapters=1)[0] == 0
 
 
 # A sweep of two numbers of tokens, two hidden sizes and two bottlenecks: what is fastest, as (tokens, d, m): plan.
@@ -147,7 +147,7 @@ def write_sweep(path, times, device="NVIDIA Test (sm_90)"):
 
 
 def test_measured_rows_have_borders_at_geometric_means_and_no_row_too_many():
-    rows = dispatch_table.measured_rows(90, times_of(FASTEST))
+    rows = plan_table.measured_rows(90, times_of(FASTEST))
     assert rows == [
         Row(90, 256, 1024, 45, (16, 4)),
         Row(90, ANY, 1024, 45, (64, 1)),
@@ -158,32 +158,32 @@ def test_measured_rows_have_borders_at_geometric_means_and_no_row_too_many():
         Row(90, ANY, ANY, ANY, CUBLAS),
     ]
     for cell, best in FASTEST.items():
-        assert dispatch_table.answer(rows, cell) == best
+        assert plan_table.answer(rows, cell) == best
 
 
 def test_one_plan_everywhere_is_one_row():
-    rows = dispatch_table.measured_rows(90, times_of(dict.fromkeys(FASTEST, (64, 8))))
+    rows = plan_table.measured_rows(90, times_of(dict.fromkeys(FASTEST, (64, 8))))
     assert rows == [Row(90, ANY, ANY, ANY, (64, 8))]
 
 
 def test_noise_does_not_tear_the_table():
     times = times_of(dict.fromkeys(FASTEST, (64, 8)))
     times[4096, 256, 16][CUBLAS] = 0.99  # faster by less than two runs differ
-    assert len(dispatch_table.measured_rows(90, times)) == 1
+    assert len(plan_table.measured_rows(90, times)) == 1
     times[4096, 256, 16][CUBLAS] = 0.95
-    assert len(dispatch_table.measured_rows(90, times)) > 1
+    assert len(plan_table.measured_rows(90, times)) > 1
 
 
 def test_a_sweep_becomes_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(dispatch_table, "ROOT", tmp_path)
+    monkeypatch.setattr(plan_table, "ROOT", tmp_path)
     path = tmp_path / "sweep.csv"
     stale = {cell: {CUBLAS: 1.0} for cell in FASTEST}
     write_sweep(path, {"forward": stale, "backward": stale})
     write_sweep(path, {"forward": times_of(FASTEST), "backward": times_of(dict.fromkeys(FASTEST, CUBLAS))})
-    text = dispatch_table.header_text(path)
-    assert 'kDispatchSource = "measured on NVIDIA Test";' in text
-    assert "dispatch_table.py\n//         --from-results sweep.csv\n" in text
-    assert dispatch_table.source_of(text) == path
+    text = plan_table.header_text(path)
+    assert 'kPlanTableSource = "measured on NVIDIA Test";' in text
+    assert "plan_table.py\n//         --from-results sweep.csv\n" in text
+    assert plan_table.source_of(text) == path
     forward, backward = text.split("kBackwardRows")
     assert "{ 90,      256,     1024,    45, 16, 4},\n" in forward
     assert "{ 90,     kAny,     kAny,  kAny,  0, 1},\n" in forward
@@ -193,8 +193,8 @@ def test_a_sweep_becomes_the_table(tmp_path, monkeypatch):
 
 def test_a_sweep_of_an_older_device_stands_behind_the_rules_for_newer_ones(tmp_path):
     path = tmp_path / "sweep.csv"
-    write_sweep(path, {mode: times_of(FASTEST) for mode in dispatch_table.DIRECTIONS}, "NVIDIA Old (sm_86)")
-    _, rows = dispatch_table.table_of(path)
+    write_sweep(path, {mode: times_of(FASTEST) for mode in plan_table.DIRECTIONS}, "NVIDIA Old (sm_86)")
+    _, rows = plan_table.table_of(path)
     capabilities = [row.capability for row in rows["forward"]]
     assert capabilities == sorted(capabilities, reverse=True)
     assert set(capabilities) == {90, 86, 80}
@@ -204,13 +204,13 @@ def test_sweeps_that_give_no_table_are_refused(tmp_path):
     path = tmp_path / "sweep.csv"
     cells = times_of(FASTEST)
     del cells[16, 256, 128]
-    write_sweep(path, {mode: cells for mode in dispatch_table.DIRECTIONS})
+    write_sweep(path, {mode: cells for mode in plan_table.DIRECTIONS})
     with pytest.raises(ValueError, match=r"check_grid: .* got none of \[\(16, 256, 128\)\]"):
-        dispatch_table.table_of(path)
+        plan_table.table_of(path)
     write_sweep(path, {"forward": cells}, "NVIDIA Other (sm_90)")
     with pytest.raises(ValueError, match=r"read_sweep: sweep.csv must hold the sweep of one device"):
-        dispatch_table.table_of(path)
+        plan_table.table_of(path)
     with pytest.raises(ValueError, match="the sweep must lie in the repository"):
-        dispatch_table.header_text(path)
+        plan_table.header_text(path)
     with pytest.raises(ValueError, match="the header must name the command"):
-        dispatch_table.source_of("#pragma once\n")
+        plan_table.source_of("#pragma once\n")

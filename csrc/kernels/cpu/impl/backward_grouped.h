@@ -2,6 +2,17 @@
 // itself it writes at once; of the others each thread leaves a partial gradient, and they are added in thread order.
 #pragma once
 
+#include "ahead.h"
+#include "backward.h"
+#include "backward_gradients.h"
+#include "backward_job.h"
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+#include "walk.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 
@@ -77,7 +88,7 @@ class GroupedBackward {
 
   void run() {
     while (next_.block.count > 0) {
-      const Block block = next_.block;
+      const RowBlock block = next_.block;
       backward_block(
           job_, block.rows, block.count, [&](int64_t) { return next_chunk(); }, [&](int64_t) { return next_panel(); },
           [&](int64_t c) { finish_panel(block, c); }, !block.first, partials(block), scratch_.block, ahead_);
@@ -87,30 +98,30 @@ class GroupedBackward {
 
  private:
   // Whether no other share has tokens of the adapter, and whether this is the last block of it.
-  static bool is_own(const Block& block) { return !block.begun_before && !block.goes_on; }
-  static bool ends(const Block& block) { return block.last && is_own(block); }
+  static bool is_own(const RowBlock& block) { return !block.begun_before && !block.goes_on; }
+  static bool ends(const RowBlock& block) { return block.last && is_own(block); }
 
   // Where the partial gradients of a panel stand: those of a single block are done with before the next panel's.
-  int64_t partials_at(const Block& block, int64_t c) const {
+  int64_t partials_at(const RowBlock& block, int64_t c) const {
     return block.first && ends(block) ? 0 : c * job_.problem.bottleneck_dim;
   }
   // Whether a panel of grad_down_weight is summed where it belongs, which is of the same layout.
-  bool sums_in_place(const Block& block, int64_t c) const {
+  bool sums_in_place(const RowBlock& block, int64_t c) const {
     return kSame<T, Acc<T>> && job_.tensors.grad_down_weight && is_own(block) &&
            c + kPanelColumns<T> <= job_.problem.input_size;
   }
-  BackwardTensors gradients(const Block& block) const {
+  BackwardTensors gradients(const RowBlock& block) const {
     return with_gradients_of<T>(job_.problem, job_.tensors, block.adapter);
   }
 
-  void finish_panel(const Block& block, int64_t c) const {
+  void finish_panel(const RowBlock& block, int64_t c) const {
     if (!ends(block)) return;
     BackwardTensors to = gradients(block);
     if (sums_in_place(block, c)) to.grad_down_weight = nullptr;
     write_weight_gradients(job_, to, {own_, {}, 0, 0}, c, partials_at(block, c));
   }
 
-  void fetch_chunk_ahead(const Block& block, int64_t k) {
+  void fetch_chunk_ahead(const RowBlock& block, int64_t k) {
     const Weight<T> up = chunk_of(job_.up_weight(block.adapter), k);
     if (block.first) ahead_.fetch(up.from, up.stride, kAllRows, up.depth, up.count);
     if (!block.rows.listed) return;
@@ -118,7 +129,7 @@ class GroupedBackward {
     ahead_.fetch(grad_output, job_.tensors.grad_output_stride, block.rows, block.count, up.depth);
   }
 
-  void fetch_panel_ahead(const Block& block, int64_t c) {
+  void fetch_panel_ahead(const RowBlock& block, int64_t c) {
     const Problem& problem = job_.problem;
     const BackwardTensors to = gradients(block);
     const int64_t size = problem.bottleneck_dim;
@@ -167,7 +178,7 @@ class GroupedBackward {
 
   ChunkOperands<T> next_chunk() {
     const Part part = step();
-    const Block& block = part.block;
+    const RowBlock& block = part.block;
     const LeftOperand<T> rows = job_.grad_chunk(part.at, block.rows, block.count, scratch_.block.staging);
     const Weight<T> up = chunk_of(job_.up_weight(block.adapter), part.at);
     if constexpr (kSame<T, Operand<T>> && kPair<T> == 1) {
@@ -180,7 +191,7 @@ class GroupedBackward {
 
   PanelOperands<T> next_panel() {
     const Part part = step();
-    const Block& block = part.block;
+    const RowBlock& block = part.block;
     const int64_t depth = round_up(job_.problem.bottleneck_dim, kPair<T>);
     if (block.first && job_.tensors.grad_input && part.at < job_.problem.input_size) {
       pack(panel_of(job_.down_weight(block.adapter), part.at), scratch_.adapter.down + part.at * depth);
@@ -195,10 +206,10 @@ class GroupedBackward {
     return operands;
   }
 
-  const Partials<T>& partials(const Block& block) const { return block.begun_before ? begun_before_ : own_; }
+  const Partials<T>& partials(const RowBlock& block) const { return block.begun_before ? begun_before_ : own_; }
 
   const BackwardJob<T>& job_;
-  Parts<T> parts_;
+  PartWalk<T> parts_;
   Partials<T> begun_before_;
   Partials<T> own_;
   const GroupedBackwardScratch<T>& scratch_;
@@ -211,7 +222,7 @@ template <typename T>
 void backward_share(const BackwardJob<T>& job, const SortedTokens& tokens, const GroupedBackwardCall<T>& call,
                     int64_t share, int64_t shares) {
   GroupedBackwardScratch<T> scratch{{kBlockRows, job.inner}, {job}};
-  place(Arena::worker, scratch);
+  place(ScratchOwner::worker, scratch);
   const Cut* cuts = call.sort.cuts + share;
   for (int64_t slot = max_of<int64_t>(1, cuts[0].slot); slot < cuts[1].slot; ++slot) {
     if (tokens.count(slot) == 0) {
@@ -220,7 +231,7 @@ void backward_share(const BackwardJob<T>& job, const SortedTokens& tokens, const
   }
   copy_grad_output<T>(job.problem, job.tensors, tokens, tokens_without_adapter(tokens, cuts));
   GroupedBackward<T>(job, tokens, call, share, shares, scratch).run();
-  trim_scratch(Arena::worker);
+  trim_scratch(ScratchOwner::worker);
 }
 
 // The gradients of the adapters that several shares have tokens of.
@@ -240,23 +251,23 @@ void write_shared_gradients(const BackwardJob<T>& job, const SortedTokens& token
 }
 
 template <typename T>
-void grouped_backward(const Problem& problem, const BackwardTensors& tensors, const Groups& groups,
+void grouped_backward(const Problem& problem, const BackwardTensors& tensors, const AdapterIndices& indices,
                       const ThreadPool& pool) {
   const int64_t num_tokens = problem.num_tokens;
-  if (num_tokens == 0) return write_zero_gradients<T>(problem, tensors, groups.num_groups);
+  if (num_tokens == 0) return write_zero_gradients<T>(problem, tensors, indices.num_adapters);
   const BackwardJob<T> job{problem, tensors};
   const bool wants_weights =
       tensors.grad_up_weight || tensors.grad_down_weight || tensors.grad_up_bias || tensors.grad_down_bias;
   const int64_t empty_rows = wants_weights ? kZeroRows : 0;
-  const int64_t largest = largest_number_of_shares(num_tokens, groups.num_groups, empty_rows);
+  const int64_t largest = largest_number_of_shares(num_tokens, indices.num_adapters, empty_rows);
   const int64_t most = backward_workers<T>(problem, largest, 2, pool);
-  GroupedBackwardCall<T> call{{num_tokens, groups.num_groups, most}, {job, 2 * most}};
-  place(Arena::call, call);
-  const SortedTokens tokens = sort_tokens(groups, num_tokens, call.sort.order, call.sort.starts);
+  GroupedBackwardCall<T> call{{num_tokens, indices.num_adapters, most}, {job, 2 * most}};
+  place(ScratchOwner::call, call);
+  const SortedTokens tokens = sort_tokens(indices, num_tokens, call.sort.order, call.sort.starts);
   const int64_t shares = cut_evenly(tokens, empty_rows, most, call.sort.cuts);
   parallel_for(pool, shares, [&](int64_t share) { backward_share(job, tokens, call, share, shares); });
   write_shared_gradients(job, tokens, call, shares, pool);
-  trim_scratch(Arena::call);
+  trim_scratch(ScratchOwner::call);
 }
 
 }  // namespace

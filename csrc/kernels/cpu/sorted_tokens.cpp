@@ -1,4 +1,4 @@
-#include "groups.h"
+#include "sorted_tokens.h"
 
 #include <algorithm>
 
@@ -34,25 +34,25 @@ int64_t rows_before(int64_t slot, int64_t count, int64_t work) {
 
 }  // namespace
 
-SortedTokens sort_tokens(const Groups& groups, int64_t num_tokens, int64_t* order, int64_t* starts) {
-  std::fill_n(starts, starts_size(groups.num_groups), 0);
+SortedTokens sort_tokens(const AdapterIndices& indices, int64_t num_tokens, int64_t* order, int64_t* starts) {
+  std::fill_n(starts, starts_size(indices.num_adapters), 0);
   // A slot is counted two places on. Summed up, its start stands one place on, moves while tokens are placed, and ends
   // as the start of the next slot: one place on again.
   int64_t* const counts = starts + 3;  // by index: -1 is the first slot
-  for (int64_t i = 0; i < num_tokens; ++i) ++counts[groups.indices[i]];
-  for (int64_t slot = 0; slot <= groups.num_groups; ++slot) starts[slot + 2] += starts[slot + 1];
+  for (int64_t i = 0; i < num_tokens; ++i) ++counts[indices.values[i]];
+  for (int64_t slot = 0; slot <= indices.num_adapters; ++slot) starts[slot + 2] += starts[slot + 1];
   int64_t* const positions = starts + 2;
-  for (int64_t i = 0; i < num_tokens; ++i) order[positions[groups.indices[i]]++] = i;
-  return {groups.num_groups + 1, order, starts};
+  for (int64_t i = 0; i < num_tokens; ++i) order[positions[indices.values[i]]++] = i;
+  return {indices.num_adapters + 1, order, starts};
 }
 
-bool all_equal(const Groups& groups, int64_t num_tokens) {
-  return std::all_of(groups.indices, groups.indices + num_tokens,
-                     [&](int64_t index) { return index == groups.indices[0]; });
+bool all_equal(const AdapterIndices& indices, int64_t num_tokens) {
+  return std::all_of(indices.values, indices.values + num_tokens,
+                     [&](int64_t index) { return index == indices.values[0]; });
 }
 
-int64_t largest_number_of_shares(int64_t num_tokens, int64_t num_groups, int64_t empty_rows) {
-  return std::max<int64_t>(1, (num_tokens + std::max(kEntryRows, empty_rows) * num_groups) / kShareRows);
+int64_t largest_number_of_shares(int64_t num_tokens, int64_t num_adapters, int64_t empty_rows) {
+  return std::max<int64_t>(1, (num_tokens + std::max(kEntryRows, empty_rows) * num_adapters) / kShareRows);
 }
 
 int64_t cut_evenly(const SortedTokens& tokens, int64_t empty_rows, int64_t most_shares, Cut* cuts) {

@@ -1,13 +1,19 @@
 // What the grouped forward and backward share: the walk of a worker over its share of the tokens, sorted by adapter.
 #pragma once
 
+#include "driver.h"
+#include "gemm.h"
+#include "pack.h"
+#include "rows.h"
+#include "vector.h"
+
 namespace adapterx::cpu::ADAPTERX_ISA {
 namespace {
 
-// Room in Arena::call for the order of the tokens.
+// Room in ScratchOwner::call for the order of the tokens.
 struct SortRoom {
   int64_t num_tokens;
-  int64_t num_groups;
+  int64_t num_adapters;
   int64_t most_shares;
   int64_t* order = nullptr;
   int64_t* starts = nullptr;
@@ -15,7 +21,7 @@ struct SortRoom {
 
   void lay_out(Pieces& pieces) {
     order = pieces.take<int64_t>(num_tokens);
-    starts = pieces.take<int64_t>(starts_size(num_groups));
+    starts = pieces.take<int64_t>(starts_size(num_adapters));
     cuts = pieces.take<Cut>(most_shares + 1);
   }
 };
@@ -33,7 +39,7 @@ AX_INLINE TokenRows rows_at(const SortedTokens& tokens, int64_t position, int64_
 }
 
 // Up to kBlockRows tokens of one adapter.
-struct Block {
+struct RowBlock {
   int64_t adapter = 0;
   int64_t count = 0;
   TokenRows rows = kAllRows;
@@ -44,9 +50,9 @@ struct Block {
 };
 
 // Walks the blocks of a share.
-class Blocks {
+class BlockWalk {
  public:
-  Blocks(const SortedTokens& tokens, const Cut* share)
+  BlockWalk(const SortedTokens& tokens, const Cut* share)
       : tokens_(tokens),
         slot_(max_of<int64_t>(1, share[0].slot)),
         begin_(max_of(share[0].position, tokens.starts[1])),
@@ -54,12 +60,12 @@ class Blocks {
         end_(share[1].position) {}
 
   // The next one, or one of no tokens at the end.
-  Block next() {
+  RowBlock next() {
     if (position_ >= end_) return {};
     while (position_ >= tokens_.starts[slot_ + 1]) ++slot_;
     const int64_t slot_begin = tokens_.starts[slot_];
     const int64_t slot_end = tokens_.starts[slot_ + 1];
-    Block block;
+    RowBlock block;
     block.adapter = slot_ - 1;
     block.count = min_of(kBlockRows, min_of(end_, slot_end) - position_);
     block.rows = rows_at(tokens_, position_, block.count);
@@ -81,16 +87,16 @@ class Blocks {
 
 // A part of a block's products: a chunk of the narrow product's depth, or a panel of the columns that come after it.
 struct Part {
-  Block block;
+  RowBlock block;
   bool panel = false;
   int64_t at = 0;  // element of the depth, or column
 };
 
 // Walks the parts of the blocks of a share.
 template <typename T>
-class Parts {
+class PartWalk {
  public:
-  Parts(const SortedTokens& tokens, const Cut* share, int64_t depth, int64_t columns)
+  PartWalk(const SortedTokens& tokens, const Cut* share, int64_t depth, int64_t columns)
       : blocks_(tokens, share), depth_(depth), columns_(columns) {
     enter();
   }
@@ -113,7 +119,7 @@ class Parts {
  private:
   void enter() { upcoming_ = {blocks_.next(), depth_ == 0, 0}; }
 
-  Blocks blocks_;
+  BlockWalk blocks_;
   int64_t depth_;
   int64_t columns_;
   Part upcoming_;

@@ -1,8 +1,8 @@
 // From run-time values to kernel templates: which tile configurations exist.
 #pragma once
 
-#include "bottleneck_adapter.h"
 #include "bottleneck_tile.cuh"
+#include "plan.h"
 
 namespace adapterx::cuda {
 
@@ -29,48 +29,48 @@ auto visit_element(ScalarType dtype, const Visitor& visitor) {
   return visitor(Tag<bfloat16>());
 }
 
-// Calls visitor(Tag<Config>) with the tile configuration of `plan`.
+// Calls visitor(Tag<Config>) with the tile configuration of `tile`.
 template <class Visitor>
-auto visit_tile(const Problem& problem, const TilePlan& plan, const Visitor& visitor) {
+auto visit_tile(const Problem& problem, const TileShape& tile, const Visitor& visitor) {
   return visit_element(problem.dtype, [&](auto element) {
     using Element = typename decltype(element)::Type;
     return visit_bottleneck(problem.bottleneck_dim, [&](auto size) {
       constexpr int kSize = decltype(size)::value;
-      if (plan.cluster_size > 1) {
-        if (plan.row_tile == 16) return visitor(Tag<NarrowTile<Element, kSize, true>>());
+      if (tile.cluster_size > 1) {
+        if (tile.row_tile == 16) return visitor(Tag<NarrowTile<Element, kSize, true>>());
         return visitor(Tag<WideTile<Element, kSize, true>>());
       }
-      if (plan.row_tile == 16) return visitor(Tag<NarrowTile<Element, kSize, false>>());
+      if (tile.row_tile == 16) return visitor(Tag<NarrowTile<Element, kSize, false>>());
       return visitor(Tag<WideTile<Element, kSize, false>>());
     });
   });
 }
 
-inline bool has_tile_kernel(const Problem& problem, const TilePlan& plan) {
+inline bool has_tile_kernel(const Problem& problem, const TileShape& tile) {
   const bool dtype = problem.dtype == ScalarType::bfloat16 || problem.dtype == ScalarType::float16;
   const bool sizes = problem.bottleneck_dim >= 1 && problem.bottleneck_dim <= kMaxBottleneckDim &&
                      problem.input_size == problem.hidden_size && problem.hidden_size >= 1;
   const bool shape =
-      (plan.row_tile == 16 || plan.row_tile == 64) && plan.cluster_size >= 1 && plan.cluster_size <= kMaxClusterSize;
+      (tile.row_tile == 16 || tile.row_tile == 64) && tile.cluster_size >= 1 && tile.cluster_size <= kMaxClusterSize;
   return dtype && sizes && shape;
 }
 
 // Launches the tile kernel over all tokens. `arguments` comes with its matrices set.
 template <class Config, class Middle>
-cudaError_t launch_tile(TileArguments<typename Config::Element> arguments, const Middle& middle, const TilePlan& plan,
-                        const Grouping* grouping, cudaStream_t stream) {
+cudaError_t launch_tile(TileArguments<typename Config::Element> arguments, const Middle& middle, const TileShape& tile,
+                        const SortedTokens* sorted, cudaStream_t stream) {
   const int64_t columns = arguments.tile.columns;
-  arguments.slice = static_cast<int>(Config::slice(columns, plan.cluster_size));
-  arguments.cluster_size = plan.cluster_size;
+  arguments.slice = static_cast<int>(Config::slice(columns, tile.cluster_size));
+  arguments.cluster_size = tile.cluster_size;
   arguments.output_vector = is_aligned(arguments.output, 16) && columns % kVectorWidth<typename Config::Element> == 0;
   int64_t tiles = ceil_div(arguments.tile.rows, Config::kRows);
-  if (grouping != nullptr) {
-    arguments.segments = grouping->tiles;
-    arguments.tokens = grouping->tokens;
-    tiles = grouping->max_tiles;
+  if (sorted != nullptr) {
+    arguments.segments = sorted->tiles;
+    arguments.tokens = sorted->tokens;
+    tiles = sorted->max_tiles;
   }
-  const LaunchShape shape = {dim3(static_cast<unsigned>(tiles * plan.cluster_size)), dim3(Config::kThreads),
-                             Config::shared_memory(columns, plan.cluster_size), plan.cluster_size};
+  const LaunchShape shape = {dim3(static_cast<unsigned>(tiles * tile.cluster_size)), dim3(Config::kThreads),
+                             Config::shared_memory(columns, tile.cluster_size), tile.cluster_size};
   return launch(bottleneck_tile_kernel<Config, Middle>, shape, stream, arguments, middle);
 }
 

@@ -1,5 +1,5 @@
 // Which kernel serves which problem. Written by a program, do not edit:
-//     python benchmarks/dispatch_table.py
+//     python benchmarks/plan_table.py
 //         --from-results benchmarks/results/bench_op_cuda_sweep_NVIDIA_H100_80GB_HBM3.csv
 #pragma once
 
@@ -7,12 +7,13 @@
 
 namespace adapterx::cuda {
 
-inline constexpr const char* kDispatchSource = "measured on NVIDIA H100 80GB HBM3";
+inline constexpr const char* kPlanTableSource = "measured on NVIDIA H100 80GB HBM3";
 
 // A row serves bfloat16 and float16 problems on devices of its compute capability (10 * major + minor) and newer whose
 // sizes do not exceed its limits. The first row that serves a problem and whose tile fits into the device's shared
-// memory wins. row_tile 0 is cuBLASLt, which also serves whatever no row serves: other dtypes, wider bottlenecks.
-struct DispatchRow {
+// memory wins. row_tile 0 is the cublas path, which also serves whatever no row serves: other dtypes, wider
+// bottlenecks.
+struct PlanRow {
   int32_t capability;
   int64_t num_tokens;
   int64_t hidden_size;
@@ -25,7 +26,7 @@ inline constexpr int64_t kAny = INT64_MAX;  // no limit
 
 // clang-format off: the columns are aligned.
 // capability, num_tokens, hidden_size, bottleneck_dim, row_tile, cluster_size
-inline constexpr DispatchRow kForwardRows[] = {
+inline constexpr PlanRow kForwardRows[] = {
     { 90,      512,      886,    32, 16, 8},
     { 90,     8192,      886,    32, 64, 8},
     { 90,      512,     1448,    32, 16, 8},
@@ -63,7 +64,7 @@ inline constexpr DispatchRow kForwardRows[] = {
     { 80,     kAny,     kAny,   128, 16, 1},
 };
 
-inline constexpr DispatchRow kBackwardRows[] = {
+inline constexpr PlanRow kBackwardRows[] = {
     { 90,      512,      886,    32, 16, 8},
     { 90,     2048,      886,    32, 64, 8},
     { 90,     8192,      886,    32, 64, 4},

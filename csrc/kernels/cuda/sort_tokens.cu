@@ -1,0 +1,252 @@
+// A stable counting sort of tokens by slot (an adapter, or none), without atomics: the same order every time.
+//
+// count:    a block of 256 tokens; thread s counts slot s.
+// scan:     one block; for each slot a few threads add the blocks, then all threads add the slots.
+// scatter:  a block of the same 256 tokens; a thread places its token, and fills in a few entries of the tables.
+// Where one block holds all tokens, one kernel does all three.
+// Shared memory: the slots of the block's tokens; for the scan a few numbers a slot.
+#include <algorithm>
+
+#include "element.cuh"
+#include "launch.cuh"
+#include "sort_tokens.h"
+
+namespace adapterx::cuda {
+namespace {
+
+constexpr int kBlockTokens = 256;  // tokens and threads of a block
+
+// Shared memory of a block, as integers.
+struct SortMemory {
+  int32_t* slots;   // kBlockTokens, of the block's tokens; -1 behind the last token
+  int32_t* parts;   // sums over some of the blocks, a number for each thread or slot
+  int32_t* totals;  // num_adapters + 1
+  int32_t* sums;    // 3 x kBlockTokens
+
+  __device__ __forceinline__ SortMemory(unsigned char* memory, int num_adapters) {
+    slots = reinterpret_cast<int32_t*>(memory);
+    sums = slots + kBlockTokens;
+    parts = sums + 3 * kBlockTokens;
+    totals = parts + max(num_adapters + 1, kBlockTokens);
+  }
+  static int64_t bytes(int64_t num_adapters, bool scan) {
+    const int64_t numbers = kBlockTokens * 4 + std::max<int64_t>(num_adapters + 1, kBlockTokens) + num_adapters + 1;
+    return round_up((scan ? numbers : kBlockTokens) * 4, 16);
+  }
+};
+
+// Reads this block's slots to shared memory; returns that of this thread's token. Tokens without adapter form a last
+// slot of their own.
+__device__ __forceinline__ int load_slots(int32_t* slots, const int64_t* indices, const SortedTokens& tables) {
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kBlockTokens + threadIdx.x;
+  int32_t slot = -1;
+  if (token < tables.num_tokens) {
+    const int64_t index = indices[token];
+    if (index < -1 || index >= tables.num_adapters) {
+      assertion_failed("bottleneck_adapter: adapter_indices must be -1 or the number of an adapter", "sort_tokens.cu",
+                       __LINE__, "sort_tokens");
+    }
+    slot = index < 0 ? tables.num_adapters : static_cast<int32_t>(index);
+  }
+  slots[threadIdx.x] = slot;
+  __syncthreads();
+  return slot;
+}
+
+// How many of the block's first `end` tokens picked `slot`.
+__device__ __forceinline__ int count_slot(const int32_t* slots, int slot, int end) {
+  int count = 0;
+#pragma unroll 4
+  for (int i = 0; i < end; i += 4) {
+    const auto four = *reinterpret_cast<const Vector<int32_t, 4>*>(slots + i);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) count += i + j < end && four.values[j] == slot;
+  }
+  return count;
+}
+
+__device__ __forceinline__ void count_slots(const int32_t* slots, const SortedTokens& tables) {
+  int32_t* counts = tables.counts + static_cast<int64_t>(blockIdx.x) * (tables.num_adapters + 1);
+  for (int slot = threadIdx.x; slot <= tables.num_adapters; slot += kBlockTokens) {
+    counts[slot] = count_slot(slots, slot, kBlockTokens);
+  }
+}
+
+// Turns the counts of each block into the tokens of the slot in earlier blocks, and writes each slot's total. With
+// few slots several threads share a slot, each with a part of the blocks.
+__device__ __forceinline__ void scan_blocks(const SortMemory& memory, const SortedTokens& tables, int blocks) {
+  constexpr int kBatch = 8;  // loads under way at once
+  const int slots = tables.num_adapters + 1, step = min(slots, kBlockTokens), parts = kBlockTokens / step;
+  const int part = threadIdx.x / step, first_slot = threadIdx.x % step;
+  const int64_t first = static_cast<int64_t>(part) * blocks / parts;
+  const int64_t end = part < parts ? static_cast<int64_t>(part + 1) * blocks / parts : first;
+  for (int slot = first_slot; slot < slots && part < parts; slot += step) {
+    int32_t total = 0;
+    for (int64_t block = first; block < end; ++block) total += tables.counts[block * slots + slot];
+    memory.parts[part * step + slot] = total;
+  }
+  __syncthreads();
+  for (int slot = first_slot; slot < slots && part < parts; slot += step) {
+    int32_t before = 0;
+    for (int other = 0; other < part; ++other) before += memory.parts[other * step + slot];
+    for (int64_t block = first; block < end; block += kBatch) {
+      int32_t batch[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) batch[i] = block + i < end ? tables.counts[(block + i) * slots + slot] : 0;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (block + i < end) tables.counts[(block + i) * slots + slot] = before;
+        before += batch[i];
+      }
+    }
+    if (part == parts - 1) memory.totals[slot] = before;
+  }
+  __syncthreads();
+}
+
+// Inclusive sums over the threads of three numbers each.
+__device__ __forceinline__ void scan_threads(int32_t* sums) {
+  for (int offset = 1; offset < kBlockTokens; offset *= 2) {
+    int32_t add[3] = {};
+    const int place = threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) add[i] = place >= offset ? sums[i * kBlockTokens + place - offset] : 0;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 3; ++i) sums[i * kBlockTokens + place] += add[i];
+    __syncthreads();
+  }
+}
+
+// Where each slot's tokens, tiles and ranges begin. A thread owns a few neighbouring slots.
+__device__ __forceinline__ void scan_slots(const SortMemory& memory, const SortedTokens& tables) {
+  const int slots = tables.num_adapters + 1, run = (slots + kBlockTokens - 1) / kBlockTokens;
+  const int first = min(static_cast<int>(threadIdx.x) * run, slots), end = min(first + run, slots);
+  const auto tiles_of = [&](int slot) { return (memory.totals[slot] + tables.row_tile - 1) / tables.row_tile; };
+  const auto ranges_of = [&](int slot) {
+    const int range_tokens = static_cast<int>(kRangeTokens);
+    return slot < tables.num_adapters ? (memory.totals[slot] + range_tokens - 1) / range_tokens : 0;
+  };
+  int32_t sums[3] = {};
+  for (int slot = first; slot < end; ++slot) {
+    sums[0] += memory.totals[slot], sums[1] += tiles_of(slot), sums[2] += ranges_of(slot);
+  }
+#pragma unroll
+  for (int i = 0; i < 3; ++i) memory.sums[i * kBlockTokens + threadIdx.x] = sums[i];
+  __syncthreads();
+  scan_threads(memory.sums);
+#pragma unroll
+  for (int i = 0; i < 3; ++i) sums[i] = memory.sums[i * kBlockTokens + threadIdx.x] - sums[i];
+  for (int slot = first; slot < end; ++slot) {
+    tables.first_token[slot] = sums[0], tables.first_tile[slot] = sums[1], tables.first_range[slot] = sums[2];
+    sums[0] += memory.totals[slot], sums[1] += tiles_of(slot), sums[2] += ranges_of(slot);
+  }
+  if (threadIdx.x != kBlockTokens - 1) return;  // the last thread's sums are those of all
+  tables.first_token[slots] = sums[0], tables.first_tile[slots] = sums[1], tables.first_range[slots] = sums[2];
+}
+
+// Segment `index` of a table whose slot g begins at first[g] and has segments of `size` tokens.
+__device__ __forceinline__ Segment find_segment(const SortedTokens& tables, const int32_t* first, int32_t size,
+                                                int64_t index) {
+  if (index >= first[tables.num_adapters + 1]) return {kUnusedSegment, 0, 0};
+  int low = 0, high = tables.num_adapters;  // the last slot that begins at or before `index`
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (first[middle] <= index) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  const int32_t begin = tables.first_token[low] + static_cast<int32_t>(index - first[low]) * size;
+  const int32_t end = min(begin + size, tables.first_token[low + 1]);
+  return {low == tables.num_adapters ? kNoAdapter : low, begin, end};
+}
+
+// Writes the places of this block's tokens, and a few entries of the tables. `slot`: of this thread's token.
+__device__ __forceinline__ void scatter_tokens(const int32_t* slots, int slot, const SortedTokens& tables) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens;
+  if (slot >= 0) {
+    const int32_t earlier = tables.counts[static_cast<int64_t>(blockIdx.x) * (tables.num_adapters + 1) + slot];
+    const int32_t place = tables.first_token[slot] + earlier + count_slot(slots, slot, threadIdx.x);
+    tables.tokens[place] = first + threadIdx.x;
+  }
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kBlockTokens;
+  for (int64_t i = first + threadIdx.x; i < tables.max_tiles; i += stride) {
+    tables.tiles[i] = find_segment(tables, tables.first_tile, tables.row_tile, i);
+  }
+  for (int64_t i = first + threadIdx.x; i < tables.max_ranges; i += stride) {
+    tables.ranges[i] = find_segment(tables, tables.first_range, static_cast<int32_t>(kRangeTokens), i);
+  }
+}
+
+__global__ void __launch_bounds__(kBlockTokens) sort_count_kernel(const int64_t* indices, const SortedTokens tables) {
+  ADAPTERX_SHARED_MEMORY(bytes);
+  const SortMemory memory(bytes, tables.num_adapters);
+  load_slots(memory.slots, indices, tables);
+  count_slots(memory.slots, tables);
+}
+
+__global__ void __launch_bounds__(kBlockTokens) sort_scan_kernel(const SortedTokens tables, int blocks) {
+  ADAPTERX_SHARED_MEMORY(bytes);
+  const SortMemory memory(bytes, tables.num_adapters);
+  scan_blocks(memory, tables, blocks);
+  scan_slots(memory, tables);
+}
+
+__global__ void __launch_bounds__(kBlockTokens) sort_scatter_kernel(const int64_t* indices, const SortedTokens tables) {
+  ADAPTERX_SHARED_MEMORY(bytes);
+  const SortMemory memory(bytes, tables.num_adapters);
+  const int slot = load_slots(memory.slots, indices, tables);
+  scatter_tokens(memory.slots, slot, tables);
+}
+
+__global__ void __launch_bounds__(kBlockTokens) sort_block_kernel(const int64_t* indices, const SortedTokens tables) {
+  ADAPTERX_SHARED_MEMORY(bytes);
+  const SortMemory memory(bytes, tables.num_adapters);
+  const int slot = load_slots(memory.slots, indices, tables);
+  count_slots(memory.slots, tables);
+  __syncthreads();
+  scan_blocks(memory, tables, 1);
+  scan_slots(memory, tables);
+  __syncthreads();
+  scatter_tokens(memory.slots, slot, tables);
+}
+
+}  // namespace
+
+SortedTokens lay_out_tokens(int64_t num_tokens, int64_t num_adapters, int32_t row_tile, Arena& arena) {
+  SortedTokens tables;
+  tables.num_tokens = num_tokens;
+  tables.num_adapters = static_cast<int32_t>(num_adapters);
+  tables.row_tile = row_tile;
+  // The most that full tiles and one last tile for each slot that has tokens can be.
+  tables.max_tiles = num_tokens / row_tile + std::min(num_adapters + 1, num_tokens);
+  tables.max_ranges = num_tokens / kRangeTokens + std::min(num_adapters, num_tokens);
+  tables.tokens = arena.take<int64_t>(num_tokens);
+  tables.counts = arena.take<int32_t>(ceil_div(num_tokens, kBlockTokens) * (num_adapters + 1));
+  tables.first_token = arena.take<int32_t>(num_adapters + 2);
+  tables.first_tile = arena.take<int32_t>(num_adapters + 2);
+  tables.first_range = arena.take<int32_t>(num_adapters + 2);
+  tables.tiles = arena.take<Segment>(tables.max_tiles);
+  tables.ranges = arena.take<Segment>(tables.max_ranges);
+  return tables;
+}
+
+cudaError_t sort_tokens(const int64_t* indices, const SortedTokens& sorted, cudaStream_t stream) {
+  const bool fits = sorted.num_adapters >= 1 && sorted.num_adapters <= kMaxAdapters &&
+                    sorted.num_tokens <= kMaxTokens && sorted.max_ranges <= kMaxSortedRanges;
+  if (!fits) return cudaErrorInvalidValue;
+  if (sorted.num_tokens == 0) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>(ceil_div(sorted.num_tokens, kBlockTokens));
+  const LaunchShape over_tokens = {dim3(blocks), dim3(kBlockTokens), SortMemory::bytes(sorted.num_adapters, false)};
+  const LaunchShape one_block = {dim3(1), dim3(kBlockTokens), SortMemory::bytes(sorted.num_adapters, true)};
+  if (blocks == 1) return launch(sort_block_kernel, one_block, stream, indices, sorted);
+  cudaError_t error = launch(sort_count_kernel, over_tokens, stream, indices, sorted);
+  if (error != cudaSuccess) return error;
+  error = launch(sort_scan_kernel, one_block, stream, sorted, static_cast<int>(blocks));
+  if (error != cudaSuccess) return error;
+  return launch(sort_scatter_kernel, over_tokens, stream, indices, sorted);
+}
+
+}  // namespace adapterx::cuda
