@@ -12,9 +12,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same outcome on a machine that ha
 
 import torch
 
-OPERATORS = [
-    f"{group}bottleneck_adapter{direction}" for group in ("", "grouped_") for direction in ("", "_train", "_backward")
-]
+OPERATORS = [f"bottleneck_adapter{direction}" for direction in ("", "_train", "_backward")]
 
 
 def check_operator() -> list[str]:
