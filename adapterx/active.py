@@ -145,7 +145,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
     """Adapt each sequence of a batch by an adapter of its own inside the `with` block.
 
-    Each adapted module calls the grouped operator once for all adapters that share placement and activation, whatever
+    Each adapted module calls the operator once for all adapters that share placement and activation, whatever
     their bottleneck, scaling, biases and dropout. The result is that of running each sequence alone with
     `set_active(model, name)`; a trained copy of a module (`modules_to_save`) answers for the sequences of its adapter.
 

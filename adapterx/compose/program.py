@@ -146,7 +146,7 @@ def _steps_of(part: str | Composition, members: Mapping[str, Member], where: str
 
 
 def _group_steps(members: Mapping[str, Member], where: str, batch: MixedBatch) -> tuple[Step, ...]:
-    """Group the adapters that the batch picks by what one call of the grouped operator can serve."""
+    """Group the adapters that the batch picks by what one call of the operator can serve."""
     groups: dict[tuple, dict[str, BottleneckAdapter]] = {}
     picked = set(batch.names)
     for name, (adapter, port) in members.items():
