@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from emulator_build import ROOT, build_emulated_operators
@@ -21,7 +22,8 @@ REST = (
     "tests/ops/test_ops_transforms.py",
 )
 RUNS = {
-    "the table": ({}, (*PLAIN, *GROUPED, *REST, "tests/cuda")),
+    "the tests of a GPU": ({}, ("tests/cuda",)),
+    "the table": ({}, (*PLAIN, *GROUPED, *REST)),
     "cuBLASLt": ({"ADAPTERX_CUDA_PATH": "cublas"}, PLAIN),
     "cuBLASLt without epilogues": ({"ADAPTERX_CUDA_PATH": "cublas", "ADAPTERX_EMULATED_EPILOGUES": "0"}, PLAIN),
     "segments": ({"ADAPTERX_CUDA_PATH": "segments"}, GROUPED),
@@ -34,12 +36,24 @@ def library():
     return build_emulated_operators()
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_operators_on_emulated_cuda(run, library):
+def run_tests(library, run):
     settings, files = RUNS[run]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=0", *files]
     environment = {**os.environ, "ADAPTERX_LIBRARY": str(library), "ADAPTERX_TEST_DEVICE": "cpu", **settings}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def runs(library):
+    """Two at a time: each run is one process with one thread."""
+    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+        yield {run: pool.submit(run_tests, library, run) for run in RUNS}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_operators_on_emulated_cuda(run, runs):
+    done = runs[run].result()
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout[-2000:]
