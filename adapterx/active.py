@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from adapterx.adapters import adapters, check_known
+from adapterx.adapters import check_known
 from adapterx.compose import Composition, Pick, Stack, adapter_names_in, parse_composition
 from adapterx.compose.batch import MixedBatch
 from adapterx.compose.expression import keep_names
@@ -41,13 +41,24 @@ def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Comp
         composition = parse_composition(names)
         wanted = adapter_names_in(composition)
         check_known(model, wanted)
-        attached = adapters(model)
-        check_runnable(composition, {name: attached[name].sublayers() for name in wanted})
+        switchables = switchable_modules(model)
+        check_runnable(composition, _sublayers(switchables))
     _remember(model, composition)
-    for switchable in switchable_modules(model):
+    for switchable in switchables:
         switchable.change_route(composition=composition)
         for name, module in switchable.items():
             module.requires_grad_(name in wanted)
+
+
+def _sublayers(switchables: Sequence[SwitchableModules]) -> dict[str, dict[tuple[int, str], str]]:
+    """Return by adapter name what its ports read, by block and position, where both are known."""
+    found: dict[str, dict[tuple[int, str], str]] = {}
+    for switchable in switchables:
+        for name, (_, _, target) in switchable.places.items():
+            read = found.setdefault(name, {})
+            if target is not None and target.block is not None and target.position != "named":
+                read[target.block, target.position] = target.port.reads
+    return found
 
 
 def take_over(model: nn.Module, added: Mapping[str, Sequence[SwitchableModules]]) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from adapterx.compose import Composition, Stack, adapter_names_in
 from adapterx.errors import UnknownAdapterError, speaker, speaking_as
 from adapterx.host import Attachment, SwitchableModules, switchable_modules
+from adapterx.targets import Target
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
@@ -41,28 +42,25 @@ def adapters(model: nn.Module) -> dict[str, Attachment]:
         For each adapter its configuration, targets, rule, blocks, trained copies, and the active composition that it
         takes part in.
     """
-    found: dict[str, Attachment] = {}
+    found: dict[str, tuple[Attachment, list[Target], list[str]]] = {}
     for path, switchable in model.named_modules():
         if not isinstance(switchable, SwitchableModules):
             continue
-        base = path.rpartition(".")[0]
+        base, composition = path.rpartition(".")[0], switchable.route.composition
+        active = adapter_names_in(composition)
         for name, place in switchable.places.items():
-            composition = switchable.route.composition
-            entry = found.setdefault(
-                name,
-                replace(
-                    place.attachment,
-                    targets=(),
-                    modules_to_save=(),
-                    composition=composition if name in adapter_names_in(composition) else None,
-                ),
-            )
+            if name not in found:
+                attachment = replace(place.attachment, composition=composition if name in active else None)
+                found[name] = (attachment, [], [])
+            _, targets, copies = found[name]
             if place.target is None:
-                found[name] = replace(entry, modules_to_save=(*entry.modules_to_save, base))
+                copies.append(base)
             else:
-                old, new = _prefixes(place.module, base)
-                found[name] = replace(entry, targets=(*entry.targets, place.target.renamed(old, new)))
-    return found
+                targets.append(place.target.renamed(*_prefixes(place.module, base)))
+    return {
+        name: replace(attachment, targets=tuple(targets), modules_to_save=tuple(copies))
+        for name, (attachment, targets, copies) in found.items()
+    }
 
 
 def _prefixes(name: str, path: str) -> tuple[str, str]:

@@ -48,14 +48,6 @@ class Attachment:
         """Indices of the blocks that hold adapted modules."""
         return tuple(sorted({target.block for target in self.targets} - {None}))
 
-    def sublayers(self) -> dict[tuple[int, str], str]:
-        """Return what the adapter's ports read, by block and position, where both are known."""
-        return {
-            (target.block, target.position): target.port.reads
-            for target in self.targets
-            if target.block is not None and target.position != "named"
-        }
-
     def __str__(self) -> str:
         lines = [f"adapter {self.name!r} on {len(self.targets)} modules, chosen by {self.rule}"]
         for target in self.targets:
@@ -180,11 +172,11 @@ class AdapterSet(SwitchableModules):
         capture = Capture(source, f"adapter {name!r} of {self.where}")
         self.captures[name] = capture
         self.capture_handles[name] = module.register_forward_pre_hook(capture.store, with_kwargs=True)
-        self.change_route()
 
     def _build(self, route: Route) -> Route:
         members = {name: Member(self[name], place.target.port) for name, place in self.places.items()}
-        steps = build_steps(route.in_effect()[0], members, self.where, route.in_effect()[1])
+        composition, batch = route.in_effect()
+        steps = build_steps(composition, members, self.where, batch)
         wanted = set(readers(steps))
         for name, capture in self.captures.items():
             capture.wanted = name in wanted
