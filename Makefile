@@ -9,7 +9,7 @@ RESULTS ?= runs/gpu-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test emulate cuda-check gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
+.PHONY: help install demo test torture emulate cuda-check gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -31,6 +31,9 @@ demo: install  ## train on real data, compare, export, verify (about ten minutes
 
 test: install  ## run the whole test suite
 	$(VENV)/bin/python -m pytest
+
+torture: install  ## the long campaigns: kills, full disks, damaged and contested folders (about an hour)
+	$(VENV)/bin/python -m pytest tests/torture -o python_files='torture_*.py'
 
 emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about five minutes)
 	$(VENV)/bin/python -m pytest tests/kernels/test_emulator*.py

@@ -39,8 +39,25 @@ def speaker() -> str:
     return _SPEAKER.get() or "adapterx"
 
 
+_LONGEST = 2000  # characters of a message
+
+
 class AdapterxError(Exception):
-    """Root of the errors that adapterx defines itself."""
+    """Root of the errors that adapterx defines itself.
+
+    A message may quote what a stranger's file holds, so its middle is left out where it would fill the screen.
+    """
+
+    def __init__(self, message: object = "", *args: object) -> None:
+        super().__init__(_shortened(message) if isinstance(message, str) else message, *args)
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= _LONGEST:
+        return message
+    end = _LONGEST // 4
+    left_out = len(message) - _LONGEST
+    return f"{message[: _LONGEST - end]} [... {left_out:,} characters ...] {message[-end:]}"
 
 
 class ConfigError(AdapterxError, ValueError):

@@ -1,9 +1,12 @@
 """JSON documents: read strictly, and what they tell of the package and the model that files come from."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import nn
 from adapterx.errors import CheckpointError, speaker
 
 MAX_DOCUMENT_BYTES = 16 * 2**20  # a thousand times what a large model's adapters need
+HASH = "document_sha256"  # key of the hash of all other keys
 
 try:
     PACKAGE_VERSION = importlib.metadata.version("adapterx")
@@ -25,17 +29,72 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read or is no such object.
     """
+    return parse_json(read_file(path, MAX_DOCUMENT_BYTES), str(path))
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes; a pipe or a device is refused, not waited for.
+
+    Raises:
+        CheckpointError: it cannot be read, is of another kind, or larger.
+    """
     with named_errors(path):
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise CheckpointError(f"{speaker()}: {path} must not exceed {MAX_DOCUMENT_BYTES} bytes")
-        raw = path.read_bytes()
+        # Without O_NONBLOCK the opening itself would wait for somebody who writes into a named pipe.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise CheckpointError(f"{speaker()}: {path} must be a regular file")
+            content = file.read(limit + 1) if found.st_size <= limit else None
+    if content is None or len(content) > limit:
+        raise CheckpointError(f"{speaker()}: {path} must not exceed {limit} bytes")
+    return content
+
+
+def parse_json(content: bytes | str, source: str) -> dict[str, Any]:
+    """Return the JSON object that `content` holds; `source` names it in messages. Errors as in `read_json`."""
     try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{speaker()}: {path} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{speaker()}: {source} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
-        raise CheckpointError(f"{speaker()}: {path} must hold a JSON object, got {type(document).__name__}")
+        raise CheckpointError(f"{speaker()}: {source} must hold a JSON object, got {type(document).__name__}")
     return document
+
+
+def hashed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document with the SHA-256 of its other keys under `document_sha256`.
+
+    The hash is that of the values, however they are laid out in the file.
+
+    Raises:
+        TypeError: a value is none that JSON can hold.
+        ValueError: a number is not finite.
+    """
+    return {**document, HASH: _hash_of(document)}
+
+
+def check_hash(document: Mapping[str, Any], source: str) -> None:
+    """Refuse a document of which `hashed` made something else.
+
+    Raises:
+        CheckpointError: it has no hash, or a value was changed since.
+    """
+    found = document.get(HASH)
+    if found is None:
+        raise CheckpointError(f"{speaker()}: {source} must hold {HASH!r}; it was changed since it was written")
+    if found != _hash_of(document):
+        raise CheckpointError(
+            f"{speaker()}: {source} is damaged or was changed since it was written: the hash of its values is not the "
+            f"one under {HASH!r}"
+        )
+
+
+def _hash_of(document: Mapping[str, Any]) -> str:
+    values = {key: value for key, value in document.items() if key != HASH}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager

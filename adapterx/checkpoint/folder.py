@@ -49,7 +49,7 @@ def write_temporary(folder: Path, stem: str, content: bytes) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, _ordinary_mode())  # mkstemp makes files that only their owner can read
+        os.chmod(name, ordinary_mode())  # mkstemp makes files that only their owner can read
     except BaseException:
         os.unlink(name)
         raise
@@ -82,7 +82,7 @@ def move_into_place(moves: Sequence[tuple[Path, Path]]) -> None:
         OSError: a file cannot be flushed or renamed; those that come later in the order are then where they were.
     """
     for source, _ in moves:
-        os.chmod(source, _ordinary_mode())  # some libraries write files that only their owner can read
+        os.chmod(source, ordinary_mode())  # some libraries write files that only their owner can read
         with source.open("rb") as file:
             os.fsync(file.fileno())
     for source, target in moves:
@@ -101,7 +101,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _ordinary_mode() -> int:
+def ordinary_mode() -> int:
+    """Return the permissions of an ordinary new file."""
     mask = os.umask(0o022)
     os.umask(mask)
     return 0o666 & ~mask
