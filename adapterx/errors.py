@@ -48,8 +48,8 @@ class AdapterxError(Exception):
     A message may quote what a stranger's file holds, so its middle is left out where it would fill the screen.
     """
 
-    def __init__(self, message: object = "", *args: object) -> None:
-        super().__init__(_shortened(message) if isinstance(message, str) else message, *args)
+    def __str__(self) -> str:
+        return _shortened(super().__str__())
 
 
 def _shortened(message: str) -> str:
@@ -72,7 +72,7 @@ class UnknownAdapterError(AdapterxError, KeyError):
     """No adapter of that name is attached."""
 
     def __str__(self) -> str:  # KeyError would print the message in quotes
-        return Exception.__str__(self)
+        return _shortened(Exception.__str__(self))
 
 
 class CheckpointError(AdapterxError, ValueError):

@@ -1,6 +1,5 @@
 """Write to a file that the user named, which may be a link, a pipe or a device, as a shell's `>` would."""
 
-import errno
 import os
 import re
 import shutil
@@ -67,8 +66,7 @@ def _opened_output(path: Path) -> Iterator[BinaryIO | None]:
         yield None
         return
     if stat.S_ISREG(found.st_mode):
-        if not os.access(path, os.W_OK):  # a rename would not ask
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        os.close(os.open(path, os.O_WRONLY))  # an error where it is read-only: a rename would not ask
         yield None
         return
     with path.open("wb") as file:

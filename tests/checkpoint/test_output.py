@@ -122,7 +122,12 @@ def test_what_cannot_be_written_is_an_error_and_leaves_nothing(write, tmp_path):
 def test_a_read_only_file_is_not_replaced(tmp_path, monkeypatch):
     path = tmp_path / "read-only"
     path.write_bytes(b"kept")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everything
+
+    def refuse(path, flags, *mode, **keywords):  # root may write everything
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(PermissionError):
         write_output(path, b"text")
+    monkeypatch.undo()
     assert path.read_bytes() == b"kept"
