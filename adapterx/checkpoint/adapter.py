@@ -12,7 +12,7 @@ from adapterx.adapters import active_adapters, adapter_names, adapters, check_kn
 from adapterx.attachment import Plan, check_dtype, check_name, plan_attachment
 from adapterx.checkpoint.document import describe_base
 from adapterx.checkpoint.fitting import check_fit, copy_into
-from adapterx.checkpoint.pair import read_pair, write_pair
+from adapterx.checkpoint.pair import read_pair, stored_metadata, write_pair
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
     CheckpointError,
@@ -35,7 +35,7 @@ def save_adapter(
         model: the module that was given to `attach` (names in the files are relative to it).
         folder: made if it is not there.
         name: which adapter; None takes the only one, or the only active one.
-        metadata: further values for the JSON file, under `"metadata"`.
+        metadata: further values for the JSON file, under `"metadata"`: what JSON can hold, less than 16 MiB.
 
     Raises:
         UnknownAdapterError: the adapter is not attached, or None does not say which one.
@@ -53,7 +53,7 @@ def save_adapter(
             target.module: {key: getattr(target, key) for key in ("position", "input_size", "hidden_size")}
             for target in attachment.targets
         },
-        "metadata": dict(metadata or {}),
+        "metadata": stored_metadata(metadata),
     }
     write_pair(folder, "adapter", dict(_adapter_tensors(model, name)), document)
 
@@ -125,12 +125,15 @@ def restore_adapter(model: nn.Module, folder: str | Path, name: str | None = Non
     copy_into(*fitting_tensors(model, folder, _resolve_name(model, name)))
 
 
-def fitting_tensors(model: nn.Module, folder: str | Path, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def fitting_tensors(
+    model: nn.Module, folder: str | Path, name: str, *, sha256: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors of an attached adapter and those saved in the folder, which fit; errors as `restore_adapter`.
 
     Together with `copy_into` this is `restore_adapter`, in two steps for those who restore several things or nothing.
+    `sha256` is that of `read_pair`.
     """
-    document, tensors = read_pair(folder, "adapter")
+    document, tensors = read_pair(folder, "adapter", sha256=sha256)
     config, _, _ = _parse(document, folder)
     own = adapters(model)[name].config
     if config != own:

@@ -4,18 +4,21 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import nn
 
 from adapterx.errors import CheckpointError, speaker
 
 MAX_DOCUMENT_BYTES = 16 * 2**20  # a thousand times what a large model's adapters need
+MAX_DEPTH = 100  # of objects and lists in each other; Python's own limits depend on who calls
 HASH = "document_sha256"  # key of the hash of all other keys
+FORMAT_VERSION = 2  # 1 is that of adapterx 0.1.0, whose documents have no hash
 
 try:
     PACKAGE_VERSION = importlib.metadata.version("adapterx")
@@ -38,29 +41,81 @@ def read_file(path: Path, limit: int) -> bytes:
     Raises:
         CheckpointError: it cannot be read, is of another kind, or larger.
     """
-    with named_errors(path):
-        # Without O_NONBLOCK the opening itself would wait for somebody who writes into a named pipe.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise CheckpointError(f"{speaker()}: {path} must be a regular file")
-            content = file.read(limit + 1) if found.st_size <= limit else None
+    with open_regular(path) as file:
+        content = file.read() if os.fstat(file.fileno()).st_size <= limit else None
     if content is None or len(content) > limit:
         raise CheckpointError(f"{speaker()}: {path} must not exceed {limit} bytes")
     return content
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading. Errors as in `read_file`, also of what is read inside the block."""
+    with named_errors(path):
+        # Without O_NONBLOCK the opening itself would wait for somebody who writes into a named pipe.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CheckpointError(f"{speaker()}: {path} must be a regular file")
+            yield file
+
+
 def parse_json(content: bytes | str, source: str) -> dict[str, Any]:
     """Return the JSON object that `content` holds; `source` names it in messages. Errors as in `read_json`."""
     try:
-        text = content.decode("utf-8") if isinstance(content, bytes) else content
-        document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        document = _parsed(content.decode("utf-8") if isinstance(content, bytes) else content)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{speaker()}: {source} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{speaker()}: {source} must hold a JSON object, got {type(document).__name__}")
     return document
+
+
+def json_document(values: Mapping[str, Any], source: str) -> bytes:
+    """Return the content of a file with these values and their hash, which `read_json` and `check_version` will take.
+
+    What JSON has no types for becomes what it has: tuples become lists, keys that are numbers become text.
+
+    Args:
+        values: what users added stands under `"metadata"`; messages name it.
+        source: the file's name, for messages.
+
+    Raises:
+        CheckpointError: a value cannot be held, or a reader would refuse the file.
+    """
+    try:
+        # Written and read back once before it is hashed, so that the hash is of what a reader finds.
+        document = hashed({**_parsed(json.dumps(values, allow_nan=False)), "format_version": FORMAT_VERSION})
+        content = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{speaker()}: metadata must be values that JSON can hold ({error})") from error
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise CheckpointError(
+            f"{speaker()}: metadata must be small enough for {source} not to exceed {MAX_DOCUMENT_BYTES} bytes, it "
+            f"would have {len(content)}"
+        )
+    return content
+
+
+def check_version(document: Mapping[str, Any], source: str) -> None:
+    """Refuse a document that neither `json_document` wrote, or that was changed since, nor adapterx 0.1.0.
+
+    Raises:
+        CheckpointError: the format version is another, the hash is not that of the values, or the document is of
+            version 1 and has what only later ones have.
+    """
+    version = document.get("format_version")
+    if type(version) is not int or version not in (1, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{speaker()}: format_version of {source} must be 1 or {FORMAT_VERSION}, got {version!r}; "
+            + ("adapterx did not write this file" if version is None else "a newer adapterx may have written it")
+        )
+    if version == FORMAT_VERSION:
+        check_hash(document, source)
+    elif later := sorted({HASH, "format"} & document.keys()):
+        raise CheckpointError(
+            f"{speaker()}: {source} was changed since it was written: version 1 must have no {' and no '.join(later)}"
+        )
 
 
 def hashed(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +180,21 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def _parsed(text: str) -> Any:
+    document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
+    level = [document] if isinstance(document, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return document
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
@@ -134,3 +204,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is larger than any number that can be held")
+    return number

@@ -29,7 +29,7 @@ def format_of(folder: str | Path) -> str | None:
         CheckpointError: the document cannot be read, or its marks contradict each other.
     """
     path = Path(folder) / "adapter_config.json"
-    return recognise(read_json(path), path) if path.is_file() else None
+    return recognise(read_json(path), path) if path.exists() else None
 
 
 def recognise(document: dict[str, Any], path: Path) -> str | None:

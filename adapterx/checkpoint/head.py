@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterx.checkpoint.fitting import check_fit, copy_into
-from adapterx.checkpoint.pair import read_pair, write_pair
+from adapterx.checkpoint.pair import read_pair, stored_metadata, write_pair
 from adapterx.errors import CheckpointError, ConfigError, speaker, speaking_as
 from adapterx.heads import ClassificationHead, SequenceClassifier
 
@@ -18,12 +18,12 @@ def save_head(classifier: SequenceClassifier, folder: str | Path, *, metadata: M
     Args:
         classifier: its head is written, its base model is not.
         folder: made if it is not there; an adapter may stand in the same one.
-        metadata: further values for the JSON file, under `"metadata"`.
+        metadata: further values for the JSON file, under `"metadata"`: what JSON can hold, less than 16 MiB.
 
     Raises:
         CheckpointError: the folder cannot be written, or the metadata cannot be stored.
     """
-    document = {**classifier.head.to_dict(), "metadata": dict(metadata or {})}
+    document = {**classifier.head.to_dict(), "metadata": stored_metadata(metadata)}
     write_pair(folder, "head", classifier.head.state_dict(), document)
 
 

@@ -1,14 +1,16 @@
 """Whatever a model trains, adapters or not, as one checkpoint of a training run; the frozen rest is never written."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from adapterx.adapters import active_adapters, adapter_parameters
 from adapterx.checkpoint.adapter import fitting_tensors, save_adapter
 from adapterx.checkpoint.fitting import check_fit, copy_into
-from adapterx.checkpoint.pair import read_pair, write_pair
-from adapterx.errors import speaking_as
+from adapterx.checkpoint.pair import pair_files, read_document, read_pair, write_pair, writing
+from adapterx.checkpoint.settled import settled
+from adapterx.errors import CheckpointError, speaker, speaking_as
 from adapterx.heads import SequenceClassifier
 
 
@@ -28,8 +30,9 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 def save_trained(model: nn.Module, folder: Path) -> None:
     """Write the active adapters (as `save_adapter` does) and, as `trainable_*`, whatever else is trained.
 
-    Each of these pairs of files is written whole, but they are several: `adapterx.checkpoint.folder.seal` vouches that
-    they belong together.
+    Each of these pairs of files is written whole, but they are several. `trainable_config.json` comes last and records
+    which adapters belong to it, so that a mixture is refused; who must not lose what stood there before writes to a new
+    folder and seals it (`adapterx.checkpoint.folder.seal`).
 
     Args:
         model: a `SequenceClassifier`, or any model that was given to `attach`.
@@ -38,9 +41,13 @@ def save_trained(model: nn.Module, folder: Path) -> None:
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    for name, place in _adapter_folders(model, folder).items():
-        save_adapter(_adapted(model), place, name)
-    write_pair(folder, "trainable", _other_state(model), {})
+    folder = Path(folder)
+    places = _adapter_folders(model, folder)
+    with writing(folder):
+        for name, place in places.items():
+            save_adapter(_adapted(model), place, name)
+        hashes = {_key(place, folder): read_document(place, "adapter")["sha256"] for place in places.values()}
+        write_pair(folder, "trainable", _other_state(model), {"adapters": hashes})
 
 
 @speaking_as("restore_trained")
@@ -54,11 +61,22 @@ def restore_trained(model: nn.Module, folder: Path) -> None:
     Raises:
         CheckpointError: a file is missing or damaged, or does not fit what the model trains; it is then as it was.
     """
-    _, saved = read_pair(folder, "trainable")
-    own = _other_state(model)
-    check_fit(own, saved, folder)
-    pairs = [fitting_tensors(_adapted(model), place, name) for name, place in _adapter_folders(model, folder).items()]
-    for mine, stored in [*pairs, (own, saved)]:
+    folder = Path(folder)
+    places, own = _adapter_folders(model, folder), _other_state(model)
+
+    def read() -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        document, saved = read_pair(folder, "trainable")
+        check_fit(own, saved, folder)
+        hashes = _adapter_hashes(document, places, folder)
+        adapted = _adapted(model)
+        pairs = [fitting_tensors(adapted, place, name, sha256=hashes[name]) for name, place in places.items()]
+        return [*pairs, (own, saved)]
+
+    def watched() -> list[Path]:
+        adapter_files = [path for place in places.values() for path in pair_files(place, "adapter")]
+        return [*pair_files(folder, "trainable"), *adapter_files]
+
+    for mine, stored in settled(read, watched):
         copy_into(mine, stored)
 
 
@@ -77,3 +95,21 @@ def _other_state(model: nn.Module) -> dict[str, Tensor]:
 def _adapter_folders(model: nn.Module, folder: Path) -> dict[str, Path]:
     names = active_adapters(_adapted(model))
     return {name: folder if len(names) == 1 else folder / name for name in names}
+
+
+def _adapter_hashes(document: dict[str, Any], places: dict[str, Path], folder: Path) -> dict[str, str | None]:
+    """Return by name the hashes of the adapters that were saved together with what the document is about."""
+    if document["format_version"] == 1:  # of adapterx 0.1.0, which recorded none
+        return dict.fromkeys(places)
+    hashes, keys = document.get("adapters"), {name: _key(place, folder) for name, place in places.items()}
+    if not isinstance(hashes, dict) or hashes.keys() != set(keys.values()):
+        found = sorted(hashes) if isinstance(hashes, dict) else hashes
+        raise CheckpointError(
+            f"{speaker()}: {folder} does not fit the model: it holds adapters in {found} instead of "
+            f"{sorted(keys.values())}"
+        )
+    return {name: hashes[key] for name, key in keys.items()}
+
+
+def _key(place: Path, folder: Path) -> str:
+    return place.relative_to(folder).as_posix()

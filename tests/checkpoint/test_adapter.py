@@ -76,7 +76,7 @@ def test_files_and_their_contents(tmp_path):
     save_adapter(model, tmp_path, metadata={"accuracy": 0.5})
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
     document = json.loads((tmp_path / CONFIG).read_text())
-    assert document["format_version"] == 1
+    assert document["format_version"] == 2
     assert document["name"] == "mine"
     assert AdapterConfig.from_dict(document["config"]) == AdapterConfig(bottleneck_dim=4)
     assert document["adapterx_version"] == adapterx.__version__

@@ -67,7 +67,7 @@ def test_listing_and_tensors_must_agree(saved):
         ("{", "is not valid JSON"),
         ("[]", "must hold a JSON object, got list"),
         ("null", "must hold a JSON object, got NoneType"),
-        ("{}", "format_version of .* must be 1, got None"),
+        ("{}", "format_version of .* must be 1 or 2, got None"),
         ('{"format_version": 1}', "must hold 'sha256' and 'tensors'"),
         ('{"format_version": 1, "format_version": 1}', "an object repeats a key"),
         ('{"format_version": NaN}', "NaN is not a JSON number"),
@@ -84,9 +84,9 @@ def test_bad_json(saved, text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format_version of .* must be 1, got 2; a newer adapterx may have written it"),
-        ({"format_version": True}, "must be 1, got True"),
-        ({"format_version": "1"}, "must be 1, got '1'"),
+        ({"format_version": 3}, "format_version of .* must be 1 or 2, got 3; a newer adapterx may have written it"),
+        ({"format_version": True}, "must be 1 or 2, got True"),
+        ({"format_version": "1"}, "must be 1 or 2, got '1'"),
         ({"sha256": "0" * 63}, "must hold 'sha256'"),
         ({"sha256": "../../x" + "0" * 57}, "must hold 'sha256'"),
         ({"sha256": "0" * 64}, "damaged or belongs to another"),
@@ -113,7 +113,7 @@ def test_missing_files(saved, tmp_path):
     assert_refused(saved, "adapter_model.safetensors does not exist")
     (saved / CONFIG).unlink()
     (saved / CONFIG).mkdir()
-    assert_refused(saved, "adapter_config.json does not exist")
+    assert_refused(saved, "cannot read .*adapter_config.json: Is a directory")
 
 
 class Evil:

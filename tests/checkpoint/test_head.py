@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from saved_adapters import state_of
+from saved_adapters import edit, state_of
 from tiny_models import build
 
 import adapterx
@@ -35,9 +35,8 @@ def test_heads_that_do_not_fit(tmp_path):
     with pytest.raises(CheckpointError, match="num_labels 3 instead of 2, pooling 'mean' instead of 'cls'"):
         restore_head(other, tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(other.head).items())
-    document = json.loads((tmp_path / "head_config.json").read_text())
     for changes, message in (({"num_labels": -1}, "does not describe a head"), ({"num_labels": 4}, "wrong shapes")):
-        (tmp_path / "head_config.json").write_text(json.dumps(document | changes))
+        edit(tmp_path, "head_config.json", **changes)
         with pytest.raises(CheckpointError, match=message):
             load_head(tmp_path)
     (tmp_path / "head_model.safetensors").unlink()

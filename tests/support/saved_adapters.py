@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save
 from tiny_models import plain_model
 
 from adapterx import AdapterConfig, CheckpointError, adapter_parameters, attach, load_adapter
+from adapterx.checkpoint.document import HASH, hashed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PLAIN = AdapterConfig(bottleneck_dim=2, positions=("feed_forward",), modules_to_save=("classifier",), scaling="learned")
@@ -47,11 +48,16 @@ def assert_refused(folder, message, *, model=None, error=CheckpointError):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def edit(folder, **changes):
-    """Change values of the JSON file; None removes one."""
-    path = folder / CONFIG
-    document = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
+def edit(folder, file=CONFIG, /, **changes):
+    """Change values of a JSON file as a forger would, who makes its hash anew; None removes one."""
+    path = folder / file
+    document = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
+    path.write_text(json.dumps(hashed(document) if HASH in document and HASH not in changes else document))
+
+
+def to_version_1(folder, file=CONFIG):
+    """Turn a JSON file into what adapterx 0.1.0 would have written."""
+    edit(folder, file, format=None, format_version=1, document_sha256=None)
 
 
 def rewrite(folder, change):
