@@ -11,7 +11,6 @@ pair (`pair.py`), the model of an ONNX export, the record of a run, the seal of 
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from adapterx.checkpoint.document import check_version, json_document, named_errors, open_regular, read_json
 from adapterx.errors import CheckpointError, speaker, speaking_as
 
 SEAL = "complete.json"
@@ -109,36 +110,39 @@ def ordinary_mode() -> int:
 
 
 def seal(folder: Path) -> None:
-    """Vouch for everything that stands in the folder now, whoever wrote it.
+    """Vouch for the files that stand in the folder now, whoever wrote them.
 
-    Writes `complete.json` with the size in bytes and the SHA-256 of every other file, subfolders included. A process
-    killed before that leaves a folder that is recognised as incomplete.
+    Writes `complete.json` with the size in bytes and the SHA-256 of each, subfolders included, and a hash of its own
+    values. Files that begin with a dot, and those of file managers, are nobody's and left out. A process killed before
+    that leaves a folder that is recognised as incomplete.
     """
-    files = {str(path.relative_to(folder)): _digest(path, flush=True) for path in _contents(folder)}
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    files = {path.relative_to(folder).as_posix(): path for path in found if not _is_nobodys(path.name)}
+    digests = {name: _flushed_digest(path) for name, path in files.items()}
     for place in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
         sync_folder(place)
-    write_atomically(folder / SEAL, json.dumps({"format_version": 1, "files": files}, indent=1).encode())
+    write_atomically(folder / SEAL, json_document({"files": digests}, SEAL))
 
 
 @speaking_as("verify_seal")
 def verify_seal(folder: Path) -> None:
-    """Check that a sealed folder is whole.
+    """Check that a sealed folder is whole; files that were added since are no business of the seal.
 
     Raises:
-        CheckpointError: it has no seal, or a file is missing, was added since, or holds other bytes.
+        CheckpointError: it has no seal, or a file is missing, or holds other bytes.
     """
-    if reason := _why_not_whole(folder):
-        raise CheckpointError(f"{speaker()}: {reason}")
+    _check_seal(folder)
 
 
 def newest_complete(run_folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest whole checkpoint (None if there is none) and the reasons why newer ones were skipped."""
     skipped = []
     for folder in checkpoint_folders(run_folder):
-        reason = _why_not_whole(folder)
-        if reason is None:
+        try:
+            _check_seal(folder)
             return folder, skipped
-        skipped.append(reason)
+        except CheckpointError as error:
+            skipped.append(str(error).removeprefix(f"{speaker()}: "))
     return None, skipped
 
 
@@ -156,37 +160,50 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _why_not_whole(folder: Path) -> str | None:
-    try:
-        files = json.loads((folder / SEAL).read_bytes())["files"]
-    except FileNotFoundError:
-        return f"{folder} is incomplete: it has no {SEAL}, so its writing was cut short"
-    except (OSError, ValueError, KeyError, TypeError):
-        files = None
-    if not isinstance(files, dict):
-        return f"{folder / SEAL} is damaged"
-    present = {str(path.relative_to(folder)) for path in _contents(folder)}
-    if present != set(files):
-        return f"{folder} does not hold the files it was sealed with: {sorted(present ^ set(files))}"
-    for name, expected in files.items():
-        try:
-            whole = _digest(folder / name) == expected
-        except OSError as error:
-            return f"{folder / name} cannot be read: {error.strerror or error}"
-        if not whole:
-            return f"{folder / name} is damaged: its bytes are not those that were saved"
-    return None
+def _check_seal(folder: Path) -> None:
+    with named_errors(folder):
+        if not (folder / SEAL).exists():
+            raise CheckpointError(
+                f"{speaker()}: {folder} is incomplete: it has no {SEAL}, so its writing was cut short"
+            )
+    for name, digest in _sealed(folder / SEAL).items():
+        path = folder / name
+        with named_errors(path), open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size != digest["bytes"] or _digest(file) != digest:
+                raise CheckpointError(f"{speaker()}: {path} is damaged: its bytes are not those that were saved")
 
 
-def _contents(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+def _sealed(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what a seal says of each file."""
+    document = read_json(path)
+    check_version(document, str(path))
+    files = document.get("files")
+    if not isinstance(files, dict) or not files or not all(map(_is_entry, files, files.values())):
+        raise CheckpointError(f"{speaker()}: {path} must list files inside its folder with their bytes and sha256")
+    return {name: digest for name, digest in files.items() if not _is_nobodys(name)}
 
 
-def _digest(path: Path, *, flush: bool = False) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        if flush:  # the seal must not reach the disk before what it vouches for
-            os.fsync(file.fileno())
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+def _is_entry(name: str, digest: Any) -> bool:
+    inside = "\0" not in name and not {"", ".", ".."} & set(
+        name.split("/")
+    )  # an absolute path begins with an empty part
+    return inside and isinstance(digest, dict) and digest.keys() == {"bytes", "sha256"}
+
+
+def _flushed_digest(path: Path) -> dict[str, int | str]:
+    with open_regular(path) as file:
+        os.fsync(file.fileno())  # the seal must not reach the disk before what it vouches for
+        return _digest(file)
+
+
+def _digest(file: BinaryIO) -> dict[str, int | str]:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def _is_nobodys(name: str) -> bool:
+    """Return whether a file, by its name or path, is one of those that come and go in any folder."""
+    name = name.rpartition("/")[2]
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini")

@@ -1,9 +1,9 @@
 """Tensors and a JSON document as one pair of files that is replaced in one step and checked when it is read.
 
-The pair is `<stem>_config.json` and `<stem>_model.safetensors`; the document holds the SHA-256 of the tensors' file, and
-that of its own values. Two files cannot be renamed at once, so the new tensors wait beside the old ones under a name
-made of their hash until the new document is in place: that rename is the moment of change, and a reader who finds it
-looks for either name. A process killed at any moment therefore leaves the old pair or the new one.
+The pair is `<stem>_config.json` and `<stem>_model.safetensors`; the document holds the SHA-256 of the tensors' file and
+of its own values. Two files cannot be renamed at once, so the new tensors wait beside the old ones under a name made of
+their hash until the new document is in place: that rename is the moment of change, and a reader who finds it looks for
+either name. A process killed at any moment therefore leaves the old pair or the new one.
 
 Writers hold the lock of the folder, so the unfinished files that they find are those of dead processes. Readers hold
 none, and begin again when the pair was replaced under their eyes.

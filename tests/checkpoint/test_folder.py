@@ -1,14 +1,17 @@
 """The one guarantee of everything that is written: what stood there before, or all of what was to stand there."""
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import stat
 
 import pytest
+import recorded
 import torch
 from crash_points import moments
-from saved_adapters import adapted_plain
+from saved_adapters import adapted_plain, edit
 
 from adapterx import CheckpointError, save_adapter
 from adapterx.checkpoint.folder import (
@@ -136,15 +139,42 @@ def test_a_sealed_folder_is_whole_and_an_unsealed_one_is_not(place, tmp_path):
     assert not folder.exists()
 
 
+NOTHING = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+
+
+def replace(path, make):
+    path.unlink()
+    make(path)
+
+
+def forge(folder, **changes):
+    edit(folder, SEAL, **changes)
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda folder: (folder / SEAL).write_text("{"), "complete.json is damaged"),
-        (lambda folder: (folder / SEAL).write_text("[]"), "complete.json is damaged"),
-        (lambda folder: (folder / SEAL).write_text('{"files": ["optimizer.pt"]}'), "complete.json is damaged"),
+        (lambda folder: (folder / SEAL).write_text("{"), "complete.json is not valid JSON"),
+        (lambda folder: (folder / SEAL).write_text("[]"), "complete.json must hold a JSON object"),
+        (lambda folder: forge(folder, files=["optimizer.pt"]), "complete.json must list files"),
         (lambda folder: (folder / "second/adapter.bin").write_bytes(b"Weights"), "adapter.bin is damaged"),
-        (lambda folder: (folder / "second/adapter.bin").unlink(), r"does not hold the files .*adapter\.bin"),
-        (lambda folder: (folder / "more").write_text(""), r"does not hold the files .*\['more'\]"),
+        (lambda folder: (folder / "second/adapter.bin").unlink(), r"cannot read .*adapter\.bin: No such file"),
+        (lambda folder: (folder / "second/adapter.bin").write_bytes(b"weights and more"), "adapter.bin is damaged"),
+        (lambda folder: replace(folder / "optimizer.pt", os.mkfifo), r"optimizer\.pt must be a regular file"),
+        (lambda folder: replace(folder / "optimizer.pt", os.mkdir), r"optimizer\.pt: Is a directory"),
+        (lambda folder: replace(folder / SEAL, os.mkfifo), r"complete\.json must be a regular file"),
+        (lambda folder: (folder / SEAL).write_bytes(b"[" * 10**6), "complete.json is not valid JSON"),
+        (lambda folder: (folder / SEAL).write_bytes(b'{"files": "\xe9"}'), "complete.json is not valid JSON"),
+        (lambda folder: forge(folder, format_version=3), "format_version of .* must be 1 or 2, got 3"),
+        (lambda folder: forge(folder, format_version=1), "version 1 must have no document_sha256"),
+        (lambda folder: forge(folder, document_sha256="0" * 64), "is damaged or was changed"),
+        (lambda folder: forge(folder, files={}), "complete.json must list files"),
+        (lambda folder: forge(folder, files={"optimizer.pt": 5}), "complete.json must list files"),
+        (lambda folder: forge(folder, files={"optimizer.pt": {"bytes": 1}}), "complete.json must list files"),
+        *(
+            (lambda folder, name=name: forge(folder, files={name: NOTHING}), "complete.json must list files")
+            for name in ("../../etc/passwd", "/etc/passwd", "second/../optimizer.pt", "..", "", "second/", "a\0b")
+        ),
     ],
 )
 def test_damage_is_found_and_an_older_checkpoint_is_taken(spoil, reason, place):
@@ -158,6 +188,50 @@ def test_damage_is_found_and_an_older_checkpoint_is_taken(spoil, reason, place):
     assert newest == place / "checkpoint-3"
     assert len(skipped) == 1
     assert "verify_seal" not in skipped[0]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".DS_Store", "Thumbs.db", "second/more.bin", "third/new/file"])
+def test_strangers_may_come_and_change_and_go(name, place):
+    """A callback that writes in `on_save`, a file manager that was here: the seal vouches for what was sealed."""
+    folder = step(place, 3)
+    seal(folder)
+    stranger = folder / name
+    stranger.parent.mkdir(parents=True, exist_ok=True)
+    for content in ("one", "another", None):
+        stranger.write_text(content) if content else stranger.unlink()
+        assert newest_complete(place) == (folder, [])
+    os.mkfifo(stranger)
+    verify_seal(folder)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "second/.nfs0001", "Thumbs.db", "desktop.ini"])
+def test_what_a_file_manager_keeps_is_not_sealed(name, place):
+    folder = step(place, 3)
+    (folder / name).write_text("before")
+    seal(folder)
+    (folder / name).write_text("after")
+    verify_seal(folder)
+
+
+def test_a_seal_of_0_1_0(place):
+    folder = shutil.copytree(recorded.FIXTURES / "0.1.0" / "checkpoint-7", place / "checkpoint-7")
+    (folder / "notes.txt").write_text("of a callback")
+    assert newest_complete(place) == (folder, [])
+    (folder / "trainable_model.safetensors").unlink()
+    assert newest_complete(place)[0] is None
+
+
+def test_every_flipped_bit_of_a_seal_is_noticed(place):
+    seal(step(place, 3))
+    path = place / "checkpoint-3" / SEAL
+    whole = path.read_bytes()
+    meaning = json.loads(whole)
+    for position in range(len(whole)):  # all eight bits of each: tests/torture
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        if newest_complete(place)[0] is not None:
+            assert json.loads(changed) == meaning
 
 
 def test_what_the_seal_says(place):

@@ -142,6 +142,33 @@ def test_best_model_is_loaded_at_the_end(tmp_path):
     assert not same(seen[12], state_of(model))
 
 
+class Diary(TrainerCallback):
+    """Writes into the checkpoint in `on_save`, as many do, and goes on writing into the older ones."""
+
+    def on_save(self, args, state, control, **kwargs):
+        for folder in Path(args.output_dir).glob("checkpoint-*"):
+            with (folder / "diary.txt").open("a") as file:
+                file.write(f"step {state.global_step}\n")
+            (folder / ".DS_Store").write_text(f"{state.global_step}")
+            (folder / "tokenizer").mkdir(exist_ok=True)
+            (folder / "tokenizer" / "vocab.txt").write_text("a\nb\n")
+
+
+def test_callbacks_may_write_into_checkpoints(tmp_path):
+    settings = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    straight = make_model()
+    make_trainer(tmp_path / "straight", straight, callbacks=[Diary()], **settings).train()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "cut", make_model(), callbacks=[Diary(), StopAt(8)], **settings).train()
+    resumed = make_model()
+    trainer = make_trainer(tmp_path / "cut", resumed, callbacks=[Diary()], **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-6"))
+    assert same(state_of(straight), state_of(resumed))
+    assert (tmp_path / "cut" / "checkpoint-3" / "diary.txt").read_text() == "step 3\nstep 6\nstep 9\n"
+    for folder in (tmp_path / "cut").glob("checkpoint-*"):
+        files.verify_seal(folder)
+
+
 def test_only_the_newest_checkpoints_stay(tmp_path):
     make_trainer(tmp_path, make_model(), save_total_limit=2).train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-9"]
