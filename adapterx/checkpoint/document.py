@@ -182,17 +182,17 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
 
 def _parsed(text: str) -> Any:
     document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
+    _check_depth(document)
+    return document
+
+
+def _check_depth(document: Any) -> None:
     level = [document] if isinstance(document, (dict, list)) else []
     for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for value in level
-            for inner in (value.values() if isinstance(value, dict) else value)
-            if isinstance(inner, (dict, list))
-        ]
-        if not level:
-            return document
-    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+        children = [child for value in level for child in (value.values() if isinstance(value, dict) else value)]
+        level = [child for child in children if isinstance(child, (dict, list))]
+    if level:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

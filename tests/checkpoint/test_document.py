@@ -34,8 +34,8 @@ def test_what_is_no_file_of_that_size_is_refused_at_once(make, tmp_path):
     "content",
     [
         b"", b"[]", b"1", b"null", b"{", b'{"a": NaN}', b'{"a": 1, "a": 2}', b'{"a": "\xe9"}', b"[" * 100_000,
-        b'{"a":' * 100_000, b'{"a": 1e400}', b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", b'{"a": ' + b"9" * 10_000 + b"}",
-        b"\xff\xfe{\x00}\x00",
+        b'{"a":' * 100_000, b'{"a": 1e400}', b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}",
+        b'{"a": ' + b"9" * 10_000 + b"}", b"\xff\xfe{\x00}\x00",
     ],
 )  # fmt: skip
 def test_what_is_no_strict_json_object_is_refused(content):

@@ -22,8 +22,7 @@ def ring():
     return values
 
 
-def nested(depth):
-    values = {}
+def nested(depth, values=None):
     for _ in range(depth):
         values = {"inner": [values]}
     return values
@@ -43,7 +42,7 @@ REFUSED = {
     "too deep for readers": lambda: nested(60),
     "too deep for writers": lambda: nested(100_000),
     "too large": lambda: {"x": "x" * MAX_DOCUMENT_BYTES},
-    "too large in its final form": lambda: {"x": [0] * 2**20},
+    "too large in its final form": lambda: {"x": nested(30, [0] * 2**18)},
     "no mapping": lambda: ["x"],
     "a text": lambda: "x",
 }
