@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from adapterx.errors import CheckpointError, speaker, speaking_as
 
 SEAL = "complete.json"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
+_UMASK = threading.Lock()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -104,8 +106,9 @@ def sync_folder(folder: Path) -> None:
 
 def ordinary_mode() -> int:
     """Return the permissions of an ordinary new file."""
-    mask = os.umask(0o022)
-    os.umask(mask)
+    with _UMASK:  # two threads between these lines would change the mask for good
+        mask = os.umask(0o022)
+        os.umask(mask)
     return 0o666 & ~mask
 
 

@@ -46,9 +46,15 @@ def load_head(folder: str | Path) -> ClassificationHead:
             "saved head into a classifier"
         )
     document, tensors = read_pair(folder, "head")
+    weight, size = tensors.get("linear.weight"), [document.get("num_labels"), document.get("hidden_size")]
+    if weight is None or list(weight.shape) != size:  # asked before memory is taken for it
+        found = weight if weight is None else list(weight.shape)
+        raise CheckpointError(
+            f"{speaker()}: {folder} does not describe a head: wrong shapes, its weight is {found} instead of {size}"
+        )
     try:
         head = ClassificationHead(**{key: document[key] for key in ("hidden_size", "num_labels", "pooling", "dropout")})
-    except (KeyError, TypeError, ConfigError, RuntimeError) as error:
+    except (KeyError, TypeError, OverflowError, ConfigError, RuntimeError) as error:
         raise CheckpointError(f"{speaker()}: {folder} does not describe a head: {error}") from error
     own = head.state_dict()
     check_fit(own, tensors, folder)

@@ -44,6 +44,30 @@ def test_heads_that_do_not_fit(tmp_path):
         restore_head(SequenceClassifier(build("bert"), 3), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 50_000, "num_labels": 50_000},  # 10 GB, had it been built before it was checked
+        {"hidden_size": 10**400},
+        {"num_labels": -1},
+        {"num_labels": "3"},
+        {"hidden_size": None},
+        {"dropout": 10**400},
+        {"dropout": [0.1]},
+        {"pooling": ["mean"]},
+        {"pooling": "x" * 10**6},
+    ],
+)
+def test_a_hostile_head_costs_nothing(changes, tmp_path):
+    save_head(SequenceClassifier(torch.nn.Linear(2, 2), 3, hidden_size=2), tmp_path)
+    edit(tmp_path, "head_config.json", **changes)
+    with pytest.raises(
+        CheckpointError, match=r"^load_head: [^\n]*(does not describe a head|wrong shapes)[^\n]*"
+    ) as error:
+        load_head(tmp_path)
+    assert len(str(error.value)) < 2100
+
+
 def test_the_two_words_are_told_apart(tmp_path):
     classifier = SequenceClassifier(build("bert"), 3)
     with pytest.raises(CheckpointError, match=r"^load_head: folder must be a path, got SequenceClassifier; restore"):
