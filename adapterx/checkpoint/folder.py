@@ -154,7 +154,7 @@ def checkpoint_folders(run_folder: Path) -> list[Path]:
     if not run_folder.is_dir():
         return []
     found = [(int(match[1]), path) for path in run_folder.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
 
 
 def discard(folder: Path) -> None:

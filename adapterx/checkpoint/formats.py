@@ -12,7 +12,7 @@ What a document records of itself decides, never the names of the files beside i
 from pathlib import Path
 from typing import Any
 
-from adapterx.checkpoint.document import read_json
+from adapterx.checkpoint.document import named_errors, read_json
 from adapterx.errors import CheckpointError, speaker, speaking_as
 
 OWN, PEFT, ADAPTERHUB = "adapterx", "peft", "adapterhub"
@@ -29,7 +29,10 @@ def format_of(folder: str | Path) -> str | None:
         CheckpointError: the document cannot be read, or its marks contradict each other.
     """
     path = Path(folder) / "adapter_config.json"
-    return recognise(read_json(path), path) if path.exists() else None
+    with named_errors(path):
+        if not path.exists():
+            return None
+    return recognise(read_json(path), path)
 
 
 def recognise(document: dict[str, Any], path: Path) -> str | None:

@@ -195,6 +195,7 @@ def test_strangers_may_come_and_change_and_go(name, place):
     """A callback that writes in `on_save`, a file manager that was here: the seal vouches for what was sealed."""
     folder = step(place, 3)
     seal(folder)
+    (place / "checkpoint-9").write_text("a file of a stranger, not a folder")
     stranger = folder / name
     stranger.parent.mkdir(parents=True, exist_ok=True)
     for content in ("one", "another", None):

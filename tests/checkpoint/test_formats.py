@@ -1,6 +1,7 @@
 """Three libraries write `adapter_config.json`; each is told by what its document says of itself."""
 
 import json
+import os
 import re
 import shutil
 
@@ -116,6 +117,14 @@ def test_nobodys_document(document, tmp_path):
     folder = write(tmp_path / "folder", document)
     assert format_of(folder) is None
     assert_refused(folder, r"format_version of .* must be 1 or 2, got None; adapterx did not write this file")
+
+
+def test_what_is_no_file_is_no_document(saved):
+    (saved / CONFIG).unlink()
+    os.mkfifo(saved / CONFIG)
+    with pytest.raises(CheckpointError, match=r"^format_of: .*adapter_config\.json must be a regular file"):
+        format_of(saved)
+    assert_refused(saved, r"adapter_config\.json must be a regular file")
 
 
 def test_no_document(tmp_path):
