@@ -4,12 +4,14 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import subprocess
 from functools import partial
 
 import pytest
 import torch
 from crash_points import STEPS, NotReached, run_killed
+from forks import Fork, write_points
 from saved_adapters import CONFIG, HIDDEN_STATES, WEIGHTS, adapted_plain
 from tiny_models import plain_model
 
@@ -48,6 +50,25 @@ def test_killed_at_any_moment(tmp_path, step, first_time, monkeypatch):
     assert deaths > 0
     if step == "replace":
         assert seen == ({2} if first_time else {1, 2})
+
+
+def test_ctrl_c_at_any_write_point_leaves_no_litter(tmp_path):
+    for count in range(1, 30):
+        folder = tmp_path / str(count)
+        save_adapter(adapted_plain(seed=1), folder)
+
+        def task(folder=folder, count=count):
+            write_points(folder, count, signal.SIGINT)
+            save_adapter(adapted_plain(seed=2), folder)
+
+        status, _ = Fork(task).wait()
+        if status == 0:
+            break
+        assert status == 130
+        load_adapter(plain_model(), folder)
+        assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS]
+    assert status == 0
+    assert count > 5
 
 
 def test_killed_twice_in_a_row(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 
 
@@ -62,3 +63,19 @@ def meanwhile(tasks, folder, seconds):
     done = [fork.wait() for fork in forks]
     assert [status for status, _ in done] == [0] * len(tasks)
     return [results for _, results in done]
+
+
+def write_points(folder, count, number):
+    """Send this process a signal before the `count`-th operation on a file in the folder."""
+    seen = [0]
+
+    def observe(event, args):
+        if event in ("open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.truncate"):
+            inside = any(str(a).startswith(str(folder)) for a in args[:2] if isinstance(a, (str, os.PathLike)))
+            reading = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR)
+            if inside and not reading:
+                seen[0] += 1
+                if seen[0] == count:
+                    os.kill(os.getpid(), number)
+
+    sys.addaudithook(observe)

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 import recorded
 import torch
 from damage import damage
-from forks import Fork, meanwhile, until
+from forks import Fork, meanwhile, until, write_points
 from saved_adapters import PLAIN, adapted_plain, randomise
 from tiny_models import plain_model
 
@@ -125,22 +124,6 @@ def litter(folder):
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
-
-
-def write_points(folder, count, number):
-    """Send this process a signal before the `count`-th operation on a file in the folder."""
-    seen = [0]
-
-    def observe(event, args):
-        if event in ("open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.truncate"):
-            inside = any(str(a).startswith(str(folder)) for a in args[:2] if isinstance(a, (str, os.PathLike)))
-            reading = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR)
-            if inside and not reading:
-                seen[0] += 1
-                if seen[0] == count:
-                    os.kill(os.getpid(), number)
-
-    sys.addaudithook(observe)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
