@@ -12,11 +12,16 @@ class Fork:
 
     def __init__(self, task):
         reading, writing = os.pipe()
+        # An interrupt within the hooks that libraries run in a new child would be printed and forgotten.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.pid = os.fork()
+        if self.pid != 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self.pid == 0:
             status = 1
             try:
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 os.close(reading)
                 with os.fdopen(writing, "w") as pipe:
                     json.dump(task(), pipe)
