@@ -1,5 +1,6 @@
 """Read several files that belong together while others may be replacing them, without a lock and without waiting."""
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -10,10 +11,12 @@ from adapterx.errors import CheckpointError, speaker
 
 _T = TypeVar("_T")
 _TICK = 0.02  # seconds; file systems count time in ticks of up to 0.01 s, within which a change may not show
-_TRIES = 200
+_TRIES, _PATIENCE = 200, 30.0  # both are to be used up, the second in seconds
 
 
-def settled(read: Callable[[], _T], watched: Callable[[], Iterable[Path]]) -> _T:
+def settled(
+    read: Callable[[], _T], watched: Callable[[], Iterable[Path]], busy: Callable[[], bool] = lambda: False
+) -> _T:
     """Return what `read` returns; if it fails while others replace the files, it begins again.
 
     Damage is believed only when two attempts in a row, a tick of the clock apart, met the same files.
@@ -21,12 +24,14 @@ def settled(read: Callable[[], _T], watched: Callable[[], Iterable[Path]]) -> _T
     Args:
         read: opens the files anew each time.
         watched: returns the files that it may read, whether they are there or not.
+        busy: returns whether a writer is in the middle of files that do not fit together until it is done.
 
     Raises:
         CheckpointError: what `read` raised; or the files never stood still.
     """
     failed: list[object] | None = None
-    for _ in range(_TRIES):
+    started = time.monotonic()
+    for attempt in itertools.count(1):
         before = [_state(path) for path in watched()]
         try:
             return read()
@@ -34,11 +39,16 @@ def settled(read: Callable[[], _T], watched: Callable[[], Iterable[Path]]) -> _T
             reason = error
         if before != [_state(path) for path in watched()]:
             failed = None
-            continue
-        if before == failed:
+        elif busy():
+            failed = None
+            time.sleep(_TICK)
+        elif before == failed:
             raise reason
-        failed = before
-        time.sleep(_TICK)
+        else:
+            failed = before
+            time.sleep(_TICK)
+        if attempt >= _TRIES and time.monotonic() - started >= _PATIENCE:
+            break
     raise CheckpointError(f"{speaker()}: files must not be replaced again and again while they are read: {reason}")
 
 

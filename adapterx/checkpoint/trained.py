@@ -1,5 +1,6 @@
 """Whatever a model trains, adapters or not, as one checkpoint of a training run; the frozen rest is never written."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from adapterx.adapters import active_adapters, adapter_parameters
 from adapterx.checkpoint.adapter import fitting_tensors, save_adapter
 from adapterx.checkpoint.fitting import check_fit, copy_into
+from adapterx.checkpoint.lock import is_locked
 from adapterx.checkpoint.pair import pair_files, read_document, read_pair, write_pair, writing
 from adapterx.checkpoint.settled import settled
 from adapterx.errors import CheckpointError, speaker, speaking_as
@@ -76,7 +78,12 @@ def restore_trained(model: nn.Module, folder: Path) -> None:
         adapter_files = [path for place in places.values() for path in pair_files(place, "adapter")]
         return [*pair_files(folder, "trainable"), *adapter_files]
 
-    for mine, stored in settled(read, watched):
+    def busy() -> bool:
+        with suppress(OSError):
+            return is_locked(folder)
+        return False
+
+    for mine, stored in settled(read, watched, busy):
         copy_into(mine, stored)
 
 

@@ -24,6 +24,7 @@ from adapterx import (
     set_active,
 )
 from adapterx.checkpoint import pair, restore_trained, save_trained
+from adapterx.checkpoint import trained as trained_module
 from adapterx.checkpoint.lock import locked
 from adapterx.heads import SequenceClassifier
 
@@ -117,6 +118,29 @@ def test_what_is_trained_is_read_as_one(tmp_path):
     assert {result for results in done[:2] for result in results} == {None}
     assert all(found in ([1.0], [2.0]) for found in done[2]), done[2]
     assert restore() in ([1.0], [2.0])
+
+
+def test_a_slow_writer_in_the_middle_of_several_pairs_is_waited_for(tmp_path, monkeypatch):
+    folder = tmp_path / "saved"
+    save_trained(trained(1.0), folder)
+    written = trained_module.write_pair
+
+    def slow(*args):
+        (tmp_path / "middle").touch()
+        time.sleep(0.3)
+        written(*args)
+
+    def task():
+        monkeypatch.setattr(trained_module, "write_pair", slow)
+        return attempt(lambda: save_trained(trained(2.0), folder))
+
+    fork = Fork(task)
+    while not (tmp_path / "middle").exists():
+        time.sleep(0.01)
+    model = trained(0.0)
+    restore_trained(model, folder)
+    assert {value for p in model.parameters() if p.requires_grad for value in p.flatten().tolist()} == {2.0}
+    assert fork.wait() == (0, None)
 
 
 @pytest.mark.parametrize("part", ["first", "second", "."])
