@@ -215,7 +215,7 @@ def _size_of(listed: Any) -> int | None:
     total = 0
     for entry in listed.values() if isinstance(listed, dict) else [None]:
         dtype, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
-        known = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+        known = vars(torch).get(dtype) if isinstance(dtype, str) else None
         whole = isinstance(shape, list) and len(shape) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in shape)
         if not isinstance(known, torch.dtype) or not whole:
             return None
@@ -253,7 +253,7 @@ def _tidy(folder: Path, stem: str) -> None:
             except CheckpointError:  # perhaps it can be read later, and relies on one of them
                 return
         for path in pending:
-            if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
                 os.replace(path, _tensors(folder, stem))
                 sync_folder(folder)
             else:

@@ -91,6 +91,21 @@ def test_bad_json(saved, text, message):
         ({"sha256": "../../x" + "0" * 57}, "must hold 'sha256'"),
         ({"sha256": "0" * 64}, "damaged or belongs to another"),
         ({"tensors": []}, "must hold 'sha256' and 'tensors'"),
+        *(
+            ({"tensors": {"x": entry}}, "must hold 'sha256' and 'tensors'")
+            for entry in (
+                [],
+                {"dtype": "float32", "shape": 3},
+                {"dtype": "float32", "shape": [-1]},
+                {"dtype": "float32", "shape": [True]},
+                {"dtype": "float32", "shape": [10**400]},
+                {"dtype": "float32", "shape": [2**60] * 10_000},
+                {"dtype": "save", "shape": [1]},
+                {"dtype": "_inductor", "shape": [1]},
+                {"dtype": None, "shape": [1]},
+            )
+        ),
+        ({"tensors": {"x": {"dtype": "float32", "shape": [2**60] * 8}}}, "disagree about"),
         ({"name": 5}, "must hold 'name', 'config' and 'modules'"),
         ({"modules": {}}, "must hold 'name', 'config' and 'modules'"),
         ({"modules": ["blocks.0"]}, "must hold 'name', 'config' and 'modules'"),

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,9 +191,10 @@ def test_a_reader_needs_no_right_to_write(saved):
     load_adapter(plain_model(), saved)
 
 
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.write_bytes(b"half"), os.mkfifo])
 @pytest.mark.parametrize("litter", [".adapter_model.0123456789abcdef.pending", ".adapter_write.abc.tmp"])
-def test_litter_of_the_dead_goes_with_the_next_save_even_one_that_fails(saved, litter, monkeypatch):
-    (saved / litter).write_bytes(b"half")
+def test_litter_of_the_dead_goes_with_the_next_save_even_one_that_fails(saved, litter, make, monkeypatch):
+    make(saved / litter)
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
