@@ -24,17 +24,17 @@ def check_fit(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: st
     """
     problems = []
     if missing := sorted(own.keys() - saved.keys()):
-        problems.append(f"missing tensors {_listed(missing)}")
+        problems.append(f"missing tensors {listed(missing)}")
     if extra := sorted(saved.keys() - own.keys()):
-        problems.append(f"unknown tensors {_listed(extra)}")
+        problems.append(f"unknown tensors {listed(extra)}")
     shared = sorted(own.keys() & saved.keys())
     shapes = {name: (list(saved[name].shape), list(own[name].shape)) for name in shared}
     if wrong := [f"{name} {found} instead of {wanted}" for name, (found, wanted) in shapes.items() if found != wanted]:
-        problems.append(f"wrong shapes {_listed(wrong)}")
+        problems.append(f"wrong shapes {listed(wrong)}")
     if kinds := [name for name in shared if saved[name].is_floating_point() != own[name].is_floating_point()]:
-        problems.append(f"wrong dtypes {_listed(kinds)}")
+        problems.append(f"wrong dtypes {listed(kinds)}")
     if on_meta := [name for name in shared if own[name].is_meta]:
-        problems.append(f"the model is on the meta device, give it memory first: {_listed(on_meta)}")
+        problems.append(f"the model is on the meta device, give it memory first: {listed(on_meta)}")
     if problems:
         raise CheckpointError(f"{speaker()}: {folder} does not fit the model: {'; '.join(problems)}")
 
@@ -46,6 +46,7 @@ def copy_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
         tensor.copy_(saved[name])
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{list(names[:_SHOWN])}{more}"
