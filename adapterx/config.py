@@ -109,7 +109,7 @@ class AdapterConfig:
         if self.bottleneck_dim is not None:
             check_size("AdapterConfig", "bottleneck_dim", self.bottleneck_dim)
         else:
-            self._set("reduction_factor", _finite("AdapterConfig", "reduction_factor", self.reduction_factor))
+            self._set("reduction_factor", check_finite("AdapterConfig", "reduction_factor", self.reduction_factor))
             if self.reduction_factor < 1.0:
                 raise ConfigError(f"AdapterConfig: reduction_factor must be at least 1, got {self.reduction_factor!r}")
 
@@ -181,8 +181,8 @@ def check_branch(
     if isinstance(scaling, str):
         check_choice(owner, "scaling", scaling, LEARNED_SCALINGS, alternative="a number, ")
     else:
-        scaling = _finite(owner, "scaling", scaling)
-    dropout = _finite(owner, "dropout", dropout)
+        scaling = check_finite(owner, "scaling", scaling)
+    dropout = check_finite(owner, "dropout", dropout)
     if not 0.0 <= dropout < 1.0:
         raise ConfigError(f"{owner}: dropout must be in [0, 1), got {dropout!r}")
     return scaling, dropout
@@ -196,6 +196,13 @@ def check_size(owner: str, name: str, value: object) -> None:
         raise ConfigError(f"{owner}: {name} must be at least 1, got {shown(value)}")
     if value > LARGEST_SIZE:
         raise ConfigError(f"{owner}: {name} must be at most {LARGEST_SIZE}, got {shown(value)}")
+
+
+def check_finite(owner: str, name: str, value: object) -> float:
+    """Return `value` as a float; raise ConfigError unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"{owner}: {name} must be a finite number, got {shown(value)}")
+    return float(value)
 
 
 def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...], *, alternative: str = "") -> None:
@@ -214,12 +221,6 @@ def shown(value: object) -> str:
         return repr(value)
     except (ValueError, RecursionError):
         return f"a {type(value).__name__} that cannot be shown"
-
-
-def _finite(owner: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        raise ConfigError(f"{owner}: {name} must be a finite number, got {shown(value)}")
-    return float(value)
 
 
 def _check_expression(expression: str) -> None:

@@ -213,7 +213,7 @@ def _check_extent(
                 wanted[f"{path}.{key}"] = tensor
     held = sum(tensor.numel() for tensor in contents.tensors.values())
     if sum(tensor.numel() for tensor in wanted.values()) > held + _SPARE:
-        check_fit(wanted, contents.tensors, folder)
+        check_fit(wanted, contents.tensors, folder, planned=True)
 
 
 def _without_memory(target: Target, config: AdapterConfig) -> BottleneckAdapter:

@@ -11,13 +11,16 @@ from adapterx.errors import CheckpointError, speaker
 _SHOWN = 8  # names in a message; a large model has thousands
 
 
-def check_fit(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: str | Path) -> None:
+def check_fit(
+    own: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: str | Path, *, planned: bool = False
+) -> None:
     """Check that `copy_into` can copy every saved tensor, and leaves none of the module's own as it is.
 
     Args:
         own: the module's tensors by name.
         saved: what was read from the folder; dtypes may differ, but not in being floating-point.
         folder: for the message.
+        planned: whether `own` stands for tensors that have yet to be given memory, and may be on the meta device.
 
     Raises:
         CheckpointError: names or shapes differ, or there is nothing to copy into; the text lists what does not fit.
@@ -33,7 +36,7 @@ def check_fit(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: st
         problems.append(f"wrong shapes {listed(wrong)}")
     if kinds := [name for name in shared if saved[name].is_floating_point() != own[name].is_floating_point()]:
         problems.append(f"wrong dtypes {listed(kinds)}")
-    if on_meta := [name for name in shared if own[name].is_meta]:
+    if not planned and (on_meta := [name for name in shared if own[name].is_meta]):
         problems.append(f"the model is on the meta device, give it memory first: {listed(on_meta)}")
     if problems:
         raise CheckpointError(f"{speaker()}: {folder} does not fit the model: {'; '.join(problems)}")
