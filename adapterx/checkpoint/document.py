@@ -182,11 +182,17 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    if sum(map(text.count, ",[{")) > MAX_VALUES:
-        raise ValueError(f"it holds more than {MAX_VALUES} values")
+    _check_extent(text)
     document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
     _check_depth(document)
     return document
+
+
+def _check_extent(text: str) -> None:
+    if sum(map(text.count, ",[{")) > MAX_VALUES:
+        raise ValueError(f"it holds more than {MAX_VALUES} values")
+    if not text.isascii() and len(text) > MAX_DOCUMENT_BYTES // 4:  # one such character makes all take four bytes
+        raise ValueError(f"it holds more than {MAX_DOCUMENT_BYTES // 4} characters, and not ASCII alone")
 
 
 def _check_depth(document: Any) -> None:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from saved_adapters import CONFIG, assert_refused, edit, to_version_1
-from tiny_models import build
+from saved_adapters import CONFIG, adapted_plain, assert_refused, edit, to_version_1
+from tiny_models import build, plain_model
 from torch import nn
 
 from adapterx import (
@@ -50,7 +50,7 @@ DEEP = ".".join("a" * 50_000)
         ({"bottleneck_dim": True}, "bottleneck_dim must be an integer, got True"),
         ({"bottleneck_dim": None, "reduction_factor": 1e308}, "wrong shapes"),
         ({"layers": [10**400]}, "layers must be different block indices"),
-        ({"layers": list(range(10**6))}, "layers must hold at most 10000 entries"),
+        ({"layers": list(range(300_000))}, "layers must hold at most 10000 entries"),
         ({"layers": list(range(9_999))}, "layers must be block indices of the model"),
         ({"target_modules": "(" * 5000 + ")" * 5000}, "target_modules must be at most 2000 characters"),
         ({"target_modules": "(" * 990 + ")" * 990}, "target_modules must be suffixes or a valid regular expression"),
@@ -126,6 +126,32 @@ def test_documents_of_version_1_are_held_to_the_same_rules(saved):
     entry = json.loads((saved / CONFIG).read_text())["modules"]["blocks.0.narrow"]
     edit(saved, modules={"blocks.0.narrow": entry | {"position": "attentiom"}, "blocks.1.narrow": entry})
     assert_refused(saved, "must describe the modules of the model")
+
+
+@pytest.mark.parametrize(
+    "unit", ["[],", "{},", '"aa",', "0.1,", "[" * 90 + "]" * 90 + ",", '{"":' * 90 + "0" + "}" * 90 + ","]
+)
+def test_documents_of_many_values(saved, unit):
+    """Sixteen mebibytes of brackets would take five hundred, and ten seconds."""
+    text = (saved / CONFIG).read_text().replace('"metadata": {}', f'"metadata": [{unit * (15 * 2**20 // len(unit))}0]')
+    (saved / CONFIG).write_text(text)
+    with bounded():
+        assert_refused(saved, "it holds more than 400000 values")
+
+
+def test_documents_of_wide_characters(saved):
+    text = (saved / CONFIG).read_text().replace('"metadata": {}', f'"metadata": "{"x" * 15 * 2**20}\U0001f600"')
+    (saved / CONFIG).write_text(text, encoding="utf-8")
+    with bounded():
+        assert_refused(saved, "it holds more than 4194304 characters, and not ASCII alone")
+
+
+def test_nothing_is_saved_that_would_not_load(saved):
+    with pytest.raises(CheckpointError, match=r"^save_adapter: metadata must be .*it holds more than 400000 values"):
+        save_adapter(adapted_plain(seed=2), saved, metadata={"losses": list(range(400_001))})
+    load_adapter(model := plain_model(), saved)
+    save_adapter(model, saved, metadata={"losses": list(range(300_000)), "note": "ü" * 1000})
+    load_adapter(plain_model(), saved)
 
 
 def test_what_was_recorded_wins_over_an_expression_without_end(tmp_path):
