@@ -34,13 +34,19 @@ def _nested(depth: int) -> Any:
 
 
 def _values(draw: random.Random) -> Any:
-    heavy = draw.random() < 0.05
+    heavy = draw.random() < 0.03
     size = draw.choice((100_000, 1_000_000)) if heavy else draw.choice((3, 100))
-    return draw.choice((
-        None, True, False, [], {}, [[]], {"": {}}, draw.choice(HEAVY if heavy else WORDS), draw.choice(WORDS),
-        draw.choice(NUMBERS), draw.choice(NUMBERS), _nested(draw.choice((3, 60, 90))), list(range(size)), ["a"] * size,
-        [[] for _ in range(size)], dict.fromkeys(map(str, range(size))), {str(key): {} for key in range(size)},
-    ))  # fmt: skip
+    kinds = (
+        lambda: draw.choice((None, True, False, [], {}, [[]], {"": {}})),
+        lambda: draw.choice(HEAVY if heavy else WORDS),
+        lambda: draw.choice(NUMBERS),
+        lambda: _nested(draw.choice((3, 60, 90))),
+        lambda: draw.choice((list(range(size)), ["a"] * size)),
+        lambda: [[] for _ in range(size)],
+        lambda: dict.fromkeys(map(str, range(size))),
+        lambda: {str(key): {} for key in range(size)},
+    )
+    return draw.choice(kinds[:4] * 2 + kinds)()
 
 
 def _nodes(value: Any) -> list[tuple[Any, Any]]:
