@@ -1,9 +1,10 @@
 """What an adapter looks like: plain, validated values, without a link to the modules that are built from them."""
 
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 
 from adapterx import reference
 from adapterx.errors import ConfigError
@@ -15,6 +16,10 @@ ACTIVATIONS = tuple(reference.ACTIVATIONS)
 LEARNED_SCALINGS = ("learned", "learned_per_channel")
 INITS = ("houlsby", "xavier", "he")
 UP_INITS = ("zero", "near_zero")
+# Far above what any model needs, and low enough that a stranger's file cannot make the reader run for hours.
+LARGEST_SIZE = 2**63 - 1
+MOST_ENTRIES = 10_000
+LONGEST_EXPRESSION = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,32 +104,26 @@ class AdapterConfig:
         if (self.bottleneck_dim is None) == (self.reduction_factor is None):
             raise ConfigError(
                 "AdapterConfig: exactly one of bottleneck_dim and reduction_factor must be given, got "
-                f"bottleneck_dim={self.bottleneck_dim!r} and reduction_factor={self.reduction_factor!r}"
+                f"bottleneck_dim={shown(self.bottleneck_dim)} and reduction_factor={shown(self.reduction_factor)}"
             )
         if self.bottleneck_dim is not None:
             check_size("AdapterConfig", "bottleneck_dim", self.bottleneck_dim)
         else:
-            self._set("reduction_factor", _finite("AdapterConfig", "reduction_factor", self.reduction_factor))
+            self._set("reduction_factor", check_finite("AdapterConfig", "reduction_factor", self.reduction_factor))
             if self.reduction_factor < 1.0:
                 raise ConfigError(f"AdapterConfig: reduction_factor must be at least 1, got {self.reduction_factor!r}")
 
     def _check_places(self) -> None:
         positions = _names("positions", self.positions)
         if not positions or not set(positions) <= set(POSITIONS):
-            raise ConfigError(f"AdapterConfig: positions must be one or more of {POSITIONS}, got {self.positions!r}")
+            raise ConfigError(f"AdapterConfig: positions must be one or more of {POSITIONS}, got {positions!r}")
         # In one order, so that equal meanings are equal values.
         self._set("positions", tuple(position for position in POSITIONS if position in positions))
         self._set("modules_to_save", _names("modules_to_save", self.modules_to_save))
         if self.layers is not None:
             self._set("layers", _block_indices(self.layers))
         if isinstance(self.target_modules, str):
-            try:
-                re.compile(self.target_modules)
-            except re.error as error:
-                raise ConfigError(
-                    "AdapterConfig: target_modules must be suffixes or a valid regular expression, "
-                    f"got {self.target_modules!r} ({error})"
-                ) from error
+            _check_expression(self.target_modules)
         elif self.target_modules is not None:
             self._set("target_modules", _names("target_modules", self.target_modules))
         if self.target_modules is not None and not self.target_modules:
@@ -151,7 +150,9 @@ class AdapterConfig:
             raise ConfigError(f"AdapterConfig: values must be a mapping, got {type(values).__name__}")
         unknown = sorted(set(map(str, values)) - {field.name for field in fields(cls)})
         if unknown:
-            raise ConfigError(f"AdapterConfig: unknown keys: {', '.join(unknown)}")
+            names = [key if key.isidentifier() else repr(key) for key in unknown[:8]]
+            more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+            raise ConfigError(f"AdapterConfig: unknown keys: {', '.join(names)}{more}; a newer adapterx may know them")
         return cls(**values)
 
 
@@ -176,51 +177,89 @@ def check_branch(
     check_choice(owner, "init_up", init_up, UP_INITS)
     for name, value in (("down_bias", down_bias), ("up_bias", up_bias)):
         if not isinstance(value, bool):
-            raise ConfigError(f"{owner}: {name} must be True or False, got {value!r}")
+            raise ConfigError(f"{owner}: {name} must be True or False, got {shown(value)}")
     if isinstance(scaling, str):
         check_choice(owner, "scaling", scaling, LEARNED_SCALINGS, alternative="a number, ")
     else:
-        scaling = _finite(owner, "scaling", scaling)
-    dropout = _finite(owner, "dropout", dropout)
+        scaling = check_finite(owner, "scaling", scaling)
+    dropout = check_finite(owner, "dropout", dropout)
     if not 0.0 <= dropout < 1.0:
         raise ConfigError(f"{owner}: dropout must be in [0, 1), got {dropout!r}")
     return scaling, dropout
 
 
 def check_size(owner: str, name: str, value: object) -> None:
-    """Raise ConfigError unless `value` is an integer from 1 up."""
+    """Raise ConfigError unless `value` is an integer from 1 up, and a size that tensors can have."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{owner}: {name} must be an integer, got {value!r}")
+        raise ConfigError(f"{owner}: {name} must be an integer, got {shown(value)}")
     if value < 1:
-        raise ConfigError(f"{owner}: {name} must be at least 1, got {value}")
+        raise ConfigError(f"{owner}: {name} must be at least 1, got {shown(value)}")
+    if value > LARGEST_SIZE:
+        raise ConfigError(f"{owner}: {name} must be at most {LARGEST_SIZE}, got {shown(value)}")
+
+
+def check_finite(owner: str, name: str, value: object) -> float:
+    """Return `value` as a float; raise ConfigError unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"{owner}: {name} must be a finite number, got {shown(value)}")
+    return float(value)
 
 
 def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...], *, alternative: str = "") -> None:
     """Raise ConfigError unless `value` is one of the strings that are allowed."""
     if not isinstance(value, str) or value not in allowed:
-        raise ConfigError(f"{owner}: {name} must be one of {alternative}{', '.join(allowed)}, got {value!r}")
+        raise ConfigError(f"{owner}: {name} must be one of {alternative}{', '.join(allowed)}, got {shown(value)}")
 
 
-def _finite(owner: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{owner}: {name} must be a finite number, got {value!r}")
-    return float(value)
+def shown(value: object) -> str:
+    """Return a value as a message quotes it: its `repr`, unless that is too long, too deep, or has too many digits."""
+    if isinstance(value, int) and value.bit_length() > 8192:  # `repr` of such an integer raises ValueError
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (list, tuple, dict)) and len(value) > MOST_ENTRIES:
+        return f"a {type(value).__name__} of {len(value)} entries"
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def _check_expression(expression: str) -> None:
+    if len(expression) > LONGEST_EXPRESSION:
+        raise ConfigError(
+            f"AdapterConfig: target_modules must be at most {LONGEST_EXPRESSION} characters long where it is a regular "
+            f"expression, got {len(expression)}; a tuple of names may be longer"
+        )
+    try:
+        re.compile(expression)
+    except (re.error, OverflowError, RecursionError, MemoryError) as error:
+        raise ConfigError(
+            "AdapterConfig: target_modules must be suffixes or a valid regular expression, "
+            f"got {expression!r} ({error})"
+        ) from error
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ConfigError(f"AdapterConfig: {name} must be a sequence of strings, got {value!r}")
-    names = tuple(value)
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise ConfigError(f"AdapterConfig: {name} must be a sequence of strings, got {shown(value)}")
+    names = _entries(name, value)
     if not all(isinstance(item, str) and item for item in names):
-        raise ConfigError(f"AdapterConfig: {name} must hold strings that are not empty, got {value!r}")
+        raise ConfigError(f"AdapterConfig: {name} must hold strings that are not empty, got {shown(value)}")
     if len(set(names)) < len(names):
-        raise ConfigError(f"AdapterConfig: {name} must not repeat a name, got {value!r}")
+        raise ConfigError(f"AdapterConfig: {name} must not repeat a name, got {shown(value)}")
     return names
 
 
 def _block_indices(value: object) -> tuple[int, ...]:
-    indices = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
-    whole = all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices)
-    if not indices or not whole or len(set(indices)) < len(indices):
-        raise ConfigError(f"AdapterConfig: layers must be different block indices from 0 up, got {value!r}")
+    indices = () if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable) else _entries("layers", value)
+    known = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < LARGEST_SIZE for i in indices]
+    if not indices or not all(known) or len(set(indices)) < len(indices):
+        raise ConfigError(f"AdapterConfig: layers must be different block indices from 0 up, got {shown(value)}")
     return tuple(sorted(indices))
+
+
+def _entries(name: str, value: Iterable) -> tuple:
+    """Return what `value` holds, which may be endless."""
+    entries = tuple(islice(value, MOST_ENTRIES + 1))
+    if len(entries) > MOST_ENTRIES:
+        raise ConfigError(f"AdapterConfig: {name} must hold at most {MOST_ENTRIES} entries, got {shown(value)}")
+    return entries

@@ -1,7 +1,7 @@
 """Save adapters, without the base model, and load them back: strict, without pickle, all or nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from adapterx.adapters import active_adapters, adapter_names, adapters, check_known
 from adapterx.attachment import Plan, check_dtype, check_name, plan_attachment
+from adapterx.bottleneck import BottleneckAdapter
+from adapterx.checkpoint.base import check_base as check_base_model
+from adapterx.checkpoint.base import record_base
+from adapterx.checkpoint.contents import Contents, check_targets, describe_target, read_contents, renamed_to_fit
 from adapterx.checkpoint.document import describe_base
 from adapterx.checkpoint.fitting import check_fit, copy_into
-from adapterx.checkpoint.pair import read_pair, stored_metadata, write_pair
+from adapterx.checkpoint.pair import stored_metadata, write_pair
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
     CheckpointError,
@@ -22,7 +26,10 @@ from adapterx.errors import (
     speaker,
     speaking_as,
 )
-from adapterx.host import ADAPTERS, AdapterSet, Attachment, ModuleCopies, base_modules
+from adapterx.host import ADAPTERS, COPIES, AdapterSet, Attachment, ModuleCopies, base_modules
+from adapterx.targets import Target, find_targets
+
+_SPARE = 2**20  # numbers that a configuration may need beyond those in the files
 
 
 @speaking_as("save_adapter")
@@ -30,6 +37,8 @@ def save_adapter(
     model: nn.Module, folder: str | Path, name: str | None = None, *, metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`; an interruption leaves the old pair or the new one.
+
+    What tells the weights of the adapted base modules from others is written too, for `load_adapter` to compare.
 
     Args:
         model: the module that was given to `attach` (names in the files are relative to it).
@@ -49,10 +58,8 @@ def save_adapter(
         "name": name,
         "config": attachment.config.to_dict(),
         "base_model": describe_base(model),
-        "modules": {
-            target.module: {key: getattr(target, key) for key in ("position", "input_size", "hidden_size")}
-            for target in attachment.targets
-        },
+        "base_check": record_base(model, [target.module for target in attachment.targets]),
+        "modules": {target.module: describe_target(target) for target in attachment.targets},
         "metadata": stored_metadata(metadata),
     }
     write_pair(folder, "adapter", dict(_adapter_tensors(model, name)), document)
@@ -66,10 +73,16 @@ def load_adapter(
     *,
     active: bool = True,
     dtype: torch.dtype | None = None,
+    check_base: bool = True,
 ) -> Attachment:
     """Attach a saved adapter. Everything is checked before the model is touched.
 
-    Names may differ from the saved ones by one prefix, as between `AutoModel` and `AutoModelForMaskedLM`.
+    Names may differ from the saved ones by one prefix, as between `AutoModel` and `AutoModelForMaskedLM`; where several
+    prefixes fit, such as those of two towers, load into the part that is meant.
+
+    The model must be the one that the adapter was trained on: the weights of the adapted modules must be equal, as far
+    as the coarser dtype of the two can tell. Quantised, sharded or offloaded weights are not compared, nor are the
+    files of 0.1.0, which recorded none.
 
     Args:
         model: as in `attach`.
@@ -77,70 +90,81 @@ def load_adapter(
         name: name in this model; None keeps the saved one.
         active: as in `attach`.
         dtype: as in `attach`; the saved values are converted.
+        check_base: False takes a model with other weights too, such as one that was trained further.
 
     Returns:
         The report of `attach`.
 
     Raises:
-        CheckpointError: the files are missing or damaged, are another library's, or do not fit the model.
+        CheckpointError: the files are missing or damaged, are another library's, do not fit the model, or belong to
+            another one.
         ConfigError: the name is taken, or is no name for an adapter; the dtype is none for adapters.
         RuntimeError: the model is inside a `mixed` block.
     """
-    document, tensors = read_pair(folder, "adapter")
-    config, saved_name, paths = _parse(document, folder)
+    contents = read_contents(folder)
+    name = contents.name if name is None else name
+    check_name(model, name)
+    check_dtype(dtype)
     modules = base_modules(model)
-    old, new = _prefix_change(paths, modules, folder)
-    renamed = [_renamed(path, old, new) for path in paths]
-    copied = [
-        _renamed(path, old, new) if _renamed(path, old, new) in modules else path for path in config.modules_to_save
-    ]
-    config = replace(config, modules_to_save=tuple(copied))
-    plan = _plan(model, config, saved_name if name is None else name, dtype, renamed, folder)
+    contents = renamed_to_fit(contents, model, modules)
+    with _fitting(folder):
+        targets, _ = find_targets(modules, contents.config, saved=list(contents.modules))
+    _check_extent(modules, targets, contents, folder)
+    with _fitting(folder):
+        # A generator of its own, so that loading does not move the global random numbers.
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        saved = list(contents.modules)
+        plan = plan_attachment(model, contents.config, name, generator=generator, dtype=dtype, saved=saved)
     own = _plan_tensors(plan)
-    tensors = {_renamed(key, old, new): tensor for key, tensor in tensors.items()}
-    check_fit(own, tensors, folder)
-    if sorted(plan.adapters) != sorted(renamed):
-        raise CheckpointError(
-            f"{speaker()}: the config in {folder} chooses other modules: {sorted(plan.adapters)} instead of "
-            f"{sorted(renamed)}"
-        )
-    copy_into(own, tensors)
+    check_fit(own, contents.tensors, folder)
+    check_targets(contents, targets)
+    if check_base:
+        check_base_model(model, contents.base, contents.described, str(folder))
+    copy_into(own, contents.tensors)
     return plan.commit(active=active)
 
 
 @speaking_as("restore_adapter")
-def restore_adapter(model: nn.Module, folder: str | Path, name: str | None = None) -> None:
+def restore_adapter(model: nn.Module, folder: str | Path, name: str | None = None, *, check_base: bool = True) -> None:
     """Copy saved weights into an adapter that is attached already, for example to go on with a training run.
+
+    The base model is compared as in `load_adapter`, except for modules whose own weights are being trained.
 
     Args:
         model: the module that was given to `attach`.
         folder: what `save_adapter` wrote.
         name: which adapter; None takes the only one, or the only active one.
+        check_base: as in `load_adapter`.
 
     Raises:
         UnknownAdapterError: the adapter is not attached, or None does not say which one.
-        CheckpointError: the files are missing or damaged, are another library's, or do not fit; the adapter is then as
-            it was.
+        CheckpointError: the files are missing or damaged, are another library's, do not fit, or belong to another
+            model; the adapter is then as it was.
     """
-    copy_into(*fitting_tensors(model, folder, _resolve_name(model, name)))
+    copy_into(*fitting_tensors(model, folder, _resolve_name(model, name), check_base=check_base))
 
 
 def fitting_tensors(
-    model: nn.Module, folder: str | Path, name: str, *, sha256: str | None = None
+    model: nn.Module, folder: str | Path, name: str, *, check_base: bool = True, sha256: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors of an attached adapter and those saved in the folder, which fit; errors as `restore_adapter`.
 
     Together with `copy_into` this is `restore_adapter`, in two steps for those who restore several things or nothing.
     `sha256` is that of `read_pair`.
     """
-    document, tensors = read_pair(folder, "adapter", sha256=sha256)
-    config, _, _ = _parse(document, folder)
-    own = adapters(model)[name].config
-    if config != own:
-        raise CheckpointError(f"{speaker()}: {folder} holds an adapter of another configuration: {config}, not {own}")
+    contents = read_contents(folder, sha256=sha256)
+    attachment = adapters(model)[name]
+    own = attachment.config
+    if contents.config != own:
+        raise CheckpointError(
+            f"{speaker()}: {folder} holds an adapter of another configuration: {contents.config}, not {own}"
+        )
     state = dict(_adapter_tensors(model, name))
-    check_fit(state, tensors, folder)
-    return state, tensors
+    check_fit(state, contents.tensors, folder)
+    check_targets(contents, attachment.targets)
+    if check_base:
+        check_base_model(model, contents.base, contents.described, str(folder), trained=True)
+    return state, contents.tensors
 
 
 def _resolve_name(model: nn.Module, name: str | None) -> str:
@@ -165,24 +189,43 @@ def _adapter_tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]
                 yield f"{prefix}.{key}", tensor
 
 
-def _plan(
-    model: nn.Module,
-    config: AdapterConfig,
-    name: str,
-    dtype: torch.dtype | None,
-    paths: Sequence[str],
-    folder: str | Path,
-) -> Plan:
-    """Plan the attachment; what is wrong with the stored config is an error of the checkpoint, the caller's is not."""
-    check_name(model, name)
-    check_dtype(dtype)
-    # A generator of its own, so that loading does not move the global random numbers.
-    generator = torch.Generator(device="cpu").manual_seed(0)
+@contextmanager
+def _fitting(folder: str | Path) -> Iterator[None]:
+    """Turn what is wrong with the stored configuration into an error of the checkpoint."""
     try:
-        return plan_attachment(model, config, name, generator=generator, dtype=dtype, saved=paths)
+        yield
     except (TargetError, ConfigError) as error:
         reason = str(error).removeprefix(f"{speaker()}: ")  # it would speak twice in one message
         raise CheckpointError(f"{speaker()}: the adapter in {folder} does not fit the model: {reason}") from error
+
+
+def _check_extent(
+    modules: Mapping[str, nn.Module], targets: Sequence[Target], contents: Contents, folder: str | Path
+) -> None:
+    """Refuse a configuration that would take far more memory than the files hold numbers, before it takes any."""
+    wanted: dict[str, Tensor] = {}
+    for target in targets:
+        for key, tensor in _without_memory(target, contents.config).state_dict().items():
+            wanted[f"{target.module}.{ADAPTERS}.{key}"] = tensor
+    for path in contents.config.modules_to_save:
+        for key, tensor in modules[path].state_dict(keep_vars=True).items():
+            if not {ADAPTERS, COPIES} & set(key.split(".")):
+                wanted[f"{path}.{key}"] = tensor
+    held = sum(tensor.numel() for tensor in contents.tensors.values())
+    if sum(tensor.numel() for tensor in wanted.values()) > held + _SPARE:
+        check_fit(wanted, contents.tensors, folder, planned=True)
+
+
+def _without_memory(target: Target, config: AdapterConfig) -> BottleneckAdapter:
+    return BottleneckAdapter(
+        target.input_size,
+        target.hidden_size,
+        min(config.resolve_bottleneck_dim(target.hidden_size), target.hidden_size),
+        scaling=config.scaling,
+        down_bias=config.down_bias,
+        up_bias=config.up_bias,
+        device="meta",
+    )
 
 
 def _plan_tensors(plan: Plan) -> dict[str, Tensor]:
@@ -192,30 +235,3 @@ def _plan_tensors(plan: Plan) -> dict[str, Tensor]:
         for path, module in {**adapters, **plan.copies}.items()
         for key, tensor in module.state_dict().items()
     }
-
-
-def _parse(document: dict[str, Any], folder: str | Path) -> tuple[AdapterConfig, str, list[str]]:
-    """Return the configuration, the name and the paths of the adapted modules that a document holds."""
-    name, modules = document.get("name"), document.get("modules")
-    if not isinstance(name, str) or not isinstance(modules, dict) or not modules:
-        raise CheckpointError(f"{speaker()}: adapter_config.json in {folder} must hold 'name', 'config' and 'modules'")
-    try:
-        return AdapterConfig.from_dict(document.get("config")), name, list(modules)
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{speaker()}: adapter_config.json in {folder} holds no valid config: {error}") from error
-
-
-def _prefix_change(paths: list[str], modules: Mapping[str, nn.Module], folder: str | Path) -> tuple[str, str]:
-    """Return the prefix to take off the saved names and the one to put on, so that all of them are in the model."""
-    first = paths[0].split(".")
-    shorter = [".".join(first[:depth]) + "." for depth in range(1, len(first))]
-    longer = [name[: -len(paths[0])] for name in modules if name.endswith(f".{paths[0]}")]
-    for old, new in [("", ""), *(("", prefix) for prefix in longer), *((prefix, "") for prefix in shorter)]:
-        if all(path.startswith(old) and _renamed(path, old, new) in modules for path in paths):
-            return old, new
-    missing = sorted(path for path in paths if path not in modules)
-    raise CheckpointError(f"{speaker()}: the adapter in {folder} adapts modules that the model lacks: {missing}")
-
-
-def _renamed(name: str, old: str, new: str) -> str:
-    return new + name[len(old) :] if name.startswith(old) else name

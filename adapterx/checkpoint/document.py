@@ -16,6 +16,7 @@ from torch import nn
 from adapterx.errors import CheckpointError, speaker
 
 MAX_DOCUMENT_BYTES = 16 * 2**20  # a thousand times what a large model's adapters need
+MAX_VALUES = 400_000  # a value in a list takes up to a hundred times the memory of its two characters
 MAX_DEPTH = 100  # of objects and lists in each other; Python's own limits depend on who calls
 HASH = "document_sha256"  # key of the hash of all other keys
 FORMAT_VERSION = 2  # 1 is that of adapterx 0.1.0, whose documents have no hash
@@ -181,9 +182,17 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
+    _check_extent(text)
     document = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
     _check_depth(document)
     return document
+
+
+def _check_extent(text: str) -> None:
+    if sum(map(text.count, ",[{")) > MAX_VALUES:
+        raise ValueError(f"it holds more than {MAX_VALUES} values")
+    if not text.isascii() and len(text) > MAX_DOCUMENT_BYTES // 4:  # one such character makes all take four bytes
+        raise ValueError(f"it holds more than {MAX_DOCUMENT_BYTES // 4} characters, and not ASCII alone")
 
 
 def _check_depth(document: Any) -> None:

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adapterx.checkpoint.fitting import check_fit, copy_into
 from adapterx.checkpoint.pair import read_pair, stored_metadata, write_pair
+from adapterx.config import check_finite, check_size
 from adapterx.errors import CheckpointError, ConfigError, speaker, speaking_as
 from adapterx.heads import ClassificationHead, SequenceClassifier
 
@@ -46,19 +49,10 @@ def load_head(folder: str | Path) -> ClassificationHead:
             "saved head into a classifier"
         )
     document, tensors = read_pair(folder, "head")
-    weight, size = tensors.get("linear.weight"), [document.get("num_labels"), document.get("hidden_size")]
-    if weight is None or list(weight.shape) != size:  # asked before memory is taken for it
-        found = weight if weight is None else list(weight.shape)
-        raise CheckpointError(
-            f"{speaker()}: {folder} does not describe a head: wrong shapes, its weight is {found} instead of {size}"
-        )
-    try:
-        head = ClassificationHead(**{key: document[key] for key in ("hidden_size", "num_labels", "pooling", "dropout")})
-    except (KeyError, TypeError, OverflowError, ConfigError, RuntimeError) as error:
-        raise CheckpointError(f"{speaker()}: {folder} does not describe a head: {error}") from error
-    own = head.state_dict()
-    check_fit(own, tensors, folder)
-    copy_into(own, tensors)
+    head = _described(document, folder)
+    check_fit(head.state_dict(), tensors, folder, planned=True)
+    head.to_empty(device="cpu")
+    copy_into(head.state_dict(), tensors)
     return head
 
 
@@ -74,12 +68,27 @@ def restore_head(classifier: SequenceClassifier, folder: str | Path) -> None:
         CheckpointError: the files are missing or damaged, or are of another kind of head; it is then as it was.
     """
     document, tensors = read_pair(folder, "head")
-    own = {key: value for key, value in classifier.head.to_dict().items() if key != "dropout"}
+    saved, own = _described(document, folder).to_dict(), classifier.head.to_dict()
     wrong = [
-        f"{key} {document.get(key)!r} instead of {value!r}" for key, value in own.items() if document.get(key) != value
+        f"{key} {saved[key]!r} instead of {own[key]!r}" for key in own if key != "dropout" and saved[key] != own[key]
     ]
     if wrong:
         raise CheckpointError(f"{speaker()}: the head in {folder} does not fit: it has {', '.join(wrong)}")
     state = classifier.head.state_dict()
     check_fit(state, tensors, folder)
     copy_into(state, tensors)
+
+
+def _described(document: Mapping[str, Any], folder: str | Path) -> ClassificationHead:
+    """Return the head that a document describes, without memory: nobody knows yet whether the files hold as much."""
+    hidden_size, num_labels, pooling, dropout = (
+        document.get(key) for key in ("hidden_size", "num_labels", "pooling", "dropout")
+    )
+    try:
+        check_size("ClassificationHead", "hidden_size", hidden_size)
+        check_size("ClassificationHead", "num_labels", num_labels)
+        dropout = check_finite("ClassificationHead", "dropout", dropout)
+        with torch.device("meta"):
+            return ClassificationHead(hidden_size, num_labels, pooling=pooling, dropout=dropout)
+    except (ConfigError, RuntimeError) as error:  # PyTorch has limits of its own for the sizes of tensors
+        raise CheckpointError(f"{speaker()}: {folder} does not describe a head: {error}") from error

@@ -53,15 +53,17 @@ def save_trained(model: nn.Module, folder: Path) -> None:
 
 
 @speaking_as("restore_trained")
-def restore_trained(model: nn.Module, folder: Path) -> None:
+def restore_trained(model: nn.Module, folder: Path, *, check_base: bool = True) -> None:
     """Copy what `save_trained` wrote into the model; everything is checked before the first tensor is copied.
 
     Args:
         model: like the one that was saved, with the same active adapters.
         folder: what `save_trained` wrote.
+        check_base: as in `restore_adapter`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or does not fit what the model trains; it is then as it was.
+        CheckpointError: a file is missing or damaged, does not fit what the model trains, or belongs to another base
+            model; the model is then as it was.
     """
     folder = Path(folder)
     places, own = _adapter_folders(model, folder), _other_state(model)
@@ -71,7 +73,10 @@ def restore_trained(model: nn.Module, folder: Path) -> None:
         check_fit(own, saved, folder)
         hashes = _adapter_hashes(document, places, folder)
         adapted = _adapted(model)
-        pairs = [fitting_tensors(adapted, place, name, sha256=hashes[name]) for name, place in places.items()]
+        pairs = [
+            fitting_tensors(adapted, place, name, check_base=check_base, sha256=hashes[name])
+            for name, place in places.items()
+        ]
         return [*pairs, (own, saved)]
 
     def watched() -> list[Path]:

@@ -130,7 +130,9 @@ def _find_by_name(
     modules: Mapping[str, nn.Module], target_modules: str | tuple[str, ...], saved: Sequence[str] | None
 ) -> list[Site]:
     blocks = find_blocks(modules)
-    chosen = _match(modules, target_modules) if saved is None else [name for name in modules if name in set(saved)]
+    # What was recorded wins, also over an expression that would take for ever to match.
+    known = None if saved is None else set(saved)
+    chosen = _match(modules, target_modules) if known is None else [name for name in modules if name in known]
     return [Site(name, "named", block_of(name, blocks)) for name in chosen]
 
 

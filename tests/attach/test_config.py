@@ -1,7 +1,9 @@
 """`AdapterConfig`: its defaults, what it refuses, and its dictionaries."""
 
 import dataclasses
+import itertools
 import json
+import time
 
 import pytest
 
@@ -88,12 +90,52 @@ def test_lists_become_tuples_and_equal_meanings_are_equal():
         ({"target_modules": [1]}, "target_modules must hold strings that are not empty"),
         ({"modules_to_save": "classifier"}, "modules_to_save must be a sequence of strings, got 'classifier'"),
         ({"modules_to_save": ["a", "a"]}, "modules_to_save must not repeat a name"),
+        ({"modules_to_save": {"a": 1}}, "modules_to_save must be a sequence of strings, got {'a': 1}"),
+        ({"layers": {0: 1}}, "layers must be different block indices"),
     ],
 )
 def test_refuses_in_words(values, message):
     sized = {"bottleneck_dim", "reduction_factor"} & values.keys() or not values
     with pytest.raises(ConfigError, match=message):
         AdapterConfig(**(values if sized else {"bottleneck_dim": 4, **values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        *(({key: 10**400}, f"{key} must be a finite number, got 1000") for key in ("scaling", "dropout")),
+        ({"reduction_factor": 10**400}, "reduction_factor must be a finite number, got 1000"),
+        ({"reduction_factor": -(10**5000)}, "must be a finite number, got an integer of 16610 bits"),
+        ({"reduction_factor": [[10**5000]]}, "must be a finite number, got a list that cannot be shown"),
+        ({"bottleneck_dim": 10**400}, "bottleneck_dim must be at most 9223372036854775807, got 1000"),
+        ({"bottleneck_dim": 2**63}, "bottleneck_dim must be at most 9223372036854775807, got 9223372036854775808"),
+        ({"bottleneck_dim": -(10**5000)}, "bottleneck_dim must be at least 1, got an integer of 16610 bits"),
+        ({"down_bias": 10**5000}, "down_bias must be True or False, got an integer of"),
+        ({"placement": 10**5000}, "placement must be one of sequential, parallel, normed_sum, got an integer of"),
+        ({"layers": [10**5000]}, "layers must be different block indices from 0 up, got a list that"),
+        ({"layers": range(10**12)}, r"layers must hold at most 10000 entries, got range\(0, 1000000000000\)"),
+        ({"layers": list(range(10**6))}, "layers must hold at most 10000 entries, got a list of 1000000 entries"),
+        ({"target_modules": list(map(str, range(10**5)))}, "target_modules must hold at most 10000 entries"),
+        ({"modules_to_save": map(str, itertools.count())}, "modules_to_save must hold at most 10000 entries"),
+        ({"target_modules": "(" * 900 + ")" * 900}, "target_modules must be suffixes or a valid regular expression"),
+        ({"target_modules": "(" * 5000 + ")" * 5000}, "target_modules must be at most 2000 characters long where it"),
+        ({"target_modules": "a" * 2**20}, "target_modules must be at most 2000 characters long where it is a regular"),
+        ({"target_modules": "a{99999999999}"}, "target_modules must be suffixes or a valid regular expression"),
+    ],
+)  # fmt: skip
+def test_refuses_the_immense_in_words_and_soon(values, message):
+    sized = {"bottleneck_dim", "reduction_factor"} & values.keys()
+    start = time.perf_counter()
+    with pytest.raises(ConfigError, match=f"^AdapterConfig: .*{message}") as error:
+        AdapterConfig(**(values if sized else {"bottleneck_dim": 4, **values}))
+    assert time.perf_counter() - start < 2
+    assert len(str(error.value)) < 2100
+
+
+def test_extreme_numbers_that_keep_the_rules_are_taken():
+    made = AdapterConfig(reduction_factor=1e308, scaling=5e-324, dropout=5e-324)
+    assert made.resolve_bottleneck_dim(768) == 1
+    assert (made.scaling, made.dropout) == (5e-324, 5e-324)
 
 
 def test_errors_are_value_errors():
@@ -120,6 +162,12 @@ def test_dict_round_trip_through_json():
 def test_from_dict_is_strict():
     with pytest.raises(ConfigError, match="AdapterConfig: unknown keys: alpha, rank"):
         AdapterConfig.from_dict({"bottleneck_dim": 4, "rank": 8, "alpha": 1})
+    with pytest.raises(
+        ConfigError, match=r"AdapterConfig: unknown keys: 'a\\x1b\[31m'; a newer adapterx may know them"
+    ):
+        AdapterConfig.from_dict({"bottleneck_dim": 4, "a\x1b[31m": 8})
+    with pytest.raises(ConfigError, match=r"AdapterConfig: unknown keys: '0', .* and 99992 more"):
+        AdapterConfig.from_dict(dict.fromkeys(map(str, range(10**5))))
     with pytest.raises(ConfigError, match="values must be a mapping, got list"):
         AdapterConfig.from_dict([])
     with pytest.raises(ConfigError, match="exactly one of"):

@@ -176,6 +176,7 @@ def test_named_targets_survive_prefixes(tmp_path):
     config = build("bert").config
     for number, target in enumerate((r"encoder\.layer\.0\..*dense", ("bert.encoder.layer.0.output.dense",))):
         inner, outer = build("bert"), transformers.BertForMaskedLM(config).eval()
+        outer.bert.load_state_dict(inner.state_dict(), strict=False)  # it has no pooler
         source = inner if number == 0 else outer
         attach(source, AdapterConfig(bottleneck_dim=4, target_modules=target, modules_to_save=()))
         randomise(source)
@@ -186,22 +187,23 @@ def test_named_targets_survive_prefixes(tmp_path):
             assert outer_name == f"bert.{name}"
             assert torch.equal(tensor, other)
         save_adapter(outer, tmp_path / "again")  # what was loaded can be saved and loaded
-        load_adapter(build("bert"), tmp_path / "again")
+        load_adapter(build("bert"), tmp_path / "again", check_base=False)
 
 
 def test_prefix_of_wrappers_both_ways(tmp_path):
     config = build("bert").config
     base = build("bert")
+    bare, task = copy.deepcopy(base), transformers.BertForSequenceClassification(config)
+    task.bert.load_state_dict(base.state_dict())
     attach(base, AdapterConfig(bottleneck_dim=4, modules_to_save=("pooler",)))
     randomise(base)
     save_adapter(base, tmp_path / "base")
-    classifier = SequenceClassifier(build("bert"), 3)
+    classifier = SequenceClassifier(copy.deepcopy(bare), 3)
     load_adapter(classifier, tmp_path / "base")
-    task = transformers.BertForSequenceClassification(config)
     load_adapter(task, tmp_path / "base")
     save_adapter(classifier, tmp_path / "wrapped")
     assert all(key.startswith("base_model.") for key in load_file(tmp_path / "wrapped" / WEIGHTS))
-    again = build("bert")
+    again = bare
     load_adapter(again, tmp_path / "wrapped")
     assert [name for name, _ in adapter_parameters(again)] == [name for name, _ in adapter_parameters(base)]
     for (_, one), (_, other) in zip(adapter_parameters(again), adapter_parameters(base), strict=True):

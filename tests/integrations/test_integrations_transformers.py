@@ -112,7 +112,7 @@ def test_adapter_checkpoint_is_small_and_loads_as_an_adapter(tmp_path):
     names = {path.name for path in folder.iterdir()}
     assert "adapter_model.safetensors" in names
     assert not {name for name in names if name.startswith(("model.", "pytorch_model", "training_args"))}
-    fresh = BertModel(tiny_training.tiny_config(), add_pooling_layer=False)
+    fresh = make_model("bare").base_model
     load_adapter(fresh, folder)
     trained = {name: tensor for name, tensor in state_of(model.base_model).items() if "adapterx" in name}
     assert trained

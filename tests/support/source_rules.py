@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "adapterx"
 _HEAD = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*): ")
 # Caught in the same file, by a caller that says whose message it is in the end.
-INNER = {"_unique_keys", "_no_constant", "_check_depth", "_finite", "_embedded"}
+INNER = {"_unique_keys", "_no_constant", "_check_depth", "_check_extent", "_finite", "_embedded"}
 
 
 class Message(NamedTuple):
