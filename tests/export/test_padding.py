@@ -1,4 +1,4 @@
-"""What an exported file says at padding counts for nothing, what it says at tokens counts, on whichever side they are."""
+"""What an exported file says at padding counts for nothing, what it says at tokens counts, at whichever side."""
 
 import pytest
 
