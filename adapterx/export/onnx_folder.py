@@ -6,7 +6,6 @@ index that tells of the old model forgets it before the new model comes, and lea
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ from typing import Any
 
 from adapterx.checkpoint.folder import move_into_place, write_atomically
 from adapterx.errors import ExportError
-from adapterx.export.metadata import DOCUMENT, FORMAT_VERSION, PROPERTY, read_metadata, require
+from adapterx.export.embedded import DOCUMENT, PROPERTY
+from adapterx.export.metadata import FORMAT_VERSION, read_metadata, require, text_of
 
 FILES = {"function": "model.onnx", "portable": "model.portable.onnx"}
 EXTERNAL_DATA_FROM = 1_800_000_000  # bytes of weights; a protobuf file ends at 2 GiB
@@ -24,7 +24,7 @@ EXTERNAL_DATA_FROM = 1_800_000_000  # bytes of weights; a protobuf file ends at 
 def save(model: Any, path: Path, document: Mapping[str, Any]) -> None:
     """Write an `onnx_ir.Model`; a large one leaves its weights to a file `<name>.<hash>.data` beside it."""
     ir = require("onnx_ir")
-    model.metadata_props[PROPERTY] = json.dumps(document)
+    model.metadata_props[PROPERTY] = text_of(document)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     external = f"{path.name}.data" if weights > EXTERNAL_DATA_FROM else None
     ir.save(model, path, external_data=external)
@@ -36,7 +36,7 @@ def set_property(path: Path, document: Mapping[str, Any]) -> None:
     """Replace the metadata in the file and leave its graph and weights untouched."""
     onnx = require("onnx")
     model = onnx.load(path, load_external_data=False)
-    onnx.helper.set_model_props(model, {PROPERTY: json.dumps(document)})
+    onnx.helper.set_model_props(model, {PROPERTY: text_of(document)})
     onnx.save(model, path)
 
 
@@ -95,4 +95,4 @@ def _recorded(out_dir: Path) -> dict[str, Any]:
 
 
 def _index(files: Mapping[str, Any]) -> bytes:
-    return (json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=2) + "\n").encode()
+    return text_of({"format_version": FORMAT_VERSION, "files": files}).encode()

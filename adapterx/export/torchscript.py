@@ -1,6 +1,5 @@
 """Export to TorchScript: one file that needs the operator library, but no Python, transformers or adapterx."""
 
-import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from adapterx.checkpoint.folder import move_into_place
 from adapterx.errors import ExportError, speaking_as, unspoken
-from adapterx.export.metadata import DOCUMENT, describe, staging
+from adapterx.export.embedded import DOCUMENT
+from adapterx.export.metadata import describe, staging, text_of
 from adapterx.export.positional import Prepared, prepared, quiet_tracing
 from adapterx.export.validation import check_torchscript
 
@@ -67,7 +67,7 @@ def to_torchscript(
         if validate:
             document["validation"] = check_torchscript(final, ready)
         with zipfile.ZipFile(final, "a") as archive:
-            archive.writestr(f"{_root(archive)}/extra/{DOCUMENT}", json.dumps(document, indent=2))
+            archive.writestr(f"{_root(archive)}/extra/{DOCUMENT}", text_of(document))
         move_into_place([(final, path)])
     return document
 
