@@ -74,7 +74,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         ExportError: there is no such file, it cannot be read, adapterx did not write it, or its metadata were changed.
     """
-    path = Path(path)
+    path = path_from(path, "path")
     if path.is_dir():
         path = path / DOCUMENT
     try:
@@ -91,6 +91,17 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ExportError(f"{speaker()}: cannot read {path}: {reason}") from error
     return {key: value for key, value in document.items() if key != HASH}
+
+
+def path_from(value: str | os.PathLike, argument: str) -> Path:
+    """Return a path that a user gave.
+
+    Raises:
+        ExportError: it is no path.
+    """
+    if not isinstance(value, (str, os.PathLike)) or "\0" in os.fsdecode(value):
+        raise ExportError(f"{speaker()}: {argument} must be a path, got {value!r}")
+    return Path(os.fsdecode(value))
 
 
 def _checked_format(document: Mapping[str, Any], path: Path) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapterx import ops
 from adapterx.errors import ExportError, speaker, speaking_as, unspoken
 from adapterx.export.kinds import ONNX, PT2, TORCH_SAVE, TORCHSCRIPT, ZIP, kind_of
-from adapterx.export.metadata import read_metadata, require
+from adapterx.export.metadata import path_from, read_metadata, require
 from adapterx.export.positional import PER_TOKEN, Prepared, prepared
 
 SHAPES = ((1, 1), (1, 7), (2, 8), (3, 19), (5, 64))
@@ -73,7 +73,7 @@ def validate(
         ExportError: the file is of another kind, cannot be run, or differs by more.
     """
     _check_order(model, file)
-    path = Path(file)
+    path = path_from(file, "file")
     check = check_torchscript if _kind_to_run(path) == TORCHSCRIPT else check_onnx
     inputs = read_metadata(path)["inputs"]
     with prepared(model, inputs=inputs) as ready:
@@ -86,8 +86,6 @@ def _check_order(model: object, file: object) -> None:
         raise ExportError(f"validate: model must come first and file second, got {given}")
     if not isinstance(model, nn.Module):
         raise ExportError(f"validate: model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(file, (str, os.PathLike)):
-        raise ExportError(f"validate: file must be a path, got {type(file).__name__}")
 
 
 def _kind_to_run(path: Path) -> str:
