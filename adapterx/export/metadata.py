@@ -121,11 +121,13 @@ def staging(folder: Path) -> Iterator[Path]:
     """Give a folder to write into, as `adapterx.checkpoint.folder.staging` does.
 
     Raises:
-        ExportError: the folder cannot be written.
+        ExportError: the folder cannot be written, or another process writes to it for long.
     """
     try:
         with files.staging(folder, prefix=".adapterx_export.") as temporary:
             yield temporary
+    except CheckpointError as error:
+        raise ExportError(f"{speaker()}: {str(error).removeprefix(f'{speaker()}: ')}") from error
     except OSError as error:
         raise ExportError(f"{speaker()}: cannot write to {folder}: {error.strerror or error}") from error
 

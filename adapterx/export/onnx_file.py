@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from adapterx.errors import ExportError, speaking_as, unspoken
 from adapterx.export.metadata import describe, path_from, require, staging
-from adapterx.export.onnx_folder import FILES, publish, save, set_property
+from adapterx.export.onnx_folder import save, set_property
 from adapterx.export.onnx_node import DOMAIN, INPUTS, adapter_nodes, attach_functions, translation
 from adapterx.export.positional import Prepared, prepared, quiet_tracing
+from adapterx.export.publishing import FILES, publish
 from adapterx.export.validation import check_onnx
 
 OPSETS = range(20, 24)  # 20 is the first with Gelu; 23 is the last that torch 2.13 writes

@@ -18,6 +18,7 @@ from adapterx.errors import ExportError, speaker, speaking_as, unspoken
 from adapterx.export.kinds import ONNX, PT2, TORCH_SAVE, TORCHSCRIPT, ZIP, kind_of
 from adapterx.export.metadata import path_from, read_metadata, require
 from adapterx.export.positional import PER_TOKEN, Prepared, prepared
+from adapterx.heads import SequenceClassifier
 
 SHAPES = ((1, 1), (1, 7), (2, 8), (3, 19), (5, 64))
 # Largest difference allowed, times the largest magnitude in the model's own output where that exceeds 1. In half
@@ -198,15 +199,20 @@ def _compare(
 
 
 def _that_count(output: Tensor, name: str, ready: Prepared, inputs: Sequence[Tensor]) -> Tensor:
-    """Return the values that mean something: of an output with values for each token those of tokens, not of padding.
+    """Return the values that mean something: those of tokens, not of padding.
 
-    A token of padding may have nothing that it can attend to, and then each runtime makes up something else.
+    Padding may have no token that it can attend to, and then each runtime makes up something else. An answer for a
+    whole sequence may be read off its first position, so it counts where that is a token; a `SequenceClassifier` never
+    reads it off padding.
     """
-    per_token = name in PER_TOKEN or output.dim() > 2
-    if not per_token or "attention_mask" not in ready.module.inputs:
+    if "attention_mask" not in ready.module.inputs:
         return output
     mask = inputs[ready.module.inputs.index("attention_mask")].bool().to(output.device)
-    return output[mask] if output.shape[:2] == mask.shape else output
+    if name in PER_TOKEN or output.dim() > 2:
+        return output[mask] if output.shape[:2] == mask.shape else output
+    if isinstance(ready.module.model, SequenceClassifier) or len(output) != len(mask):
+        return output
+    return output[mask[:, 0]]
 
 
 def _difference(found: Tensor, expected: Tensor) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from crash_points import moments
 
 from adapterx import BottleneckAdapter, ExportError
 from adapterx.checkpoint.document import hashed
-from adapterx.export import onnx_folder, read_metadata, to_onnx, to_torchscript
+from adapterx.export import onnx_folder, publishing, read_metadata, to_onnx, to_torchscript
 from adapterx.export.metadata import staging
 
 SHAPE = (2, 8)
@@ -64,7 +64,7 @@ def write(export, folder, *, name="model.onnx", data_from=10**9):
     with pytest.MonkeyPatch.context() as patch, staging(folder) as staged:
         patch.setattr(onnx_folder, "EXTERNAL_DATA_FROM", data_from)
         onnx_folder.save(ir.load(source / "model.onnx"), staged / name, document)
-        onnx_folder.publish(staged, folder, name, document)
+        publishing.publish(staged, folder, name, document)
 
 
 @pytest.mark.parametrize("large", [(False, False), (True, True), (True, False), (False, True)])
@@ -163,7 +163,7 @@ def test_a_full_disk_at_the_last_moment(two_exports, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_folder, "move_into_place", full)
+    monkeypatch.setattr(publishing, "move_into_place", full)
     with pytest.raises(ExportError, match=r"^to_onnx: cannot write to .*: No space left on device"):
         to_onnx(model, tmp_path, validate=False)
     assert (tmp_path / "model.onnx").read_bytes() == before

@@ -115,11 +115,21 @@ def test_what_stands_at_padding_does_not_widen_what_is_allowed(monkeypatch):
 
 
 def test_logits_of_a_whole_sequence_are_compared_whole():
-    """Also where there are as many classes as tokens: two, of which one is padding in the last row."""
+    """Also where there are as many classes as tokens: two, of which one is padding in the second row."""
 
     def change(outputs, mask):
-        (row, column), *_ = (mask == 0).nonzero().tolist()
-        outputs[0][row, column] += 1.0
+        assert mask[1].tolist() == [1, 0]
+        outputs[0][1, 1] += 1.0
 
     with pytest.raises(ExportError, match=r"it differs by 1\.00"):
-        compared(tiny.roberta_classifier(), change, shape=(3, 2))
+        compared(tiny.roberta_classifier(), change, shape=(2, 2))
+
+
+def test_an_answer_read_off_a_first_token_that_is_padding_does_not_count():
+    def change(outputs, mask):
+        assert mask[2, 0] == 0
+        outputs[0][2] += 1.0
+
+    assert compared(tiny.roberta_classifier(), change)["max_abs_diff"] == 0.0
+    with pytest.raises(ExportError, match=r"it differs by 1\.00"):  # ours looks for the first token behind the padding
+        compared(tiny.bert_classifier(), change)
