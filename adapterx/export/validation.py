@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from adapterx import ops
 from adapterx.errors import ExportError, speaker, speaking_as, unspoken
 from adapterx.export.kinds import ONNX, PT2, TORCH_SAVE, TORCHSCRIPT, ZIP, kind_of
 from adapterx.export.metadata import path_from, read_metadata, require
-from adapterx.export.positional import PER_TOKEN, Prepared, prepared
+from adapterx.export.positional import INPUTS, PER_TOKEN, Prepared, prepared
 from adapterx.heads import SequenceClassifier
 
 SHAPES = ((1, 1), (1, 7), (2, 8), (3, 19), (5, 64))
@@ -76,7 +77,11 @@ def validate(
     _check_order(model, file)
     path = path_from(file, "file")
     check = check_torchscript if _kind_to_run(path) == TORCHSCRIPT else check_onnx
-    inputs = read_metadata(path)["inputs"]
+    inputs = read_metadata(path).get("inputs")
+    if not isinstance(inputs, list) or not inputs or not all(name in INPUTS for name in inputs):
+        raise ExportError(
+            f"validate: the metadata in {path} must name inputs among {', '.join(INPUTS)}, got {inputs!r}"
+        )
     with prepared(model, inputs=inputs) as ready:
         return check(path, ready, shapes=shapes, atol=atol)
 
@@ -120,10 +125,18 @@ def check_torchscript(
         command = [sys.executable, "-c", _FRESH_PROCESS, ops.LIBRARY.resolve(), path.resolve(), inputs, outputs]
         done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            raise ExportError(f"{speaker()}: {path.name} does not run in a new process:\n{done.stderr.strip()[-2000:]}")
+            raise ExportError(f"{speaker()}: {path.name} does not run in a new process: {_reason(done)}")
         results = torch.load(outputs, weights_only=True)
     runtime = f"torch {torch.__version__}, TorchScript in a new process, {ready.device.type}"
     return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol)
+
+
+def _reason(done: subprocess.CompletedProcess) -> str:
+    """Return in one line why a process failed: the last error that it reported, or the signal that ended it."""
+    if done.returncode < 0:
+        return f"ended by signal {-done.returncode}"
+    *_, last = re.split(r"^(?=\S*(?:Error|Exception)\b)", done.stderr, flags=re.MULTILINE)
+    return " ".join(last.split())
 
 
 def check_onnx(
@@ -149,8 +162,9 @@ def check_onnx(
             [torch.from_numpy(array) for array in session.run(None, _feeds(names, tensors))] for tensors in batches
         ]
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise ExportError(
-            f"{speaker()}: ONNX Runtime cannot run {path.name}: {type(error).__name__}: {error}"
+            f"{speaker()}: ONNX Runtime cannot run {path.name}: {type(error).__name__}: {reason}"
         ) from error
     runtime = f"onnxruntime {onnxruntime.__version__}, CPU"
     return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol)

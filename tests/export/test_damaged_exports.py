@@ -11,10 +11,11 @@ import zipfile
 
 import pytest
 import recorded
+import torch
 
 from adapterx import ExportError
 from adapterx.checkpoint.document import hashed
-from adapterx.export import read_metadata
+from adapterx.export import read_metadata, validate
 from adapterx.export.metadata import text_of
 
 EXPORTS = recorded.FIXTURES / "0.1.0" / "export"
@@ -194,3 +195,11 @@ def damaged(content, random_):
         place = random_.choice([random_.randrange(len(changed)), random_.randrange(-3000, 0), random_.randrange(200)])
         changed[place] = random_.randrange(256) if kind == 2 else changed[place] ^ (1 << random_.randrange(8))
     return bytes(changed)
+
+
+def test_metadata_that_name_no_inputs_are_not_validated(tmp_path):
+    text = (EXPORTS / "model.onnx").read_bytes().replace(b'"inputs"', b'"inpuds"')
+    (tmp_path / "model.onnx").write_bytes(text)
+    assert read_metadata(tmp_path / "model.onnx")["inpuds"]
+    with pytest.raises(ExportError, match=r"^validate: the metadata in .* must name inputs among .*, got None"):
+        validate(torch.nn.Linear(1, 1), tmp_path / "model.onnx")
