@@ -55,3 +55,13 @@ def test_the_command_refuses_in_one_line_and_obeys(trained, tmp_path, quick):
     assert json.loads((folder / "labels.json").read_text()) == ["negative", "positive"]
     (tmp_path / "file").write_text("")
     assert "cannot write to" in refused(*arguments[:-1], tmp_path / "file")
+
+
+def test_a_full_disk_as_the_tokenizer_tells_of_it(trained, tmp_path, quick):
+    class Full:
+        def save_pretrained(self, folder):
+            raise Exception("No space left on device (os error 28)")  # as the library tokenizers does
+
+    with pytest.raises(ExportError, match=r"cannot write the tokenizer to .*: No space left on device"):
+        export(dataclasses.replace(load_run(trained), tokenizer=Full()), tmp_path / "export")
+    assert not list((tmp_path / "export").iterdir())

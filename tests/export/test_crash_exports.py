@@ -88,6 +88,22 @@ def test_onnx(large, two_exports, tmp_path):
     assert len(list(folder.iterdir())) == (3 if large[1] else 2), "the old data are gone"
 
 
+def test_an_export_with_data_as_0_1_0_named_them(two_exports, tmp_path):
+    exports, model = two_exports
+    ir = pytest.importorskip("onnx_ir")
+    folder = tmp_path / "export"
+    folder.mkdir()
+    ir.save(ir.load(exports[0][0] / "model.onnx"), folder / "model.onnx", external_data="model.onnx.data")
+    with moments(folder, tmp_path / "copies") as seen:
+        write(exports[1], folder, data_from=1000)
+    assert not seen.faults
+    found = [output(copy / "model.onnx", model) for copy in seen.copies]
+    answers = [[torch.allclose(each, export[2], atol=1e-4) for export in exports].index(True) for each in found]
+    assert answers == sorted(answers)
+    assert set(answers) == {0, 1}
+    assert not (folder / "model.onnx.data").exists()
+
+
 def test_the_first_export_into_a_folder(two_exports, tmp_path):
     exports, model = two_exports
     folder = tmp_path / "export"
