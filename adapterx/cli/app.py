@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from adapterx.cli import help, inspection, scoring
+from adapterx.cli.exporting import FORMATS, export_run
 from adapterx.cli.options import TrainOptions, takes_train_options
 from adapterx.cli.reporting import errors_in_one_line, print_figures, say
 from adapterx.cli.runs import load_run, to_json, write
 from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker, speaking_as
-from adapterx.export import to_onnx, to_torchscript
 
 app = typer.Typer(
     name="adapterx",
@@ -99,22 +99,16 @@ def export(
     output: Annotated[Path | None, _option("Folder to write to (default: RUN/export).")] = None,
     opset: Annotated[int, _option("ONNX operator set (default 20).")] = 20,
     freeze: Annotated[bool, _option("TorchScript: freeze and fold constants.")] = False,
+    overwrite: Annotated[bool, _option("Delete models there that have another tokenizer or other labels.")] = False,
     model: BaseModel = None,
 ) -> None:
     """Write the adapted model with its head as TorchScript or ONNX, and check the file against PyTorch.
 
     The model takes input_ids, attention_mask and, where the base model does, token_type_ids; it returns logits.
     """
-    _check_format(form, "torchscript", "onnx", "onnx-portable")
-    loaded = load_run(run, model=model)
+    _check_format(form, *FORMATS)
     folder = output or run / "export"
-    folder.mkdir(parents=True, exist_ok=True)
-    if form == "torchscript":
-        to_torchscript(loaded.classifier, folder / "model.pt", freeze=freeze)
-    else:
-        to_onnx(loaded.classifier, folder, mode="portable" if form == "onnx-portable" else "function", opset=opset)
-    loaded.tokenizer.save_pretrained(folder)
-    write(folder / "labels.json", to_json(loaded.labels))
+    export_run(load_run(run, model=model), folder, form, opset=opset, freeze=freeze, overwrite=overwrite)
     say(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
