@@ -5,7 +5,6 @@ import torch
 from kernel_cases import CAPABILITIES, DTYPES, kernels, to_storage
 
 WIDTHS = (64, 37)  # whole panels of columns, and a rest
-IDENTITY, RELU = "identity", "relu"
 
 
 def every_pattern(dtype):
@@ -20,15 +19,15 @@ def every_pattern(dtype):
     return patterns.to(torch.int32 if bits == 31 else torch.int64).view(dtype)
 
 
-def forward(tokens, residual, weights, capability, activation=IDENTITY, threads=1, indices=None):
+def forward(tokens, residual, weights, capability, activation="identity", threads=1, indices=None):
     num_adapters = 0 if indices is None else len(weights[0])
     down_weight, down_bias, up_weight, up_bias = weights
     output = torch.empty(len(tokens), up_weight.shape[-2], dtype=tokens.dtype)
     sizes = (len(tokens), tokens.shape[1], output.shape[1], up_weight.shape[-1])
     problem = (str(tokens.dtype)[6:], activation, 1.0, sizes)
-    stored = [to_storage(weight) for weight in (down_weight, down_bias, up_weight, up_bias)]
-    index = None if indices is None else indices.numpy()
-    kernels.forward(*problem, to_storage(tokens), to_storage(residual), index, num_adapters, *stored, to_storage(output), None, threads, capability)
+    stored = [to_storage(tensor) for tensor in (tokens, residual, down_weight, down_bias, up_weight, up_bias, output)]
+    grouping = (None if indices is None else indices.numpy(), num_adapters)
+    kernels.forward(*problem, *stored[:2], *grouping, *stored[2:], None, threads, capability)
     return output
 
 
