@@ -90,6 +90,7 @@ def bottleneck_adapter(
         ValueError: a size, a device, an index, the activation's name or the scaling breaks a rule; the message names
             it. On CUDA, where reading the indices would stop the queue, an index out of range is a device-side
             assertion instead.
+        RuntimeError: the storage of a tensor holds less than its shape says, as where FSDP has freed a parameter.
         NotImplementedError: the tensors are on a device, or have a layout, that the library has no kernel for.
 
     Source:

@@ -1,5 +1,7 @@
 #include "checks.h"
 
+#include <ATen/EmptyTensor.h>
+
 #include <cmath>
 #include <string>
 
@@ -105,6 +107,23 @@ struct Checker {
   }
 };
 
+// PyTorch's words stand at the end where there is no memory at all: programs look for them.
+void is_in_memory(const char* function, const char* name, const Tensor& tensor) {
+  if (!tensor.defined() || tensor.numel() == 0) return;
+  const size_t needed = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.element_size(),
+                                                         tensor.storage_offset());
+  const bool has_storage = tensor.has_storage();
+  const bool allocated = has_storage && tensor.storage().data() != nullptr;
+  const size_t held = has_storage ? tensor.storage().nbytes() : 0;
+  TORCH_CHECK(allocated && held >= needed, function, ": ", name, " must have a storage of at least ", needed,
+              " bytes for shape ", tensor.sizes(), ", got ", allocated ? held : 0, " bytes",
+              allocated ? "" : ": the tensor has a non-zero number of elements, but its data is not allocated yet");
+}
+
+void is_in_memory(const char* function, const char* name, const OptTensor& tensor) {
+  if (tensor) is_in_memory(function, name, *tensor);
+}
+
 const Tensor& required(const char* function, const OptTensor& tensor, const char* name, const char* gradient) {
   TORCH_CHECK_VALUE(tensor.has_value() && tensor->defined(), function, ": ", name, " must be given when ", gradient,
                     " is wanted, got None");
@@ -202,6 +221,25 @@ Activation check_backward(const BackwardArguments& a) {
   }
   if (a.output_mask[kHiddenStates]) check_input_gradient(check, a);
   return parsed;
+}
+
+void check_memory(const ForwardArguments& a) {
+  is_in_memory(a.name(), "hidden_states", a.hidden_states);
+  is_in_memory(a.name(), "residual", a.residual);
+  is_in_memory(a.name(), "down_weight", a.down_weight);
+  is_in_memory(a.name(), "down_bias", a.down_bias);
+  is_in_memory(a.name(), "up_weight", a.up_weight);
+  is_in_memory(a.name(), "up_bias", a.up_bias);
+  is_in_memory(a.name(), "adapter_indices", a.adapter_indices);
+}
+
+void check_memory(const BackwardArguments& a) {
+  is_in_memory(a.name(), "grad_output", a.grad_output);
+  is_in_memory(a.name(), "hidden_states", a.hidden_states);
+  is_in_memory(a.name(), "pre_activation", a.pre_activation);
+  is_in_memory(a.name(), "down_weight", a.down_weight);
+  is_in_memory(a.name(), "up_weight", a.up_weight);
+  is_in_memory(a.name(), "adapter_indices", a.adapter_indices);
 }
 
 }  // namespace adapterx::ops

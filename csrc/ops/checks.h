@@ -26,4 +26,10 @@ Activation check_forward(const ForwardArguments& arguments);
 // Arguments of the backward operators, and that all that the wanted gradients need is given.
 Activation check_backward(const BackwardArguments& arguments);
 
+// That the storage behind every tensor holds its elements; raises RuntimeError otherwise. For the kernels that read
+// memory, after the checks above: FSDP and its kin free a parameter's storage and leave its shape. Fake tensors and the
+// wrappers of functorch have no memory, and their dispatch keys do not ask.
+void check_memory(const ForwardArguments& arguments);
+void check_memory(const BackwardArguments& arguments);
+
 }  // namespace adapterx::ops

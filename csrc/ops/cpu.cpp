@@ -40,7 +40,9 @@ void check_range(const char* function, const AdapterIndices& indices, int64_t nu
 }
 
 TrainOutputs run_forward(const ForwardArguments& arguments, bool save_pre_activation) {
-  ForwardCall call(arguments, check_forward(arguments), save_pre_activation);
+  const auto activation = check_forward(arguments);
+  check_memory(arguments);
+  ForwardCall call(arguments, activation, save_pre_activation);
   if (!call.empty()) {
     check_range(arguments.name(), call.indices, call.problem.num_tokens);
     cpu::bottleneck_adapter_forward(call.problem, call.tensors, call.indices, torch_pool());
@@ -53,7 +55,9 @@ Tensor forward_cpu(const ForwardArguments& arguments) { return std::get<0>(run_f
 TrainOutputs train_cpu(const ForwardArguments& arguments) { return run_forward(arguments, true); }
 
 Gradients backward_cpu(const BackwardArguments& arguments) {
-  BackwardCall call(arguments, check_backward(arguments));
+  const auto activation = check_backward(arguments);
+  check_memory(arguments);
+  BackwardCall call(arguments, activation);
   if (!call.empty()) {
     check_range(arguments.name(), call.indices, call.problem.num_tokens);
     cpu::bottleneck_adapter_backward(call.problem, call.tensors, call.indices, torch_pool());

@@ -30,6 +30,7 @@ void run_kernels(const char* function, const Call& call, const Tensor& like, con
 
 TrainOutputs run_forward(const ForwardArguments& arguments, bool save_pre_activation) {
   const auto activation = check_forward(arguments);
+  check_memory(arguments);
   const CudaContext context(arguments.hidden_states);
   ForwardCall call(arguments, activation, save_pre_activation);
   run_kernels(arguments.name(), call, call.output, context);
@@ -42,6 +43,7 @@ TrainOutputs train_cuda(const ForwardArguments& arguments) { return run_forward(
 
 Gradients backward_cuda(const BackwardArguments& arguments) {
   const auto activation = check_backward(arguments);
+  check_memory(arguments);
   const CudaContext context(arguments.grad_output);
   BackwardCall call(arguments, activation);
   run_kernels(arguments.name(), call, arguments.grad_output, context);

@@ -19,6 +19,7 @@ REST = (
     "tests/ops/test_ops_autograd.py",
     "tests/ops/test_ops_compile.py",
     "tests/ops/test_ops_errors.py",
+    "tests/ops/test_ops_memory.py",
     "tests/ops/test_ops_transforms.py",
 )
 RUNS = {

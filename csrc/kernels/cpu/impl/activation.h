@@ -177,6 +177,14 @@ AX_INLINE ActivationValue<V> activate(V x) {
   return Formula<kActivation>::template of<A>(x);
 }
 
+// The gradient at x from the one behind the activation. Where relu is off it is zero, whatever stands behind it: a product
+// would make NaN of infinity, and PyTorch does not.
+template <Activation kActivation, typename V>
+AX_INLINE V through(V gradient, V x, V derivative) {
+  if constexpr (kActivation == Activation::relu) return x <= V{} ? V{} : gradient;
+  return gradient * derivative;
+}
+
 // Calls body(constant) with the activation as a compile-time constant.
 template <Activation kActivation>
 struct ActivationConstant {

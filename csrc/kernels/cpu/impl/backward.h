@@ -47,7 +47,8 @@ void finish_up_gradient(const BackwardJob<T>& job, TokenRows rows, int64_t num_r
           const auto result = activate<constant.value, Acc<T>>(u);
           activated = result.value;
           if (job.wants_du) {
-            du = load(static_cast<const Acc<T>*>(scratch.sums + r * job.inner + c)) * scaling * result.derivative;
+            const Vec<T> gradient = load(static_cast<const Acc<T>*>(scratch.sums + r * job.inner + c)) * scaling;
+            du = through<constant.value>(gradient, u, result.derivative);
             store(scratch.du + r * job.inner + c, du);
             bias_sum += du;
           }
@@ -60,6 +61,7 @@ void finish_up_gradient(const BackwardJob<T>& job, TokenRows rows, int64_t num_r
         store(to, add ? load(static_cast<const Acc<T>*>(to)) + bias_sum : bias_sum);
       }
     }
+    for (int64_t r = 0; job.wants_du && r < num_rows; ++r) end_last_pair<T>(scratch.du + r * job.inner, size);
   });
 }
 

@@ -108,6 +108,7 @@ void finish_down(const ForwardJob<T>& job, TokenRows rows, int64_t num_rows, con
         if (pre_activation) store_some(pre_activation + rows.token(r) * size + c, x, size - c);
         store(activated + r * job.inner + c, activate<constant.value, Acc<T>>(x).value);
       }
+      end_last_pair<T>(activated + r * job.inner, size);
     }
   });
 }

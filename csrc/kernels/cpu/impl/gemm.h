@@ -219,13 +219,14 @@ void multiply_residual(int64_t rows, int64_t steps, const LeftOperand<T>& a, con
                           const int64_t token = to.rows.token(row);
                           T* out = to.out + token * to.out_stride;
                           const T* residual = to.residual ? to.residual + token * to.residual_stride : nullptr;
+                          Vec<T> values[kVectors];
 #pragma GCC unroll 4
                           for (int64_t v = 0; v < kVectors; ++v) {
-                            Vec<T> value = sums[v] * to.scaling;
-                            if (to.bias) value += load(to.bias + v * kLanes<T>);
-                            if (residual) value += load(residual + v * kLanes<T>);
-                            store(out + v * kLanes<T>, value);
+                            values[v] = sums[v] * to.scaling;
+                            if (to.bias) values[v] += load(to.bias + v * kLanes<T>);
+                            if (residual) values[v] += load(residual + v * kLanes<T>);
                           }
+                          store_all(out, values);
                         });
 }
 

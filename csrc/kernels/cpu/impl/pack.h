@@ -226,6 +226,13 @@ LeftOperand<T> view_rows(const T* from, int64_t stride, TokenRows rows, int64_t 
   return {staging, padded, kPair<T>};
 }
 
+// Zero beside the last element of a row of `count`, where a pair reads it: the product with a padded weight is zero times
+// whatever a token holds, which is NaN where that is infinite.
+template <typename T>
+AX_INLINE void end_last_pair(Operand<T>* row, int64_t count) {
+  if (count % kPair<T> != 0) row[count] = Operand<T>{};
+}
+
 // A bias in accumulation type times `factor`, padded with zeros to `columns`.
 template <typename T>
 void pack_bias(const T* from, Acc<T> factor, int64_t count, int64_t columns, Acc<T>* to) {

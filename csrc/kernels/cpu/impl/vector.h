@@ -87,14 +87,24 @@ AX_INLINE Floats widen(const BFloat16*, HalfWords bits) {
   return bit_cast<Floats>(__builtin_convertvector(bits, Words) << 16);
 }
 
-AX_INLINE HalfWords narrow(const BFloat16*, Floats value) {
-#ifdef ADAPTERX_BF16_DOT
-  return bit_cast<HalfWords>(_mm512_cvtneps_pbh(bit_cast<__m512>(value)));
-#else
+AX_INLINE HalfWords narrow_by_integers(Floats value) {
   const Words bits = bit_cast<Words>(value);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Words quiet_nan = (bits >> 16) | 0x40u;
   return __builtin_convertvector(value == value ? rounded : quiet_nan, HalfWords);
+}
+
+#ifdef ADAPTERX_BF16_DOT
+// What the conversions of AVX512_BF16 would take for zero; a residual stream may hold some.
+AX_INLINE __mmask16 is_subnormal(Floats value) { return _mm512_fpclass_ps_mask(bit_cast<__m512>(value), 0x20); }
+#endif
+
+AX_INLINE HalfWords narrow(const BFloat16*, Floats value) {
+#ifdef ADAPTERX_BF16_DOT
+  if (__builtin_expect(is_subnormal(value) != 0, 0)) return narrow_by_integers(value);
+  return bit_cast<HalfWords>(_mm512_cvtneps_pbh(bit_cast<__m512>(value)));
+#else
+  return narrow_by_integers(value);
 #endif
 }
 
@@ -156,6 +166,32 @@ AX_INLINE void store(T* to, Vec<T> value) {
     const HalfWords bits = narrow(to, value);
     __builtin_memcpy(to, &bits, sizeof(bits));
   }
+}
+
+// Several vectors to neighbouring places.
+template <typename T, int64_t kVectors>
+AX_INLINE void store_all(T* to, const Vec<T> (&values)[kVectors]) {
+#ifdef ADAPTERX_BF16_DOT
+  if constexpr (kSame<T, BFloat16>) {
+    __mmask16 subnormal = 0;
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) subnormal |= is_subnormal(values[v]);
+    if (__builtin_expect(subnormal == 0, 1)) {
+#pragma GCC unroll 4
+      for (int64_t v = 0; v + 1 < kVectors; v += 2) {
+        const auto both = _mm512_cvtne2ps_pbh(bit_cast<__m512>(values[v + 1]), bit_cast<__m512>(values[v]));
+        __builtin_memcpy(to + v * kLanes<T>, &both, sizeof(both));
+      }
+      if constexpr (kVectors % 2 == 1) {
+        const auto last = _mm512_cvtneps_pbh(bit_cast<__m512>(values[kVectors - 1]));
+        __builtin_memcpy(to + (kVectors - 1) * kLanes<T>, &last, sizeof(last));
+      }
+      return;
+    }
+  }
+#endif
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < kVectors; ++v) store(to + v * kLanes<T>, values[v]);
 }
 
 // The first `count` elements (any count); the other lanes are zero.
