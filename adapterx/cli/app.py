@@ -9,8 +9,9 @@ import typer
 
 from adapterx.cli import help, inspection, scoring
 from adapterx.cli.options import TrainOptions, takes_train_options
+from adapterx.cli.records import to_json
 from adapterx.cli.reporting import errors_in_one_line, print_figures, say
-from adapterx.cli.runs import load_run, to_json, write
+from adapterx.cli.runs import load_run, write
 from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker, speaking_as
 from adapterx.export import to_onnx, to_torchscript
