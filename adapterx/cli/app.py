@@ -38,6 +38,7 @@ def _option(text: str, *names: str) -> Any:
 
 Run = Annotated[Path, typer.Argument(help="Folder that `adapterx train` wrote.", show_default=False)]
 BaseModel = Annotated[str | None, _option("Base model, where it has moved since the training.")]
+OtherBase = Annotated[bool, _option("Accept another base model than that of the training.", "--other-base")]
 TextColumn = Annotated[str | None, _option("Column of the texts.")]
 
 
@@ -55,11 +56,14 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: Annotated[str | None, _option("Column of the labels.")] = None,
     model: BaseModel = None,
+    other_base: OtherBase = False,
     output: Annotated[Path | None, _option("Also write the figures, as JSON, to this file.")] = None,
     as_json: Annotated[bool, _option("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
     """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label."""
-    metrics = scoring.evaluate(run, data, text_column=text_column, label_column=label_column, model=model)
+    metrics = scoring.evaluate(
+        run, data, text_column=text_column, label_column=label_column, model=model, other_base=other_base
+    )
     if output is not None:
         write(output, to_json(metrics))
     if as_json:
@@ -81,12 +85,13 @@ def predict(
     text_column: TextColumn = None,
     form: Annotated[str, _option("text (default), jsonl (with every probability), or csv.", "--format")] = "text",
     model: BaseModel = None,
+    other_base: OtherBase = False,
     output: Annotated[Path | None, _option("Write here instead of printing.")] = None,
 ) -> None:
     """Label texts, with probabilities."""
     _check_format(form, *scoring.FORMATS)
     wanted = scoring.texts_to_label(texts or [], file, sys.stdin.buffer, text_column)
-    rendered = scoring.render(scoring.predict(load_run(run, model=model), wanted), form)
+    rendered = scoring.render(scoring.predict(load_run(run, model=model, other_base=other_base), wanted), form)
     if output is not None:
         write(output, rendered.encode())
     else:
@@ -101,13 +106,14 @@ def export(
     opset: Annotated[int, _option("ONNX operator set (default 20).")] = 20,
     freeze: Annotated[bool, _option("TorchScript: freeze and fold constants.")] = False,
     model: BaseModel = None,
+    other_base: OtherBase = False,
 ) -> None:
     """Write the adapted model with its head as TorchScript or ONNX, and check the file against PyTorch.
 
     The model takes input_ids, attention_mask and, where the base model does, token_type_ids; it returns logits.
     """
     _check_format(form, "torchscript", "onnx", "onnx-portable")
-    loaded = load_run(run, model=model)
+    loaded = load_run(run, model=model, other_base=other_base)
     folder = output or run / "export"
     folder.mkdir(parents=True, exist_ok=True)
     if form == "torchscript":

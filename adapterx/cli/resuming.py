@@ -75,6 +75,8 @@ def go_on(options: TrainOptions, found: Json, before: Json) -> None:
     now = json.loads(to_json(options.record() | found))
     compared = {name: now.get(name) for name in found.keys() - set(CONTENTS)} | before  # unknown to version 1
     compared = {name: value for name, value in compared.items() if name not in _NOT_COMPARED}
+    if "weights of the base model" in before:  # then it may have moved
+        compared["model"] = now["model"]
     if differ := differences(compared, now):
         raise ConfigError(f"train: --resume needs the options of the first run, these differ: {'; '.join(differ)}")
     here = machine(options)

@@ -14,6 +14,7 @@ from adapterx.checkpoint.folder import discard, move_into_place, staging, sync_f
 from adapterx.checkpoint.folder import tidy as tidy_staging
 from adapterx.checkpoint.lock import locked
 from adapterx.cli import records
+from adapterx.cli.bases import check_base, describe_base
 from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers
 from adapterx.cli.records import CHECKPOINTS, CURVE, METRICS, RECORD, STARTED_WITH
 from adapterx.errors import AdapterxError, CheckpointError, ConfigError, speaker
@@ -176,12 +177,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     return records.read_record(folder)
 
 
-def load_run(folder: Path, *, model: str | None = None) -> Run:
+def load_run(folder: Path, *, model: str | None = None, other_base: bool = False) -> Run:
     """Read a run back.
 
     Args:
         folder: the run folder.
         model: base model to use in place of the recorded one, for example after its folder was moved.
+        other_base: whether the base model may have other weights, or another tokenizer, than at the training.
 
     Raises:
         CheckpointError: something is missing, damaged, does not fit, or was changed while it was read.
@@ -194,6 +196,8 @@ def load_run(folder: Path, *, model: str | None = None) -> Run:
     source = str(folder) if own else model or record["base_model"]
     tokenizer = load_tokenizer(source)
     base = load_base(source)
+    if "base" in record and not other_base:
+        check_base(record["base"], describe_base(base, tokenizer), source)
     if record["method"] == "adapters":
         load_adapter(base, folder)
     head = load_head(folder)

@@ -15,6 +15,7 @@ from adapterx.attachment import attach
 from adapterx.checkpoint import save_adapter, save_head
 from adapterx.checkpoint.folder import discard, newest_complete
 from adapterx.cli import resuming, runs
+from adapterx.cli.bases import describe_base
 from adapterx.cli.examples import Examples, label_ids, load_examples, ordered_labels
 from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers, resolve_max_length
 from adapterx.cli.options import TrainOptions
@@ -59,12 +60,14 @@ def train_into(
     if options.threads:
         torch.set_num_threads(options.threads)
     tokenizer, base = load_tokenizer(options.model), load_base(options.model)
+    known = describe_base(base, tokenizer)
     max_length = resolve_max_length(options.max_length, tokenizer, base)
     classifier = build_classifier(base, options, len(labels))
 
     found = {"labels": labels, "max_length": max_length, "content of the data": training.digest()}
     if held_out:
         found["content of the evaluation data"] = held_out.digest()
+    found |= {f"{part} of the base model": digest[:16] for part, digest in known.items()}
     found["processes"] = resuming.processes()
     if options.resume:
         resuming.go_on(options, found, before)
@@ -80,6 +83,8 @@ def train_into(
     if is_main_process():
         columns = {"text_column": training.text_column, "label_column": training.label_column}
         record = columns | {"labels": labels, "max_length": max_length}
+        if options.method != "full":  # the run folder of which holds the whole model
+            record["base"] = known
         write_run(output, classifier, tokenizer, options, record, metrics)
         print_summary(output, metrics)
     return metrics

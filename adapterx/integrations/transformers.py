@@ -23,7 +23,7 @@ from adapterx.checkpoint.folder import (
 )
 from adapterx.checkpoint.lock import locked
 from adapterx.checkpoint.trained import restore_trained, save_trained
-from adapterx.errors import CheckpointError, ExtensionError, TrainingError, speaker, speaking_as, unspoken
+from adapterx.errors import CheckpointError, ExtensionError, TrainingError, speaker, speaking_as
 from adapterx.training import check_finite_loss, check_finite_parameters, parameter_groups
 
 try:
@@ -101,16 +101,16 @@ class AdapterTrainer(Trainer):
             CheckpointError: there is no whole checkpoint, or the one that is named is not whole or does not fit;
                 another process trains into `output_dir`.
         """
-        with ExitStack() as held, speaking_as("AdapterTrainer"):
-            if self.args.should_save and _word(self.args.save_strategy) != "no":
-                Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(Path(self.args.output_dir), wait=0.0))
-            if resume_from_checkpoint is True:
-                resume_from_checkpoint = str(self._newest_complete())
-            if resume_from_checkpoint:
-                _check_state(Path(resume_from_checkpoint))
-            with unspoken():
-                return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        with ExitStack() as held:
+            with speaking_as("AdapterTrainer"):
+                if self.args.should_save and _word(self.args.save_strategy) != "no":
+                    Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+                    held.enter_context(locked(Path(self.args.output_dir), wait=0.0))
+                if resume_from_checkpoint is True:
+                    resume_from_checkpoint = str(self._newest_complete())
+                if resume_from_checkpoint:
+                    _check_state(Path(resume_from_checkpoint))
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _newest_complete(self) -> Path:
         newest, skipped = newest_complete(Path(self.args.output_dir))
@@ -228,7 +228,6 @@ def _word(option: Any) -> str:
 
 def _check_state(checkpoint: Path) -> None:
     """Refuse a state of the Trainer that it could not read; what it reads without a check ends in a traceback."""
-    verify_seal(checkpoint)
     state = read_json(checkpoint / STATE)
     known = {field.name for field in fields(TrainerState)}
     if unknown := sorted(state.keys() - known):
