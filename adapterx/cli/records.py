@@ -18,6 +18,8 @@ RECORD, METRICS, CURVE, CHECKPOINTS = "run.json", "metrics.json", "learning_curv
 STARTED_WITH = "options.json"  # in the checkpoint folder: what an interrupted run was started with
 FORMAT_VERSION = 2  # 1, of adapterx 0.1.0, had no hash
 
+CONTENTS = ("labels", "max_length", "content of the data", "content of the evaluation data")  # of `options.json`
+
 Json = dict[str, Any]
 Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
 
@@ -51,9 +53,7 @@ def read_record(folder: Path) -> Json:
         CheckpointError: it is damaged, or of a later format.
     """
     path = folder / RECORD
-    record = _read(path, _RECORD_1)
-    if lacking := sorted(_REQUIRED - record.keys()):
-        raise CheckpointError(f"{speaker()}: {path} is damaged: it lacks {', '.join(lacking)}")
+    record = _read(path, _RECORD_1, _REQUIRED)
     for name, (rule, holds) in _RULES.items():
         if name in record and not holds(record[name]):
             raise CheckpointError(f"{speaker()}: {name} of {path} must be {rule}, got {record[name]!r}")
@@ -62,7 +62,7 @@ def read_record(folder: Path) -> Json:
 
 def read_metrics(folder: Path) -> Json:
     """Read `metrics.json`; errors as in `read_record`."""
-    return _read(folder / METRICS, _METRICS_1)
+    return _read(folder / METRICS, _METRICS_1, {"method", "history"})
 
 
 def read_started_with(folder: Path, known: Set[str]) -> Json:
@@ -73,7 +73,7 @@ def read_started_with(folder: Path, known: Set[str]) -> Json:
         known: the keys that a document of version 1 may hold.
     """
     path = folder / CHECKPOINTS / STARTED_WITH
-    document = _read(path, known)
+    document = _read(path, known, {"method", *CONTENTS[:3]})
     for name, (rule, holds) in MACHINE.items():
         if name in document and not holds(document[name]):
             raise CheckpointError(f"{speaker()}: {name} of {path} must be {rule}, got {document[name]!r}")
@@ -106,7 +106,7 @@ def check_files(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> N
             )
 
 
-def _read(path: Path, of_version_1: Set[str]) -> Json:
+def _read(path: Path, of_version_1: Set[str], required: Set[str]) -> Json:
     document = read_json(path)
     found = document.get("format_version", 1)
     if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
@@ -118,6 +118,8 @@ def _read(path: Path, of_version_1: Set[str]) -> Json:
         check_hash(document, str(path))
     elif unknown := sorted(document.keys() - of_version_1):
         raise CheckpointError(f"{speaker()}: {path} is damaged: format_version 1 has no {', '.join(unknown)}")
+    if lacking := sorted(required - document.keys()):
+        raise CheckpointError(f"{speaker()}: {path} is damaged: it lacks {', '.join(lacking)}")
     return document
 
 

@@ -11,12 +11,11 @@ import torch
 
 from adapterx.cli import records, runs
 from adapterx.cli.options import OPTIONS, TrainOptions
-from adapterx.cli.records import CHECKPOINTS, STARTED_WITH, Json, to_document, to_json
+from adapterx.cli.records import CHECKPOINTS, CONTENTS, STARTED_WITH, Json, to_document, to_json
 from adapterx.cli.reporting import say
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError
 
-CONTENTS = ("labels", "max_length", "content of the data", "content of the evaluation data")
 _OF_VERSION_1 = {option.name for option in OPTIONS} | {"adapter", *CONTENTS}
 _NOT_COMPARED = {"format_version", "document_sha256", *records.MACHINE}
 
