@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from adapterx.checkpoint.document import check_hash, hashed, named_errors, read_json
+from adapterx.checkpoint.document import PACKAGE_VERSION, check_hash, hashed, named_errors, read_json
 from adapterx.cli.recipes import RECIPES
 from adapterx.errors import CheckpointError, speaker
 
@@ -33,7 +33,7 @@ _METRICS_1 |= {"adapter_file_bytes", "saved_bytes"}
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    return {name: version(name) for name in ("adapterx", "torch", "transformers")}
+    return {"adapterx": PACKAGE_VERSION} | {name: version(name) for name in ("torch", "transformers")}
 
 
 def to_json(value: object) -> bytes:

@@ -61,6 +61,7 @@ class AdapterTrainer(Trainer):
 
     def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
         self.head_learning_rate = head_learning_rate
+        self._resumed: Path | None = None  # the checkpoint that a training continues
         model = kwargs.get("model", args[0] if args else None)
         # The Trainer refuses a quantised model unless it believes that PEFT added something trainable to it.
         pretend = getattr(model, "is_quantized", False) and bool(adapter_names(model))
@@ -108,8 +109,9 @@ class AdapterTrainer(Trainer):
                     held.enter_context(locked(Path(self.args.output_dir), wait=0.0))
                 if resume_from_checkpoint is True:
                     resume_from_checkpoint = str(self._newest_complete())
-                if resume_from_checkpoint:
-                    _check_state(Path(resume_from_checkpoint))
+                self._resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+                if self._resumed is not None:
+                    _check_state(self._resumed)
             return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _newest_complete(self) -> Path:
@@ -191,10 +193,10 @@ class AdapterTrainer(Trainer):
             verify_seal(Path(resume_from_checkpoint))
             restore_trained(target, Path(resume_from_checkpoint))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:  # the state has just been read
-            self._find_best(Path(checkpoint))
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        if self._resumed is not None:  # the Trainer calls this when it has read the state of a checkpoint
+            self._find_best(self._resumed)
 
     def _find_best(self, checkpoint: Path) -> None:
         """Look for the best checkpoint beside the one that is resumed: its recorded path is where it once stood."""
