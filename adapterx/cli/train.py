@@ -169,8 +169,8 @@ def final_metrics(
 
 
 def clean_log(entry: dict[str, float]) -> dict[str, float | None]:
-    """Keep what a curve needs: no speeds, which differ from run to run, and None for what is not finite."""
-    kept = {name: value for name, value in entry.items() if not name.endswith(("_runtime", "_per_second"))}
+    """Keep what a curve needs, in order: no speeds, which differ from run to run, and None for what is not finite."""
+    kept = {name: entry[name] for name in sorted(entry) if not name.endswith(("_runtime", "_per_second"))}
     return {name: value if math.isfinite(value) else None for name, value in kept.items()}
 
 
