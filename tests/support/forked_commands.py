@@ -88,24 +88,36 @@ class Command:
         return "Traceback" in self.said or self.code == 70
 
 
-def is_write(event, arguments):
-    """Return whether an audit event changes a file or a folder."""
+def writes_below(folder, event, arguments):
+    """Return whether an audit event changes a file or a folder below this one."""
     if event == "open":
-        return isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-    return event in WRITES
+        if not isinstance(arguments[2], int) or not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return False
+    elif event not in WRITES:
+        return False
+    if not isinstance(arguments[0], (str, bytes, os.PathLike)):
+        return False
+    path = Path(os.fsdecode(arguments[0]))
+    if not path.is_absolute() and event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # shutil.rmtree
+        path = Path(os.readlink(f"/proc/self/fd/{arguments[1]}"), path)
+    return path == folder or folder in path.parents
 
 
 def at_write(folder, count, action):
     """Return what makes a fork act just before the n-th write below a folder."""
 
     def prepare():
-        seen = [0]
+        seen, busy = [0], [False]
 
         def observe(event, arguments):
-            if seen[0] < count and is_write(event, arguments) and str(arguments[0]).startswith(str(folder)):
+            if busy[0] or seen[0] >= count:
+                return
+            busy[0] = True
+            seen[0] += writes_below(folder, event, arguments)
+            busy[0] = False
+            if seen[0] == count:
                 seen[0] += 1
-                if seen[0] == count:
-                    action()
+                action()
 
         sys.addaudithook(observe)
 
@@ -119,7 +131,7 @@ def count_writes(folder, note):
         seen, real = [0], os._exit
 
         def observe(event, arguments):
-            seen[0] += is_write(event, arguments) and str(arguments[0]).startswith(str(folder))
+            seen[0] += writes_below(folder, event, arguments)
 
         def leave(code):
             note.write_text(str(seen[0]))
