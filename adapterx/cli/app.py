@@ -10,8 +10,9 @@ import typer
 from adapterx.cli import help, inspection, scoring
 from adapterx.cli.exporting import FORMATS, export_run
 from adapterx.cli.options import TrainOptions, takes_train_options
+from adapterx.cli.records import to_json
 from adapterx.cli.reporting import errors_in_one_line, print_figures, say
-from adapterx.cli.runs import load_run, to_json, write
+from adapterx.cli.runs import load_run, write
 from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker, speaking_as
 
@@ -37,6 +38,7 @@ def _option(text: str, *names: str) -> Any:
 
 Run = Annotated[Path, typer.Argument(help="Folder that `adapterx train` wrote.", show_default=False)]
 BaseModel = Annotated[str | None, _option("Base model, where it has moved since the training.")]
+OtherBase = Annotated[bool, _option("Accept another base model than that of the training.", "--other-base")]
 TextColumn = Annotated[str | None, _option("Column of the texts.")]
 
 
@@ -54,11 +56,14 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: Annotated[str | None, _option("Column of the labels.")] = None,
     model: BaseModel = None,
+    other_base: OtherBase = False,
     output: Annotated[Path | None, _option("Also write the figures, as JSON, to this file.")] = None,
     as_json: Annotated[bool, _option("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
     """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label."""
-    metrics = scoring.evaluate(run, data, text_column=text_column, label_column=label_column, model=model)
+    metrics = scoring.evaluate(
+        run, data, text_column=text_column, label_column=label_column, model=model, other_base=other_base
+    )
     if output is not None:
         write(output, to_json(metrics))
     if as_json:
@@ -80,12 +85,13 @@ def predict(
     text_column: TextColumn = None,
     form: Annotated[str, _option("text (default), jsonl (with every probability), or csv.", "--format")] = "text",
     model: BaseModel = None,
+    other_base: OtherBase = False,
     output: Annotated[Path | None, _option("Write here instead of printing.")] = None,
 ) -> None:
     """Label texts, with probabilities."""
     _check_format(form, *scoring.FORMATS)
     wanted = scoring.texts_to_label(texts or [], file, sys.stdin.buffer, text_column)
-    rendered = scoring.render(scoring.predict(load_run(run, model=model), wanted), form)
+    rendered = scoring.render(scoring.predict(load_run(run, model=model, other_base=other_base), wanted), form)
     if output is not None:
         write(output, rendered.encode())
     else:
@@ -101,6 +107,7 @@ def export(
     freeze: Annotated[bool, _option("TorchScript: freeze and fold constants.")] = False,
     overwrite: Annotated[bool, _option("Delete models there that have another tokenizer or other labels.")] = False,
     model: BaseModel = None,
+    other_base: OtherBase = False,
 ) -> None:
     """Write the adapted model with its head as TorchScript or ONNX, and check the file against PyTorch.
 
@@ -108,7 +115,7 @@ def export(
     """
     _check_format(form, *FORMATS)
     folder = output or run / "export"
-    export_run(load_run(run, model=model), folder, form, opset=opset, freeze=freeze, overwrite=overwrite)
+    export_run(load_run(run, model=model, other_base=other_base), folder, form, opset=opset, freeze=freeze, overwrite=overwrite)
     say(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 

@@ -1,5 +1,6 @@
 """The options of `adapterx train`, each declared once: the command, its help, the checks and the record follow."""
 
+import copy
 import functools
 import inspect
 import math
@@ -25,6 +26,7 @@ AT_LEAST_ONE: Rule = ("be at least 1", lambda value: value >= 1)
 SHARE: Rule = ("be in [0, 1)", lambda value: 0.0 <= value < 1.0)
 RATE: Rule = ("be a number above 0", lambda value: 0.0 < value < math.inf)
 DECAY: Rule = ("be a number from 0 up", lambda value: 0.0 <= value < math.inf)
+THREADS: Rule = ("lie between 1 and 1024", lambda value: 1 <= value <= 1024)
 SEED: Rule = ("lie between 0 and 2^32 - 1", lambda value: 0 <= value < 2**32)
 
 
@@ -96,7 +98,12 @@ class TrainOptions:
         TRAINING, "Keep the epoch with the best held-out accuracy, not the last; then report on other data.", False
     )
     seed: int = option(TRAINING, "Seed of everything that is drawn (default 0).", 0, must=SEED)
-    threads: int | None = option(TRAINING, "CPU threads.", must=AT_LEAST_ONE, free=True)
+    threads: int | None = option(
+        TRAINING,
+        "CPU threads (default: the machine's; with --resume, as many as before: the last digits depend on it).",
+        must=THREADS,
+        free=True,
+    )
     device: str = option(
         TRAINING, "auto (default: a GPU where there is one) or cpu.", "auto", must=one_of("auto", "cpu"), free=True
     )
@@ -134,6 +141,13 @@ class TrainOptions:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
             raise ConfigError(f"train: {named} can only be used with --method adapters, got --method {self.method}")
         return None
+
+    def replaced(self, **values: Any) -> "TrainOptions":
+        """Return the same options but for these values, which are not checked again."""
+        other = copy.copy(self)
+        for name, value in values.items():
+            other._set(name, value)
+        return other
 
     @property
     def uses_gpu(self) -> bool:

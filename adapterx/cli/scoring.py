@@ -41,14 +41,20 @@ def logits_of(run: Run, texts: Sequence[str], *, batch_size: int = EVAL_BATCH_SI
 
 
 def evaluate(
-    folder: Path, data: str, *, text_column: str | None, label_column: str | None, model: str | None
+    folder: Path,
+    data: str,
+    *,
+    text_column: str | None,
+    label_column: str | None,
+    model: str | None,
+    other_base: bool = False,
 ) -> dict[str, Any]:
     """Score a run on labelled data.
 
     Raises:
         AdapterxError: the run or the data cannot be used.
     """
-    run = load_run(folder, model=model)
+    run = load_run(folder, model=model, other_base=other_base)
     hints = (run.record.get("text_column"), run.record.get("label_column"))
     examples = load_examples(
         data, text_column=text_column, label_column=label_column, hints=hints, default_split="test"
