@@ -9,7 +9,8 @@ import typer
 
 from adapterx.cli import help, inspection, scoring
 from adapterx.cli.options import TrainOptions, takes_train_options
-from adapterx.cli.reporting import errors_in_one_line, print_figures, say
+from adapterx.cli.refusals import CommandLine, errors_in_one_line
+from adapterx.cli.reporting import print_figures, put, say
 from adapterx.cli.runs import load_run, to_json, write
 from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker, speaking_as
@@ -17,6 +18,7 @@ from adapterx.export import to_onnx, to_torchscript
 
 app = typer.Typer(
     name="adapterx",
+    cls=CommandLine,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,7 +29,7 @@ app = typer.Typer(
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command; what a user can cause ends it with one line that begins with the command's name."""
-    safe = errors_in_one_line()(speaking_as(function.__name__)(function))
+    safe = errors_in_one_line(function.__name__)(speaking_as(function.__name__)(function))
     return app.command(help=help.of(function))(safe)
 
 
@@ -62,7 +64,7 @@ def evaluate(
     if output is not None:
         write(output, to_json(metrics))
     if as_json:
-        typer.echo(to_json(metrics).decode(), nl=False)
+        put(to_json(metrics).decode())
         return
     print_figures(f"{run} on {data}", {name: metrics[name] for name in metrics if name not in ("classes", "data")})
     if len(metrics["classes"]) <= 20:
@@ -89,7 +91,7 @@ def predict(
     if output is not None:
         write(output, rendered.encode())
     else:
-        typer.echo(rendered, nl=False)
+        put(rendered)
 
 
 @_command
