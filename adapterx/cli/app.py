@@ -1,5 +1,6 @@
 """The commands. What is slow to import is imported where it is used, so that `--help` answers at once."""
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from adapterx.cli import help, inspection, scoring
 from adapterx.cli.options import TrainOptions, takes_train_options
+from adapterx.cli.paths import as_path, check_file, check_folder, deliver
 from adapterx.cli.refusals import CommandLine, errors_in_one_line
 from adapterx.cli.reporting import print_figures, put, say
 from adapterx.cli.runs import load_run, to_json, write
@@ -29,15 +31,26 @@ app = typer.Typer(
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command; what a user can cause ends it with one line that begins with the command's name."""
-    safe = errors_in_one_line(function.__name__)(speaking_as(function.__name__)(function))
+
+    @functools.wraps(function)
+    def checked(**given: Any) -> None:
+        for name, value in given.items():
+            if value == "":  # as of a variable of the shell that is not set
+                raise ConfigError(f"{speaker()}: {name} must not be empty")
+        function(**given)
+
+    safe = errors_in_one_line(function.__name__)(speaking_as(function.__name__)(checked))
     return app.command(help=help.of(function))(safe)
 
 
-def _option(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, show_default=False)
+def _option(text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, show_default=False, **more)
 
 
-Run = Annotated[Path, typer.Argument(help="Folder that `adapterx train` wrote.", show_default=False)]
+Run = Annotated[
+    Path, typer.Argument(help="Folder that `adapterx train` wrote.", show_default=False, parser=as_path, metavar="RUN")
+]
+PATH = {"parser": as_path, "metavar": "PATH"}
 BaseModel = Annotated[str | None, _option("Base model, where it has moved since the training.")]
 TextColumn = Annotated[str | None, _option("Column of the texts.")]
 
@@ -56,13 +69,15 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: Annotated[str | None, _option("Column of the labels.")] = None,
     model: BaseModel = None,
-    output: Annotated[Path | None, _option("Also write the figures, as JSON, to this file.")] = None,
+    output: Annotated[Path | None, _option("Also write the figures, as JSON, to this file.", **PATH)] = None,
     as_json: Annotated[bool, _option("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
     """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label."""
+    if output is not None:
+        check_file(output)
     metrics = scoring.evaluate(run, data, text_column=text_column, label_column=label_column, model=model)
     if output is not None:
-        write(output, to_json(metrics))
+        deliver(output, to_json(metrics))
     if as_json:
         put(to_json(metrics).decode())
         return
@@ -82,14 +97,16 @@ def predict(
     text_column: TextColumn = None,
     form: Annotated[str, _option("text (default), jsonl (with every probability), or csv.", "--format")] = "text",
     model: BaseModel = None,
-    output: Annotated[Path | None, _option("Write here instead of printing.")] = None,
+    output: Annotated[Path | None, _option("Write here instead of printing.", **PATH)] = None,
 ) -> None:
     """Label texts, with probabilities."""
     _check_format(form, *scoring.FORMATS)
+    if output is not None:
+        check_file(output)
     wanted = scoring.texts_to_label(texts or [], file, sys.stdin.buffer, text_column)
     rendered = scoring.render(scoring.predict(load_run(run, model=model), wanted), form)
     if output is not None:
-        write(output, rendered.encode())
+        deliver(output, rendered.encode("utf-8", "backslashreplace"))
     else:
         put(rendered)
 
@@ -98,7 +115,7 @@ def predict(
 def export(
     run: Run,
     form: Annotated[str, _option("torchscript, onnx (one node per adapter), or onnx-portable.", "--format")] = "onnx",
-    output: Annotated[Path | None, _option("Folder to write to (default: RUN/export).")] = None,
+    output: Annotated[Path | None, _option("Folder to write to (default: RUN/export).", **PATH)] = None,
     opset: Annotated[int, _option("ONNX operator set (default 20).")] = 20,
     freeze: Annotated[bool, _option("TorchScript: freeze and fold constants.")] = False,
     model: BaseModel = None,
@@ -108,8 +125,9 @@ def export(
     The model takes input_ids, attention_mask and, where the base model does, token_type_ids; it returns logits.
     """
     _check_format(form, "torchscript", "onnx", "onnx-portable")
-    loaded = load_run(run, model=model)
     folder = output or run / "export"
+    check_folder(folder)
+    loaded = load_run(run, model=model)
     folder.mkdir(parents=True, exist_ok=True)
     if form == "torchscript":
         to_torchscript(loaded.classifier, folder / "model.pt", freeze=freeze)

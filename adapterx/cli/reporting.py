@@ -24,9 +24,7 @@ def printable(text: str, *, keep: str = "") -> str:
         return text
 
     def shown(character: str) -> str:
-        harmless = character in keep or (
-            unicodedata.category(character) not in _UNSEEN and character not in _TURNING
-        )
+        harmless = character in keep or (unicodedata.category(character) not in _UNSEEN and character not in _TURNING)
         return character if harmless else character.encode("unicode_escape").decode("ascii")
 
     return "".join(map(shown, text))

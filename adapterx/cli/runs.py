@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterx.checkpoint import load_adapter, load_head
 from adapterx.checkpoint.folder import move_into_place, staging, write_atomically
-from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers
+from adapterx.cli.models import load_text_model, quiet_transformers
 from adapterx.errors import CheckpointError, ConfigError, speaker
 from adapterx.heads import SequenceClassifier
 
@@ -33,7 +33,7 @@ def is_main_process() -> bool:
 
 def to_json(value: object) -> bytes:
     """Return readable JSON that any reader accepts (no NaN)."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -164,8 +164,7 @@ def load_run(folder: Path, *, model: str | None = None) -> Run:
     quiet_transformers()
     own = record["method"] == "full"  # then the whole model stands in the run folder
     source = str(folder) if own else model or record["base_model"]
-    tokenizer = load_tokenizer(source)
-    base = load_base(source)
+    tokenizer, base = load_text_model(source)
     if record["method"] == "adapters":
         load_adapter(base, folder)
     head = load_head(folder)

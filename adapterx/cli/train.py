@@ -18,7 +18,7 @@ from adapterx.checkpoint import save_adapter, save_head
 from adapterx.checkpoint.folder import discard, newest_complete
 from adapterx.cli import runs
 from adapterx.cli.examples import Examples, label_ids, load_examples, ordered_labels
-from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers, resolve_max_length
+from adapterx.cli.models import load_text_model, quiet_transformers, resolve_max_length
 from adapterx.cli.options import OPTIONS, TrainOptions
 from adapterx.cli.reporting import draw_learning_curve, print_figures, say
 from adapterx.cli.runs import is_main_process, to_json
@@ -49,7 +49,7 @@ def train(options: TrainOptions) -> Json:
     quiet_transformers()
     if options.threads:
         torch.set_num_threads(options.threads)
-    tokenizer, base = load_tokenizer(options.model), load_base(options.model)
+    tokenizer, base = load_text_model(options.model)
     max_length = resolve_max_length(options.max_length, tokenizer, base)
     classifier = build_classifier(base, options, len(labels))
 
