@@ -1,4 +1,4 @@
-"""What must be done before anything slow is imported: importing PyTorch takes seconds, in which a user may press Ctrl-C."""
+"""What must be done before anything slow is imported: PyTorch takes seconds, in which a user may press Ctrl-C."""
 
 import os
 import signal

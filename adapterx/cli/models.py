@@ -201,5 +201,6 @@ def _check_reads_text(model: str, base: nn.Module) -> None:
         raise CheckpointError(f"{speaker()}: {model} must be a model that reads text alone: {kind}: {said}") from error
     if len(shape) != 3:
         raise CheckpointError(
-            f"{speaker()}: {model} must return states (batch, tokens, hidden size), {type(base).__name__} returns {shape}"
+            f"{speaker()}: {model} must return states (batch, tokens, hidden size), got the shape {shape} of "
+            f"{type(base).__name__}"
         )

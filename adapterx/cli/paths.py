@@ -1,4 +1,4 @@
-"""Files and folders that a user names: read as typed, checked before the work begins, written as a shell's `>` would."""
+"""Files and folders that a user names: read as typed, checked before the work, written as a shell's `>` would."""
 
 import os
 from pathlib import Path
@@ -58,4 +58,5 @@ def deliver(output: Path, content: bytes) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_output(output, content)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(output)) from error
+        error.filename = str(output)  # writing itself does not tell it
+        raise

@@ -43,7 +43,7 @@ def _flush() -> None:
 
 
 def ready() -> None:
-    """From now on end by exceptions at signals, so that every `finally` runs; what is ignored, as by nohup, stays so."""
+    """From now on end by exceptions at signals, so that every `finally` runs; what nohup ignores stays ignored."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in _ending():

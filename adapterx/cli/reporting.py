@@ -16,7 +16,7 @@ _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return text as a terminal may show it: what would command the terminal is written as an escape such as `\\x1b`.
+    r"""Return text as a terminal may show it: what would command the terminal is written as an escape such as `\x1b`.
 
     Labels, names and texts come from files of strangers; none of them may move the cursor or rename a window.
     """

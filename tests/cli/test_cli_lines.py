@@ -1,6 +1,8 @@
 """A table of command lines: no traceback, every refusal in one line and at once."""
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 import tiny_training
@@ -49,4 +51,8 @@ def test_line(places, line, monkeypatch, tmp_path):
 
 def test_the_files_that_lines_named_are_as_they_should_be(places):
     """After all lines of the table: what was refused is untouched, what was written is complete."""
-    assert open(places["file"], "rb").read() == b"file"
+    assert Path(places["file"]).read_bytes() == b"file"
+    assert sorted(path.name for path in Path(places["folder"]).iterdir()) == ["new", "old"]
+    assert Path(places["link"]).is_symlink()
+    for written in (Path(places["link"]).parent / "target", Path(places["folder"]) / "new/deep/x.json"):
+        assert json.loads(written.read_bytes())["examples"] == 24

@@ -1,7 +1,8 @@
 """Command lines as strangers type them: what each says or prints, and how it exits. A table, so that it can grow.
 
 `{name}` stands for what `prepare` makes: `{run}` a complete run, `{model}` its base, `{data}` labelled data, `{file}` a
-file, `{folder}` a folder, `{new}` and `{absent}` nothing yet (a training may make the folder {new}). Where the exit code is 2, the command says one line, which holds the text.
+file, `{folder}` a folder, `{absent}` nothing, `{new}` at most an empty folder. Where the exit code is 2, the command
+says one line, which holds the text.
 """
 
 import json
@@ -90,7 +91,7 @@ VALUES = [
         ("positions", "head", "positions must"),
         ("init", "[/x]", "init must"),
         ("init-up", "one", "init_up must"),
-        ("added-to", "sum --bottleneck-dim 4", "added_to"),
+        ("added-to", "[/b] --bottleneck-dim 4", "added_to"),
         ("layers", "0-99999999999", "layers must be block numbers from 0 to 9999"),
         ("layers", "99999999999", "layers must"),
         ("layers", "5-2", "layers must"),
