@@ -14,7 +14,7 @@ from torch import nn
 from adapterx.cli.base_folder import check_base_folder
 from adapterx.cli.hub import reachable
 from adapterx.cli.recipes import MAX_LENGTH
-from adapterx.errors import CheckpointError, ConfigError, speaker
+from adapterx.errors import CheckpointError, ConfigError, DataError, speaker
 from adapterx.positions import max_positions
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load_text_model(model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
         CheckpointError: one cannot be loaded, they do not belong together, or the model does not read text.
     """
     tokenizer, base = load_tokenizer(model), load_base(model)
-    rows = _embedded_tokens(base)
+    rows = embedded_tokens(base)
     # Added tokens that nothing uses may lie beyond the table, as in some published models; `encode` looks at each text.
     words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
     needed = [*tokenizer.convert_tokens_to_ids(list(words)), *tokenizer("")["input_ids"]]
@@ -93,10 +93,10 @@ def load_base(model: str) -> nn.Module:
         if "add_pooling_layer" in inspect.signature(loader.__init__).parameters:
             options["add_pooling_layer"] = False  # nothing here reads BERT's pooler, so it should not be carried along
         base, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
-        unread = _discarded(base)
-        if unread:
+        unneeded = _unneeded(base)
+        if _has_decoder(base):
             base = base.get_encoder()
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith(("pooler.", *unread)))
+    missing = sorted(name for name in info["missing_keys"] if name not in unneeded and not name.startswith("pooler."))
     wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
     if wrong:
         raise CheckpointError(f"{speaker()}: {len(wrong)} weights of {model} are missing or do not fit: {wrong[:3]}")
@@ -120,9 +120,28 @@ def resolve_max_length(asked: int | None, tokenizer: "PreTrainedTokenizerBase", 
     return min(MAX_LENGTH, *advice, *([limit] if limit is not None else []))
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]:
-    """Tokenize texts; padding is left to the batch."""
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int, *, embedded: int | None = None
+) -> list[dict[str, list[int]]]:
+    """Tokenize texts; padding is left to the batch.
+
+    Args:
+        tokenizer: as `load_text_model` returns it.
+        texts: what to read.
+        max_length: tokens read of each text.
+        embedded: of how many tokens the base model has embeddings, see `embedded_tokens`.
+
+    Raises:
+        DataError: a text holds a token for which the model has no embedding.
+    """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    for text, ids in zip(texts, encoded["input_ids"], strict=True):
+        if embedded is not None and max(ids, default=0) >= embedded:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise DataError(
+                f"{speaker()}: a text must not hold the token {token!r}, for which the model has no embedding: "
+                f"{text[:80]!r}"
+            )
     return [{name: column[i] for name, column in encoded.items()} for i in range(len(texts))]
 
 
@@ -171,16 +190,36 @@ def _class_for(config: "PretrainedConfig") -> Any:
     return encoder if isinstance(encoder, type) and encoder.__name__.endswith("EncoderModel") else whole
 
 
-def _discarded(base: nn.Module) -> tuple[str, ...]:
-    """Return how the names begin of what is not used of an encoder-decoder such as BART; empty: it is none."""
-    if "decoder_input_ids" not in inspect.signature(base.forward).parameters:
-        return ()
-    encoder = base.get_encoder()
-    kept = {id(parameter) for parameter in encoder.parameters()}
-    return tuple(name for name, parameter in base.named_parameters(remove_duplicate=False) if id(parameter) not in kept)
+def _has_decoder(base: nn.Module) -> bool:
+    return "decoder_input_ids" in inspect.signature(base.forward).parameters
 
 
-def _embedded_tokens(base: nn.Module) -> int | None:
+def _unneeded(base: nn.Module) -> set[str]:
+    """Return the weights that a file may lack: sinusoidal positions, which are computed, and those of a decoder."""
+    read = base.get_encoder() if _has_decoder(base) else base
+    kept = {id(parameter) for parameter in read.parameters()}
+    for module in base.modules():
+        if "Sinusoidal" in type(module).__name__:
+            kept -= {id(parameter) for parameter in module.parameters()}
+    return {name for name, parameter in base.named_parameters(remove_duplicate=False) if id(parameter) not in kept}
+
+
+def check_known(rows: Sequence[dict[str, list[int]]], tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse texts of which the tokenizer knows no word: a model would learn nothing from them, and not say so.
+
+    Raises:
+        DataError: every token of every text is the unknown one.
+    """
+    unknown, marks = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
+    found = {number for row in rows for number in row["input_ids"]} - (marks - {unknown})
+    if unknown is not None and found == {unknown}:
+        raise DataError(
+            f"{speaker()}: the tokenizer must know some words of the texts, it knows none (made for other languages?)"
+        )
+
+
+def embedded_tokens(base: nn.Module) -> int | None:
+    """Return of how many tokens a base model has embeddings; None: it does not tell."""
     try:
         table = base.get_input_embeddings()
     except (AttributeError, NotImplementedError):

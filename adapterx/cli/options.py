@@ -3,7 +3,6 @@
 import functools
 import inspect
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, InitVar, dataclass, field, fields
@@ -28,11 +27,8 @@ COUNT: Rule = ("be at least 1 and below 2^31", lambda value: 1 <= value < 2**31)
 SHARE: Rule = ("be in [0, 1)", lambda value: 0.0 <= value < 1.0)
 RATE: Rule = ("be a number above 0", lambda value: 0.0 < value < math.inf)
 DECAY: Rule = ("be a number from 0 up", lambda value: 0.0 <= value < math.inf)
+THREADS: Rule = ("lie between 1 and 1024", lambda value: 1 <= value <= 1024)
 SEED: Rule = ("lie between 0 and 2^32 - 1", lambda value: 0 <= value < 2**32)
-
-
-MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # with very many the threads' stacks end the process
-THREADS: Rule = (f"lie between 1 and {MOST_THREADS}", lambda value: 1 <= value <= MOST_THREADS)
 
 
 def one_of(*allowed: str) -> Rule:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapterx.cli.examples import label_ids, load_examples
-from adapterx.cli.models import encode
+from adapterx.cli.models import embedded_tokens, encode
 from adapterx.cli.recipes import EVAL_BATCH_SIZE
 from adapterx.cli.runs import Run, load_run
 from adapterx.cli.tables import read_text
@@ -26,7 +26,7 @@ def logits_of(run: Run, texts: Sequence[str], *, batch_size: int = EVAL_BATCH_SI
     """Return float32 logits `(texts, labels)`, in the order of the texts, on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = run.classifier.to(device)
-    rows = encode(run.tokenizer, texts, run.record["max_length"])
+    rows = encode(run.tokenizer, texts, run.record["max_length"], embedded=embedded_tokens(run.classifier.base_model))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # little padding in each batch
     logits = torch.empty(len(rows), len(run.labels))
     for start in range(0, len(order), batch_size):

@@ -18,7 +18,7 @@ from adapterx.checkpoint import save_adapter, save_head
 from adapterx.checkpoint.folder import discard, newest_complete
 from adapterx.cli import runs
 from adapterx.cli.examples import Examples, label_ids, load_examples, ordered_labels
-from adapterx.cli.models import load_text_model, quiet_transformers, resolve_max_length
+from adapterx.cli.models import check_known, embedded_tokens, load_text_model, quiet_transformers, resolve_max_length
 from adapterx.cli.options import OPTIONS, TrainOptions
 from adapterx.cli.reporting import draw_learning_curve, print_figures, say
 from adapterx.cli.runs import is_main_process, to_json
@@ -58,7 +58,9 @@ def train(options: TrainOptions) -> Json:
         found["content of the evaluation data"] = held_out.digest()
     begin(output, options.record() | found, resume=options.resume)
 
-    rows, held_out_rows = (part and encoded(part, labels, tokenizer, max_length) for part in (training, held_out))
+    reading = (labels, tokenizer, max_length, embedded_tokens(base))
+    rows, held_out_rows = (part and encoded(part, *reading) for part in (training, held_out))
+    check_known(rows, tokenizer)
     if full := sum(len(row["input_ids"]) >= max_length for row in rows):
         say(f"{full} of {len(rows)} texts reach {max_length} tokens; what lies beyond is not read (--max-length)")
     trainer = build_trainer(classifier, tokenizer, options, rows, held_out_rows, output / runs.CHECKPOINTS)

@@ -123,6 +123,7 @@ def read_until(terminal, wanted):
 
 
 # The room needs the standard library only, and a process that loads nothing else starts at once.
+UNSET = {"PYTHONUNBUFFERED": ""}  # it would let every print fail at once
 LOADED = f"""
 import importlib.util, os, signal, sys, time
 spec = importlib.util.spec_from_file_location("process", {process.__file__!r})
@@ -133,7 +134,7 @@ spec.loader.exec_module(process)
 
 def run(body, **settings):
     code = LOADED + "with process.prepared():\n    process.ready()\n" + "".join(f"    {line}\n" for line in body)
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | UNSET} | settings
     running = subprocess.Popen([sys.executable, "-c", code], **settings)
     out, told = running.communicate(timeout=60)
     return running.returncode, out, told
@@ -147,7 +148,7 @@ def test_a_terminal_that_lacks_a_character_gets_its_number():
 
 def test_output_that_is_full_or_has_no_reader():
     with open("/dev/full", "wb") as full:
-        assert run(["sys.stdout.write('line')"], stdout=full)[::2] == (
+        assert run(["print('line')"], stdout=full)[::2] == (
             2,
             b"error: standard output: No space left on device\n",
         )
