@@ -12,6 +12,8 @@ from adapterx.errors import CheckpointError, speaker
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 READ = (".json", ".txt", ".model", ".safetensors", ".jinja")  # endings of files that the libraries may open
+TOKENIZERS = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken")  # how names of their files begin
+TOKENIZER_ENDINGS = (".model", ".spm", ".vocab", ".tiktoken", ".codes")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)  # `name` or `owner/name`
 MOST_LAYERS = 10_000  # the deepest models have hundreds; a library builds what a config asks for without end
@@ -47,6 +49,19 @@ def check_base_folder(model: str) -> bool:
     return True
 
 
+def check_tokenizer_files(folder: Path) -> None:
+    """Refuse a folder without any file that a tokenizer could be made of.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    if not any(path.name.startswith(TOKENIZERS) or path.suffix in TOKENIZER_ENDINGS for path in folder.iterdir()):
+        raise CheckpointError(
+            f"{speaker()}: {folder} must hold the vocabulary of its tokenizer (tokenizer.json, vocab.txt, "
+            "tokenizer.model or what else its class reads), it has no such file"
+        )
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     # Less strict than documents of our own: other libraries write NaN and Infinity into theirs.
     try:
@@ -58,6 +73,16 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CheckpointError(f"{speaker()}: {path} must hold a JSON object, got {type(document).__name__}")
     return document
+
+
+def unreadable_json(folder: Path) -> str | None:
+    """Return the name of a file that should be JSON and is not, to say why a library failed; None: all are."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except (ValueError, RecursionError, OSError):
+            return path.name
+    return None
 
 
 def _check_config(path: Path) -> None:

@@ -6,12 +6,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from adapterx.cli.base_folder import check_base_folder
+from adapterx.cli.base_folder import check_base_folder, check_tokenizer_files, unreadable_json
 from adapterx.cli.hub import reachable
 from adapterx.cli.recipes import MAX_LENGTH
 from adapterx.errors import CheckpointError, ConfigError, DataError, speaker
@@ -20,6 +21,7 @@ from adapterx.positions import max_positions
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+LONGEST_REASON = 300  # characters of what a library says
 SHORTEST = 3  # tokens: a text of one, between two that mark its ends
 
 
@@ -37,15 +39,13 @@ def load_text_model(model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
     Raises:
         CheckpointError: one cannot be loaded, they do not belong together, or the model does not read text.
     """
-    tokenizer, base = load_tokenizer(model), load_base(model)
-    rows = embedded_tokens(base)
-    # Added tokens that nothing uses may lie beyond the table, as in some published models; `encode` looks at each text.
-    words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
-    needed = [*tokenizer.convert_tokens_to_ids(list(words)), *tokenizer("")["input_ids"]]
-    needed += [number for number in (tokenizer.pad_token_id, tokenizer.unk_token_id) if number is not None]
-    if rows is not None and max(needed) >= rows:
+    _load_config(model)  # first: a tokenizer reads it too, and the model takes much longer
+    tokenizer = load_tokenizer(model)
+    base = load_base(model)
+    rows, largest = embedded_tokens(base), _largest_id(tokenizer)
+    if rows is not None and largest >= rows:
         raise CheckpointError(
-            f"{speaker()}: the tokenizer of {model} must belong to the model: it makes token ids up to {max(needed)}, "
+            f"{speaker()}: the tokenizer of {model} must belong to the model: it makes token ids up to {largest}, "
             f"the model has embeddings for {rows} tokens"
         )
     _check_reads_text(model, base)
@@ -61,7 +61,9 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     source, local = _source(model)
-    with _loading(f"the tokenizer of {model}", model, local):
+    if os.path.isdir(source):
+        check_tokenizer_files(Path(source))
+    with _loading(f"the tokenizer of {model}", source, local):
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
         words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
     if not words:  # without its files a tokenizer is made up, for which every word is unknown
@@ -73,6 +75,9 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         if tokenizer.eos_token is None:
             raise CheckpointError(f"{speaker()}: the tokenizer of {model} must have a padding or an end token")
         tokenizer.pad_token = tokenizer.eos_token  # decoders pad with it; the mask hides it anyway
+    with _loading(f"the tokenizer of {model}", source, local):  # some damage shows only at work
+        tokenizer.pad(tokenizer(["", "one text"], truncation=True, max_length=SHORTEST), return_tensors="pt")
+        _largest_id(tokenizer)
     return tokenizer
 
 
@@ -82,12 +87,10 @@ def load_base(model: str) -> nn.Module:
     Raises:
         CheckpointError: it cannot be loaded, or its file lacks weights.
     """
-    import transformers
-
     source, local = _source(model)
-    with _loading(f"the model {model}", model, local), warnings.catch_warnings():
+    with _loading(f"the model {model}", source, local), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = transformers.AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+        config = _load_config(model)
         loader = _class_for(config)
         options: dict[str, Any] = {"config": config, "local_files_only": local, "use_safetensors": True}
         if "add_pooling_layer" in inspect.signature(loader.__init__).parameters:
@@ -152,7 +155,7 @@ def _source(model: str) -> tuple[str, bool]:
 
 
 @contextlib.contextmanager
-def _loading(what: str, model: str, local: bool) -> Iterator[None]:
+def _loading(what: str, source: str, local: bool) -> Iterator[None]:
     """Turn whatever a library raises over a strange file into a CheckpointError."""
     try:
         yield
@@ -162,16 +165,38 @@ def _loading(what: str, model: str, local: bool) -> Iterator[None]:
         # A panic in a library written in Rust is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        if local and not os.path.isdir(os.path.expanduser(model)):
+        here = os.path.isdir(source)
+        if local and not here:
             raise CheckpointError(
                 f"{speaker()}: cannot load {what}: no such folder is here, it is not in the cache, and the hub cannot "
                 "be reached"
             ) from error
+        if here and (name := unreadable_json(Path(source))):
+            raise CheckpointError(f"{speaker()}: cannot load {what}: {name} is not valid JSON") from error
         if "trust_remote_code" in str(error):
             raise CheckpointError(f"{speaker()}: {what} must not need code of its own, which is never run") from error
         kind = "" if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: "
-        said = (str(error).strip() or "no reason given").splitlines()[0]
+        said = _said(error)
         raise CheckpointError(f"{speaker()}: cannot load {what}: {kind}{said}") from error
+
+
+def _load_config(model: str) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    source, local = _source(model)
+    with _loading(f"the model {model}", source, local):
+        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+
+
+def _largest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the largest token id that is sure to come up.
+
+    Added tokens that nothing uses may lie beyond the table of a published model; `encode` looks at each text.
+    """
+    words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    marks = tokenizer("", truncation=True, max_length=SHORTEST)["input_ids"]
+    ids = [*tokenizer.convert_tokens_to_ids(list(words)), *marks]
+    return max(ids + [number for number in (tokenizer.pad_token_id, tokenizer.unk_token_id) if number is not None])
 
 
 def _class_for(config: "PretrainedConfig") -> Any:
@@ -236,10 +261,15 @@ def _check_reads_text(model: str, base: nn.Module) -> None:
         shape = tuple(states.shape)
     except Exception as error:
         kind = type(error).__name__
-        said = (str(error).strip() or "no reason given").splitlines()[0]
+        said = _said(error)
         raise CheckpointError(f"{speaker()}: {model} must be a model that reads text alone: {kind}: {said}") from error
     if len(shape) != 3:
         raise CheckpointError(
             f"{speaker()}: {model} must return states (batch, tokens, hidden size), got the shape {shape} of "
             f"{type(base).__name__}"
         )
+
+
+def _said(error: BaseException) -> str:
+    said = " ".join(str(error).split()) or "no reason given"
+    return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]} ..."
