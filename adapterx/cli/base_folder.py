@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from adapterx.checkpoint.document import MAX_DOCUMENT_BYTES, named_errors, read_file
+from adapterx.cli.paths import is_utf8
 from adapterx.errors import CheckpointError, speaker
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -38,6 +39,8 @@ def check_base_folder(model: str) -> bool:
         for name in names:
             if name.endswith(READ) and not (path / name).is_file():  # a pipe would be waited for
                 raise CheckpointError(f"{speaker()}: {path / name} must be a regular file")
+    if not is_utf8(path.absolute()):
+        raise CheckpointError(f"{speaker()}: the path of the model folder must be UTF-8, got {model!r}")
     if CONFIG not in names:
         adapter = " (it holds an adapter, not the model that it belongs to)" if "adapter_config.json" in names else ""
         raise CheckpointError(f"{speaker()}: the model folder {model} has no {CONFIG}{adapter}")

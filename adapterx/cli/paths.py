@@ -20,6 +20,11 @@ def as_path(word: str | Path) -> Path:
     return Path(os.path.expanduser(word))
 
 
+def is_utf8(path: Path) -> bool:
+    """Return whether a path can be handed to libraries that know no other encoding, as most do not."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
+
+
 def check_file(output: Path) -> None:
     """Refuse what cannot become a file, before hours are spent on what should stand in it.
 
@@ -32,11 +37,13 @@ def check_file(output: Path) -> None:
 
 
 def check_folder(output: Path) -> None:
-    """Refuse what cannot become a folder.
+    """Refuse what cannot become a folder of exported files.
 
     Raises:
-        ConfigError: it is a file, or lies below one.
+        ConfigError: it is a file, or lies below one, or its path is not UTF-8, which exporters need.
     """
+    if not is_utf8(output.absolute()):
+        raise ConfigError(f"{speaker()}: the path of the output must be UTF-8, got {str(output)!r}")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{speaker()}: output must be a folder, {output} is a file")
     _check_above(output)

@@ -181,6 +181,8 @@ BASES = [
         ("{list_tokenizer_config}", "tokenizer_config.json must hold a JSON object"),
         ("{pipe_config}", "config.json must be a regular file"),
         ("{latin}", "not valid JSON"),
+        ("{not_utf8}", "the path of the model folder must be UTF-8"),
+        ("\udcff", "no such folder exists: \\udcff"),
     ]
 ]
 RUNS = [
@@ -207,6 +209,17 @@ RUNS = [
     Line("info {folder}", "has no config.json"),
     Line("info a:b", "no such folder exists"),
     Line("info [/b]", "no such folder exists: [/b]"),
+    Line("info \udcff", "no such folder exists: \\udcff"),
+    Line("\udcff", "no such command"),
+    Line("predict \udcff good", "\\udcff does not exist"),
+    Line("predict {run} --file \udcff.csv", "\\udcff.csv"),
+    Line("evaluate {run} --data \udcff.csv", "\\udcff.csv"),
+    Line("evaluate {run} --data {not_utf8_data} --json", "not_utf8", 0),
+    Line("evaluate {run} --data {not_utf8_data}", "not_utf8", 0),
+    Line("evaluate {run} --data {data} --output {folder}/\udcff.json", "accuracy", 0),
+    Line("evaluate {run} --data {data} --text-column \udcff", "no column"),
+    Line("export {run} --output {folder}/\udcff", "must be UTF-8"),
+    Line("export {run} --format \udcff", "format must be one of"),
     Line("info :smile:", "no such folder exists: :smile:"),
     Line("info \\e", "target must not be empty"),
     Line("info nosuch", "the hub cannot be reached"),
@@ -270,9 +283,11 @@ def prepare(place: Path, model: Path, run: Path, data: Path) -> dict[str, str]:
         "bad_tokenizer": base("bad_tokenizer", tokenizer__json=b"{"),
         "list_tokenizer_config": base("list_tokenizer_config", tokenizer_config__json=[]),
         "pipe_config": base("pipe_config", config__json=None),
+        "not_utf8": base("not_utf8\udcff"),
         "latin": base("latin", config__json=b'{"model_type": "\xe9"}'),
     }
     (place / "no_shard/model-00001-of-00002.safetensors").write_bytes(weights)
+    places["not_utf8_data"] = shutil.copy(data, place / "not_utf8\udcff.csv")
     os.mkfifo(place / "pipe_config/config.json")
     return {name: str(path) for name, path in places.items()}
 
