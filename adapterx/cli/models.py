@@ -11,7 +11,7 @@ from torch import nn
 
 from adapterx.cli.recipes import MAX_LENGTH
 from adapterx.cli.tables import first_line
-from adapterx.errors import CheckpointError, ConfigError, speaker
+from adapterx.errors import CheckpointError, ConfigError, DataError, speaker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,6 +110,13 @@ def resolve_max_length(asked: int | None, tokenizer: "PreTrainedTokenizerBase", 
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]:
-    """Tokenize texts; padding is left to the batch."""
+    """Tokenize texts; padding is left to the batch.
+
+    Raises:
+        DataError: a text has no tokens, such as an empty one where the tokenizer adds none of its own.
+    """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    if [] in encoded["input_ids"]:
+        text = texts[encoded["input_ids"].index([])]
+        raise DataError(f"{speaker()}: a text must have tokens, the tokenizer finds none in {text[:80]!r}")
     return [{name: column[i] for name, column in encoded.items()} for i in range(len(texts))]
