@@ -50,7 +50,7 @@ def train(options: TrainOptions) -> None:
 @_command
 def evaluate(
     run: Run,
-    data: Annotated[str, _option("Labelled data: .csv .tsv .jsonl .json .parquet, or name:configuration@split.")],
+    data: Annotated[str, _option("Labelled data: a file or pattern, or name:configuration@split, as for train.")],
     text_column: TextColumn = None,
     label_column: Annotated[str | None, _option("Column of the labels.")] = None,
     model: BaseModel = None,

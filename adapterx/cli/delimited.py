@@ -49,7 +49,7 @@ def read_delimited(source: str, text: str, usual: str) -> Table:
 
 def _delimiter(text: str, usual: str) -> str:
     """Return the usual delimiter, unless the header has but one field by it and more by another."""
-    header = next((line for line in split_lines(text) if line.strip()), "")
+    header = (re.search(r"\S[^\r\n]*", text) or [""])[0]
     header = re.sub(r'"(?:[^"]|"")*"', "", header)  # what stands in quotes separates nothing
     if usual in header:
         return usual
@@ -81,7 +81,8 @@ def _read(text: str, delimiter: str) -> Table:
         return unquoted
     if quoted.lines == unquoted.lines:
         return quoted
-    if len(unquoted.columns) == 1:  # every text is a table of one column, so that this one is says nothing
+    # That it is a table of one column says nothing, every text is one; doubled quotes speak for a writer that quotes.
+    if len(unquoted.columns) == 1 or '""' in text:
         line = min(set(unquoted.lines) - set(quoted.lines))
         raise Malformed(f"line {line} may be a row or the end of a quoted one; write the table as .csv or .jsonl")
     return unquoted
@@ -100,9 +101,22 @@ def _quotes_are_whole(text: str, delimiter: str) -> bool:
 
 
 def _read_quoted(text: str, delimiter: str) -> Table:
+    if not re.search(rf'{re.escape(delimiter)} +"', text):
+        return _parse(text, delimiter)
+    with suppress(Malformed):  # `good, "p"`: people put a space there, which would make the quotes part of the field
+        table = _parse(text, delimiter)
+        if not any(field.lstrip(" ")[:1] == '"' for row in (table.columns, *table.records) for field in row):
+            return table
+    with suppress(Malformed):
+        return _parse(text, delimiter, skip_spaces=True)
+    return _parse(text, delimiter)
+
+
+def _parse(text: str, delimiter: str, *, skip_spaces: bool = False) -> Table:
     csv.field_size_limit(2**31 - 1)  # documents are longer than csv's 128 KiB
     # strict: a quote that is never closed would otherwise swallow the rest of the file without a word.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    source = io.StringIO(text, newline="")
+    reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=skip_spaces)
 
     def records() -> Iterator[tuple[int, list[str]]]:
         start = 1
@@ -132,6 +146,8 @@ def _rectangular(found: Iterator[tuple[int, list[str]]], delimiter: str) -> Tabl
         elif len(record) != len(columns):
             by = "" if delimiter == "," else f" separated by {delimiter!r}"
             raise Malformed(f"line {line} has {len(record)} fields{by}, the header has {len(columns)}")
+        elif record[1:] == columns[1:] != [] and record[0].lstrip("\ufeff") == columns[0]:
+            raise Malformed(f"line {line} repeats the header; give files that were joined by a pattern such as '*.csv'")
         else:
             if len(columns) == 1:  # in a table of one column a blank line is a row without a value
                 records += [[""] for _ in blank]

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import functools
 import math
 import re
 
@@ -32,7 +33,12 @@ def label_text(value: object) -> str | None:
         raise NoClass("a time")
     if not isinstance(value, (str, bool, int, float, decimal.Decimal)):
         raise NoClass(f"a {type(value).__name__}")
-    text = str(value).strip()
+    return _text(str(value))
+
+
+@functools.lru_cache(maxsize=1000)  # a table has many rows and few classes
+def _text(written: str) -> str | None:
+    text = written.strip()
     if text.lower() in ("", "nan"):
         return None
     if text.lower() in ("true", "false"):

@@ -12,12 +12,17 @@ from adapterx.cli.models import encode
 from adapterx.cli.recipes import EVAL_BATCH_SIZE
 from adapterx.cli.runs import Run, load_run
 from adapterx.cli.texts import Wanted
+from adapterx.errors import CheckpointError, speaker
 from adapterx.training import classification_scores
 
 
 @torch.inference_mode()
 def logits_of(run: Run, texts: Sequence[str], *, batch_size: int = EVAL_BATCH_SIZE) -> Tensor:
-    """Return float32 logits `(texts, labels)`, in the order of the texts, on the CPU."""
+    """Return float32 logits `(texts, labels)`, in the order of the texts, on the CPU.
+
+    Raises:
+        CheckpointError: they are not finite, so that no label is likelier than another.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = run.classifier.to(device)
     rows = encode(run.tokenizer, texts, run.record["max_length"])
@@ -31,6 +36,11 @@ def logits_of(run: Run, texts: Sequence[str], *, batch_size: int = EVAL_BATCH_SI
         names = ("input_ids", "attention_mask", "token_type_ids")
         output = classifier(**{name: batch[name] for name in names if name in batch})
         logits[chosen] = output["logits"].float().cpu()
+    if not logits.isfinite().all():
+        text = texts[int((~logits.isfinite()).any(dim=1).nonzero()[0])]
+        raise CheckpointError(
+            f"{speaker()}: the logits of a run must be finite, those of {run.folder} are not for {text[:80]!r}"
+        )
     return logits
 
 

@@ -15,7 +15,7 @@ from command_line import invoke, refused, train
 from adapterx.cli import answers
 from adapterx.cli.examples import load_examples
 from adapterx.cli.texts import Wanted, texts_to_label
-from adapterx.errors import ConfigError, DataError
+from adapterx.errors import CheckpointError, ConfigError, DataError
 
 REVIEWS = "title,review_body,stars\nx,good,p\nx,bad,n\nx,good,p\nx,bad,n\n"
 
@@ -282,3 +282,15 @@ def test_closed_standard_output(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(ConfigError, match="standard output is closed"):
         answers.show("x")
+
+
+def test_logits_that_are_not_finite(trained):
+    from pathlib import Path
+
+    from adapterx.cli.runs import load_run
+    from adapterx.cli.scoring import predict
+
+    run = load_run(Path(trained))
+    run.classifier.head.linear.bias.data[0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"logits of a run must be finite, those of .* are not for 'good'"):
+        predict(run, Wanted(["good"], [{}]))

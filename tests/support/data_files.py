@@ -98,6 +98,10 @@ READ = {  # name: (content, examples)
     ),
     "apostrophes.csv": ("text,label\n'good',p\n'tis bad,n\n", [("'good'", "p"), ("'tis bad", "n")]),
     "long_field.csv": (f"text,label\n{'x ' * 150_000},p\n", [("x " * 150_000, "p")]),
+    "space_before_quotes.csv": ('text, label\n"a, b", "p"\n"c", "n"\n', [("a, b", "p"), ("c", "n")]),
+    "space_in_quotes.csv": ('text,label\n"so, ""he"" said",p\n "a",n\n', [('so, "he" said', "p"), ("a", "n")]),
+    "space_before_text.csv": ('id,text,label\n1, "a" b,p\n', [(' "a" b', "p")]),
+    "row_like_the_header.csv": ("text,label\ntext,p\nx,label\n", [("text", "p"), ("x", "label")]),
     # --- TSV: quoted if it is whole that way and loses no line, else as it stands ---
     "glue.tsv": (
         'text\tlabel\ngood\tp\n"I liked it,\tp\nit bored me"\tn\nbad\tn\n',
@@ -255,6 +259,8 @@ REFUSED = {  # name: (content, words of the refusal)
     "list.jsonl": (labels("[0, 1]", suffix=".jsonl"), "(a list"),
     "names.csv": ("text,label\na,\"['x', 'y']\"\n", "(a list;"),
     "object.jsonl": (labels('{"a": 1}', suffix=".jsonl"), "(a dict)"),
+    "joined.csv": (PLAIN + PLAIN, "line 4 repeats the header"),
+    "joined.tsv": (TSV + "\ufeff" + TSV, "line 4 repeats the header"),
     # --- JSON ---
     "broken.jsonl": ('{"text": "x", "label": 1}\n\n{"text": \n', "line 3 is not JSON"),
     "two_in_a_line.jsonl": ('{"text": "x"} {"text": "y"}\n', "line 1 is not JSON: Extra data"),
@@ -316,6 +322,7 @@ REFUSED = {  # name: (content, words of the refusal)
     "table": (PLAIN, "unknown file type (none)"),
     "table.gz": (gzip.compress(PLAIN.encode()), "unknown file type (none)"),
     "table.csv~": (PLAIN, "unknown file type .csv~"),
+    "either_way.tsv": ('text\tlabel\n"say ""so""\tp\nor not"\tn\n', "may be a row or the end of a quoted one"),
     "one_column.tsv": ('text\n"a\nb"\n', "may be a row or the end of a quoted one"),
 }
 
