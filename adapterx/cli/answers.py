@@ -54,10 +54,8 @@ def show(rendered: str) -> None:
     """
     if sys.stdout is None:
         raise ConfigError(f"{speaker()}: standard output is closed; give --output")
-    if sys.stdout.isatty():
-        sys.stdout.write(rendered)
-    else:
-        sys.stdout.buffer.write(rendered.encode())
+    encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+    sys.stdout.buffer.write(rendered.encode(encoding, "backslashreplace"))
     sys.stdout.flush()
 
 

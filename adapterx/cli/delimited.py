@@ -2,7 +2,8 @@
 
 A field may stand in quotes, which are doubled inside it (RFC 4180, pandas, Excel). TSV is also written without any
 quoting (GLUE, pandas with `quoting=3`), where a quote is a character like others and a line is a row. Nothing in a file
-says which of the two it is, so a TSV file is read as quoted only if it is whole that way and loses no line.
+says which of the two it is, so a TSV file is read as quoted only if it is whole that way, loses no line, and its quotes
+have a use.
 """
 
 import csv
@@ -80,7 +81,7 @@ def _read(text: str, delimiter: str) -> Table:
     except Malformed:
         return unquoted
     if quoted.lines == unquoted.lines:
-        return quoted
+        return quoted if _quotes_have_a_use(unquoted) else unquoted
     # That it is a table of one column says nothing, every text is one; doubled quotes speak for a writer that quotes.
     if len(unquoted.columns) == 1 or '""' in text:
         line = min(set(unquoted.lines) - set(quoted.lines))
@@ -98,6 +99,20 @@ def _quotes_are_whole(text: str, delimiter: str) -> bool:
             return False
         end = found.end()
     return end == len(text)
+
+
+def _quotes_have_a_use(table: Table) -> bool:
+    """Return whether the quotes around whole fields look like a writer's, who has his reasons, and not like the text's.
+
+    He doubles the quotes inside, quotes the header or whole columns, or (Excel) what holds a comma.
+    """
+    fields = [field for row in (table.columns, *table.records) for field in row]
+    enclosed = [field for field in fields if field[:1] == '"']
+    if any('""' in field for field in enclosed) or all(name[:1] == '"' for name in table.columns):
+        return True
+    if any(all(field[:1] == '"' for field in column) for column in zip(*table.records, strict=True)):
+        return True
+    return all(("," in field) == (field[:1] == '"') for field in fields)
 
 
 def _read_quoted(text: str, delimiter: str) -> Table:

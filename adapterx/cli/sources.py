@@ -62,6 +62,8 @@ def find_files(source: str) -> list[Path] | None:
     """
     if "://" in source:
         raise DataError(f"{speaker()}: {source} is an address; download the file and give its path")
+    if source == "-":
+        return [Path("/dev/stdin")]
     try:
         path = Path(source).expanduser()
         exists = path.exists()

@@ -184,7 +184,6 @@ def test_the_home_folder(tmp_path, monkeypatch):
         "https://example.org/a.csv": "is an address",
         "hf://datasets/a/b.csv": "is an address",
         "": "does not exist",
-        "-": "does not exist",
         ".": "is a folder",
         "x" * 5000: "cannot be a path",
         "[": "no file matches",

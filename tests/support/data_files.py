@@ -35,6 +35,15 @@ def parquet(**columns) -> bytes:
     return buffer.getvalue()
 
 
+def parquet_twice() -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([["a"], ["b"]], names=["text", "text"]), buffer)
+    return buffer.getvalue()
+
+
 def labels(*written: str, suffix: str) -> bytes:
     """A table of the texts a, b, ... whose labels are written as given."""
     if suffix == ".jsonl":
@@ -113,6 +122,10 @@ READ = {  # name: (content, examples)
     "quotes_at_both_ends.tsv": ('text\tlabel\n"a" and "b"\tp\nbad\tn\n', [('"a" and "b"', "p"), ("bad", "n")]),
     "three_quotes.tsv": ('text\tlabel\n"""\tp\nbad\tn\n', [('"""', "p"), ("bad", "n")]),
     "quoted.tsv": ('text\tlabel\n"He said ""hi"""\tp\n"a, b"\tn\n', [('He said "hi"', "p"), ("a, b", "n")]),
+    "sentence_in_quotes.tsv": ('text\tlabel\n"so"\tp\nbad\tn\n', [('"so"', "p"), ("bad", "n")]),
+    "texts_in_quotes.tsv": ('text\tlabel\n"good"\tp\n"bad"\tn\n', TWO),
+    "excel_commas.tsv": ('text\tlabel\n"a, b"\tp\nbad\tn\n', [("a, b", "p"), ("bad", "n")]),
+    "some_commas.tsv": ('text\tlabel\n"a, b"\tp\nc, d\tn\n', [('"a, b"', "p"), ("c, d", "n")]),
     "all_quoted.tsv": ('"text"\t"label"\n"good"\t"p"\n"bad"\t"n"\n', TWO),
     "tab_in_quotes.tsv": ('text\tlabel\n"a\tb"\tp\nbad\tn\n', [("a\tb", "p"), ("bad", "n")]),
     "newline_in_quotes.tsv": ('text\tlabel\n"a\nb"\tp\nbad\tn\n', [("a\nb", "p"), ("bad", "n")]),
@@ -208,6 +221,7 @@ REFUSED = {  # name: (content, words of the refusal)
     "no_header.csv": ("good,p\nbad,n\n", "no column that looks like a text"),
     "no_header.jsonl": ('["good", "p"]\n', "must be an object"),
     "many_columns.csv": (",".join(f"c{i}" for i in range(3000)) + "\n" + "x," * 2999 + "x\n", "and 2980 more"),
+    "twice.parquet": (parquet_twice(), "the column 'text' twice"),
     # --- rows ---
     "ragged.csv": ("text,label\nx,a\ny,b,c\n", "line 3 has 3 fields, the header has 2"),
     "short.csv": ("text,label\nx,a\ny\n", "line 3 has 1 fields, the header has 2"),

@@ -108,14 +108,23 @@ def test_random_tables_quoted(delimiter, tmp_path, times, figure):
 def test_random_tables_unquoted(tmp_path, times, figure):
     draw = random.Random(2)
     path = tmp_path / "a.tsv"
+    refused, changed = 0, []
     for _ in range(times(3000)):
-        # A text wholly in quotes cannot be told from a quoted one, so none ends in one here.
-        texts = [draw.choice(["", '"']) + text + "." for text in random_texts(draw, avoid="\t\n\r")]
+        texts = [draw.choice(["", '"']) + text for text in random_texts(draw, avoid="\t\n\r")]
+        texts[0] += "."  # where all texts stand in quotes, these are taken for the file's
         lines = ["text\tlabel", *(f"{text}\tc{i}" for i, text in enumerate(texts))]
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
-        found = load_examples(str(path))
-        assert found.texts == texts
-    figure("random unquoted tables: all exact")
+        try:
+            found = load_examples(str(path))
+        except DataError:
+            refused += 1
+        else:
+            assert [text.replace('"', "") for text in found.texts] == [text.replace('"', "") for text in texts]
+            changed += [texts] * (found.texts != texts)
+    figure(f"random unquoted tables: {refused} refused, {len(changed)} lost quotes, the others exact")
+    # Only tables whose every quote happens to enclose or to be doubled, which these pieces make likely.
+    assert refused + len(changed) < times(3000) / 50
+    assert all(any('""' in text or "," in text for text in texts) for texts in changed)
 
 
 def test_random_json_lines(tmp_path, times, figure):
