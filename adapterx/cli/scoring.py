@@ -10,7 +10,7 @@ from torch import Tensor
 from adapterx.cli.examples import label_ids, load_examples
 from adapterx.cli.models import encode
 from adapterx.cli.recipes import EVAL_BATCH_SIZE
-from adapterx.cli.runs import Run, load_run
+from adapterx.cli.runs import Run, load_run, read_record
 from adapterx.cli.texts import Wanted
 from adapterx.errors import CheckpointError, speaker
 from adapterx.training import classification_scores
@@ -52,12 +52,13 @@ def evaluate(
     Raises:
         AdapterxError: the run or the data cannot be used.
     """
-    run = load_run(folder, model=model)
-    recorded = (run.record.get("text_column"), run.record.get("label_column"))
+    record = read_record(folder)  # the data come before the model, which takes longer to load than they to be refused
+    recorded = (record.get("text_column"), record.get("label_column"))
     examples = load_examples(
         data, text_column=text_column, label_column=label_column, recorded=recorded, default_split="test"
     )
-    truth = torch.tensor(label_ids(examples, run.labels, data))
+    truth = torch.tensor(label_ids(examples, record["labels"], data))
+    run = load_run(folder, model=model)
     logits = logits_of(run, examples.texts)
     guesses = logits.argmax(dim=1)
     counts = truth.bincount(minlength=len(run.labels))

@@ -173,7 +173,7 @@ def _read_parquet(source: str, raw: bytes) -> Rows:
 
 def _read_named(source: str, default_split: str) -> Rows:
     online = hub.reachable()
-    if not online:  # the library would try for half a minute; like this it looks into its cache
+    if not online:  # the library, imported only now, would try for half a minute; like this it looks into its cache
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
 

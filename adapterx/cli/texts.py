@@ -1,10 +1,12 @@
 """Gather the texts that `adapterx predict` labels: arguments, lines, or a column of a table whose others are kept."""
 
+import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from adapterx.cli.examples import find_column, require_encodable, texts_of
-from adapterx.cli.sources import decode, find_files, kind_of, read_bytes, read_stream, split_lines, unpacked
+from adapterx.cli.sources import SUFFIXES, decode, find_files, kind_of, read_bytes, read_stream, split_lines, unpacked
 from adapterx.cli.tables import Rows, read_rows
 from adapterx.errors import ConfigError, DataError, speaker
 
@@ -47,6 +49,8 @@ def texts_to_label(texts: list[str], file: str | None, text_column: str | None, 
         texts = [line for path in files for line in _lines(read_bytes(path), str(path))]
     elif texts == ["-"]:
         texts = _lines(_standard_input(), "standard input")
+    elif named := [text for text in texts if kind_of(Path(text)) in (*SUFFIXES, ".txt") and os.path.isfile(text)]:
+        raise ConfigError(f"{speaker()}: the file {named[0]} must be named by --file; alone it would be a text")
     for i, text in enumerate(texts, 1):
         if not text.strip():
             raise DataError(f"{speaker()}: text {i} must not be empty, got {text!r}")

@@ -35,10 +35,10 @@ def test_file_that_is_read(name, tmp_path):
 def test_file_that_is_refused(name, tmp_path):
     content, words = data_files.REFUSED[name]
     (tmp_path / name).write_bytes(data_files.content(content))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError) as refusal:
         load_examples(str(tmp_path / name))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     message = str(refusal.value)
     assert words in message
     assert name in message

@@ -222,6 +222,24 @@ def test_an_empty_text_is_refused(texts, trained):
     assert "text 2 must not be empty" in refused("predict", trained, *texts)
 
 
+def test_the_name_of_a_file_in_place_of_a_text(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("text\ngood\n")
+    assert "a.csv must be named by --file" in refused("predict", trained, "a.csv")
+    assert [answer["text"] for answer in predicted(trained, "b.csv")] == ["b.csv"]
+
+
+def test_data_are_refused_before_the_model_is_loaded(trained, tmp_path, monkeypatch):
+    from adapterx.cli import app, scoring
+
+    for module in (app, scoring):
+        monkeypatch.setattr(module, "load_run", None)
+    assert "does not exist" in refused("evaluate", trained, "--data", tmp_path / "no.csv")
+    assert "does not exist" in refused("predict", trained, "--file", tmp_path / "no.csv")
+    (tmp_path / "a.csv").write_text("text,label\ngood,neutral\n")
+    assert "'neutral'" in refused("evaluate", trained, "--data", tmp_path / "a.csv")
+
+
 def test_an_argument_that_is_not_utf8(trained):
     assert "text 1 must be text that UTF-8 can hold, got '\\udcff'" in refused("predict", trained, "a\udcff")
 
