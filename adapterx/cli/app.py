@@ -1,19 +1,19 @@
 """The commands. What is slow to import is imported where it is used, so that `--help` answers at once."""
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from adapterx.cli import help, inspection, scoring
+from adapterx.cli import answers, help, inspection, scoring
 from adapterx.cli.options import TrainOptions, takes_train_options
 from adapterx.cli.paths import as_path, check_file, check_folder, deliver
 from adapterx.cli.refusals import CommandLine, errors_in_one_line
 from adapterx.cli.reporting import print_figures, put, say
-from adapterx.cli.runs import load_run, to_json, write
+from adapterx.cli.runs import load_run, read_record, to_json, write
+from adapterx.cli.texts import texts_to_label
 from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker, speaking_as
 from adapterx.export import to_onnx, to_torchscript
@@ -65,7 +65,7 @@ def train(options: TrainOptions) -> None:
 @_command
 def evaluate(
     run: Run,
-    data: Annotated[str, _option("Labelled data: .csv .tsv .jsonl .json .parquet, or name:configuration@split.")],
+    data: Annotated[str, _option("Labelled data: a file or pattern, or name:configuration@split, as for train.")],
     text_column: TextColumn = None,
     label_column: Annotated[str | None, _option("Column of the labels.")] = None,
     model: BaseModel = None,
@@ -93,18 +93,22 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts, or - to read one a line from standard input.", show_default=False)
     ] = None,
-    file: Annotated[str | None, _option("A table with a text column, or .txt with one text a line.")] = None,
+    file: Annotated[
+        str | None, _option("A table, whose other columns are kept in jsonl and csv, or .txt with one text a line.")
+    ] = None,
     text_column: TextColumn = None,
-    form: Annotated[str, _option("text (default), jsonl (with every probability), or csv.", "--format")] = "text",
+    form: Annotated[str | None, _option(answers.FORM_HELP, "--format")] = None,
     model: BaseModel = None,
     output: Annotated[Path | None, _option("Write here instead of printing.", **PATH)] = None,
 ) -> None:
     """Label texts, with probabilities."""
-    _check_format(form, *scoring.FORMATS)
+    if form is not None:
+        _check_format(form, *answers.FORMATS)
     if output is not None:
         check_file(output)
-    wanted = scoring.texts_to_label(texts or [], file, sys.stdin.buffer, text_column)
-    rendered = scoring.render(scoring.predict(load_run(run, model=model), wanted), form)
+    wanted = texts_to_label(texts or [], file, text_column, recorded=read_record(run).get("text_column"))
+    chosen = form or answers.usual_form(output)
+    rendered = answers.render(scoring.predict(load_run(run, model=model), wanted), chosen)
     if output is not None:
         deliver(output, rendered.encode("utf-8", "backslashreplace"))
     else:

@@ -135,11 +135,14 @@ def encode(
         embedded: of how many tokens the base model has embeddings, see `embedded_tokens`.
 
     Raises:
-        DataError: a text holds a token for which the model has no embedding.
+        DataError: a text has no tokens, such as an empty one where the tokenizer adds none of its own, or it holds a
+            token for which the model has no embedding.
     """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
     for text, ids in zip(texts, encoded["input_ids"], strict=True):
-        if embedded is not None and max(ids, default=0) >= embedded:
+        if not ids:
+            raise DataError(f"{speaker()}: a text must have tokens, the tokenizer finds none in {text[:80]!r}")
+        if embedded is not None and max(ids) >= embedded:
             token = tokenizer.convert_ids_to_tokens(max(ids))
             raise DataError(
                 f"{speaker()}: a text must not hold the token {token!r}, for which the model has no embedding: "

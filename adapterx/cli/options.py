@@ -58,7 +58,8 @@ class TrainOptions:
     model: str = option(DATA, "Base model: a folder in the Hugging Face layout, or a hub name.", REQUIRED)
     data: str = option(
         DATA,
-        "Training data: .csv .tsv .jsonl .json .parquet, or a dataset as name:configuration@split.",
+        "Training data: .csv .tsv .jsonl .json .parquet (packed ones too: .csv.gz), a pattern of such files, "
+        "or a dataset as name:configuration@split.",
         REQUIRED,
         free=True,  # its content is compared
     )

@@ -80,8 +80,8 @@ def read_data(options: TrainOptions) -> tuple[Examples, Examples | None, list[st
     examples, held_out = load_examples(options.data, **columns), None
     labels = ordered_labels(examples.labels, options.data)
     if options.eval_data is not None:
-        hints = (examples.text_column, examples.label_column)
-        held_out = load_examples(options.eval_data, **columns, hints=hints, default_split="validation")
+        recorded = (examples.text_column, examples.label_column)
+        held_out = load_examples(options.eval_data, **columns, recorded=recorded, default_split="validation")
         label_ids(held_out, labels, options.eval_data)
     elif options.eval_fraction:
         kept, apart = stratified_split(examples.labels, options.eval_fraction, seed=options.seed)
