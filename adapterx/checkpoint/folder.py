@@ -4,12 +4,13 @@ The guarantee, the same for everything that adapterx writes: at any moment, also
 power failed, a reader finds under a name what stood there before or all of what was to stand there, never half of it
 and never a mixture. For that, a file is written under another name in the same folder, gets the permissions of an
 ordinary new file, is flushed to the disk and renamed; the rename is flushed before the next one begins. An error leaves
-what was there. What a killed process leaves behind has a name that begins with a dot.
+what was there. What a killed process leaves behind has a name that begins with a dot, and goes when the next writes.
 
 Several files cannot be renamed at once. So one of them makes the others count, and it comes last: the document of a
 pair (`pair.py`), the model of an ONNX export, the record of a run, the seal of a folder that other libraries write.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -17,9 +18,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from adapterx.checkpoint.lock import is_locked, locked
 from adapterx.errors import CheckpointError, speaker, speaking_as
 
 SEAL = "complete.json"
@@ -60,6 +62,8 @@ def write_temporary(folder: Path, stem: str, content: bytes) -> Path:
 def staging(folder: Path, *, prefix: str) -> Iterator[Path]:
     """Give a folder to write into, inside `folder`, which is made if needed; it disappears with all that is left in it.
 
+    It is locked meanwhile, so that `tidy`, which is called here first, knows those of killed processes by their locks.
+
     Args:
         folder: where the files are to stand in the end; `move_into_place` brings them there.
         prefix: how the temporary folder's name begins, with a dot.
@@ -68,11 +72,39 @@ def staging(folder: Path, *, prefix: str) -> Iterator[Path]:
         OSError: `folder` cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
-    try:
+    tidy(folder, prefix=prefix)
+    with _locked_new(folder, prefix) as temporary:
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def tidy(folder: Path, *, prefix: str) -> None:
+    """Delete what processes that were killed inside `staging` left in a folder; those of the living stay.
+
+    Without locks that end with their process, that is on systems other than POSIX, all of them stay. So do those that
+    may not be deleted, and those in a folder that does not exist.
+    """
+    if os.name != "posix" or not folder.is_dir():
+        return
+    for path in folder.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError, CheckpointError):  # somebody holds it, or was faster to delete it
+            if path.is_dir() and not path.is_symlink() and not is_locked(path):
+                with locked(path, wait=0.0):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _locked_new(folder: Path, prefix: str) -> Iterator[Path]:
+    """Make a temporary folder and lock it; again if another process tidied it away before it was locked."""
+    with ExitStack() as stack:
+        while True:
+            temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+            with suppress(FileNotFoundError):
+                stack.enter_context(locked(temporary))
+                break
         yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def move_into_place(moves: Sequence[tuple[Path, Path]]) -> None:

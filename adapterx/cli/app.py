@@ -10,9 +10,10 @@ import typer
 from adapterx.cli import answers, help, inspection, scoring
 from adapterx.cli.options import TrainOptions, takes_train_options
 from adapterx.cli.paths import as_path, check_file, check_folder, deliver
+from adapterx.cli.records import to_json
 from adapterx.cli.refusals import CommandLine, errors_in_one_line
 from adapterx.cli.reporting import print_figures, put, say
-from adapterx.cli.runs import load_run, read_record, to_json, write
+from adapterx.cli.runs import load_run, read_record, write
 from adapterx.cli.texts import texts_to_label
 from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker, speaking_as
@@ -52,6 +53,7 @@ Run = Annotated[
 ]
 PATH = {"parser": as_path, "metavar": "PATH"}
 BaseModel = Annotated[str | None, _option("Base model, where it has moved since the training.")]
+OtherBase = Annotated[bool, _option("Accept another base model than that of the training.", "--other-base")]
 TextColumn = Annotated[str | None, _option("Column of the texts.")]
 
 
@@ -69,13 +71,16 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: Annotated[str | None, _option("Column of the labels.")] = None,
     model: BaseModel = None,
+    other_base: OtherBase = False,
     output: Annotated[Path | None, _option("Also write the figures, as JSON, to this file.", **PATH)] = None,
     as_json: Annotated[bool, _option("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
     """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label."""
     if output is not None:
         check_file(output)
-    metrics = scoring.evaluate(run, data, text_column=text_column, label_column=label_column, model=model)
+    metrics = scoring.evaluate(
+        run, data, text_column=text_column, label_column=label_column, model=model, other_base=other_base
+    )
     if output is not None:
         deliver(output, to_json(metrics))
     if as_json:
@@ -99,6 +104,7 @@ def predict(
     text_column: TextColumn = None,
     form: Annotated[str | None, _option(answers.FORM_HELP, "--format")] = None,
     model: BaseModel = None,
+    other_base: OtherBase = False,
     output: Annotated[Path | None, _option("Write here instead of printing.", **PATH)] = None,
 ) -> None:
     """Label texts, with probabilities."""
@@ -108,7 +114,7 @@ def predict(
         check_file(output)
     wanted = texts_to_label(texts or [], file, text_column, recorded=read_record(run).get("text_column"))
     chosen = form or answers.usual_form(output)
-    rendered = answers.render(scoring.predict(load_run(run, model=model), wanted), chosen)
+    rendered = answers.render(scoring.predict(load_run(run, model=model, other_base=other_base), wanted), chosen)
     if output is not None:
         deliver(output, rendered.encode("utf-8", "backslashreplace"))
     else:
@@ -123,6 +129,7 @@ def export(
     opset: Annotated[int, _option("ONNX operator set (default 20).")] = 20,
     freeze: Annotated[bool, _option("TorchScript: freeze and fold constants.")] = False,
     model: BaseModel = None,
+    other_base: OtherBase = False,
 ) -> None:
     """Write the adapted model with its head as TorchScript or ONNX, and check the file against PyTorch.
 
@@ -131,7 +138,7 @@ def export(
     _check_format(form, "torchscript", "onnx", "onnx-portable")
     folder = output or run / "export"
     check_folder(folder)
-    loaded = load_run(run, model=model)
+    loaded = load_run(run, model=model, other_base=other_base)
     folder.mkdir(parents=True, exist_ok=True)
     if form == "torchscript":
         to_torchscript(loaded.classifier, folder / "model.pt", freeze=freeze)

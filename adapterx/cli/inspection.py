@@ -1,6 +1,5 @@
 """`adapterx info`: what is installed, what a folder holds, what would be adapted in a model."""
 
-import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from adapterx.attachment import attach
 from adapterx.checkpoint.pair import read_document
 from adapterx.cli.models import load_base, quiet_transformers
 from adapterx.cli.recipes import BOTTLENECK_DIM
-from adapterx.cli.runs import METRICS, read_record, state_of, versions
+from adapterx.cli.records import METRICS, read_metrics, versions
+from adapterx.cli.runs import read_record, state_of, tidy
 from adapterx.config import AdapterConfig
 
 
@@ -45,13 +45,14 @@ def _sizes(folder: Path) -> dict[str, str]:
 
 
 def _run_folder(folder: Path) -> dict[str, Any]:
+    tidy(folder)
     record = read_record(folder)
     facts = {name: record[name] for name in ("method", "base_model", "max_length", "seed")}
     facts["labels"] = ", ".join(record["labels"][:20]) + (" ..." if len(record["labels"]) > 20 else "")
     if record["options"]["adapter"]:
         facts["adapter"] = _compact(record["options"]["adapter"])
     if (folder / METRICS).exists():
-        metrics = json.loads((folder / METRICS).read_bytes())
+        metrics = read_metrics(folder)
         for name in ("accuracy", "macro_f1", "majority_baseline", "trainable_fraction", "train_seconds"):
             if metrics.get(name) is not None:
                 facts[name] = metrics[name]

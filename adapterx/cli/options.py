@@ -1,5 +1,6 @@
 """The options of `adapterx train`, each declared once: the command, its help, the checks and the record follow."""
 
+import copy
 import functools
 import inspect
 import math
@@ -100,7 +101,12 @@ class TrainOptions:
         TRAINING, "Keep the epoch with the best held-out accuracy, not the last; then report on other data.", False
     )
     seed: int = option(TRAINING, "Seed of everything that is drawn (default 0).", 0, must=SEED)
-    threads: int | None = option(TRAINING, "CPU threads.", must=THREADS, free=True)
+    threads: int | None = option(
+        TRAINING,
+        "CPU threads (default: the machine's; with --resume, as many as before: the last digits depend on it).",
+        must=THREADS,
+        free=True,
+    )
     device: str = option(
         TRAINING, "auto (default: a GPU where there is one) or cpu.", "auto", must=one_of("auto", "cpu"), free=True
     )
@@ -138,6 +144,13 @@ class TrainOptions:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
             raise ConfigError(f"train: {named} can only be used with --method adapters, got --method {self.method}")
         return None
+
+    def replaced(self, **values: Any) -> "TrainOptions":
+        """Return the same options but for these values, which are not checked again."""
+        other = copy.copy(self)
+        for name, value in values.items():
+            other._set(name, value)
+        return other
 
     @property
     def uses_gpu(self) -> bool:

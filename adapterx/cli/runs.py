@@ -1,39 +1,35 @@
-"""The folder of a run: what stands in it, when it is complete, and how a trained classifier is read back."""
+"""The folder of a run: who may write to it, when it is complete, and how a trained classifier is read back."""
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterx.checkpoint import load_adapter, load_head
-from adapterx.checkpoint.folder import move_into_place, staging, write_atomically
+from adapterx.checkpoint.folder import discard, move_into_place, staging, sync_folder, write_atomically
+from adapterx.checkpoint.folder import tidy as tidy_staging
+from adapterx.checkpoint.lock import locked
+from adapterx.cli import records
+from adapterx.cli.bases import check_base, describe_base
 from adapterx.cli.models import load_text_model, quiet_transformers
-from adapterx.errors import CheckpointError, ConfigError, speaker
+from adapterx.cli.records import CHECKPOINTS, CURVE, METRICS, RECORD, STARTED_WITH
+from adapterx.errors import AdapterxError, CheckpointError, ConfigError, speaker
 from adapterx.heads import SequenceClassifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RECORD, METRICS, CURVE, CHECKPOINTS = "run.json", "metrics.json", "learning_curve.png", "checkpoints"
-STARTED_WITH = "options.json"  # in the checkpoint folder: what an interrupted run was started with
 PARTIAL = ".partial-"
-FORMAT_VERSION = 1
+PATIENCE = 0.5  # seconds: `tidy` holds the lock of a folder for a moment, a training for long
 
 
 def is_main_process() -> bool:
     """Return whether this process writes files and talks (torchrun starts several)."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def to_json(value: object) -> bytes:
-    """Return readable JSON that any reader accepts (no NaN)."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -44,43 +40,58 @@ def write(path: Path, content: bytes) -> None:
 
 def state_of(folder: Path) -> str | None:
     """Return `"complete"` or `"interrupted"`, or None for a folder without a run."""
-    if (folder / RECORD).exists():
+    if os.path.lexists(folder / RECORD):
         return "complete"
-    return "interrupted" if (folder / CHECKPOINTS / STARTED_WITH).exists() else None
+    return "interrupted" if os.path.lexists(folder / CHECKPOINTS / STARTED_WITH) else None
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    return {name: version(name) for name in ("adapterx", "torch", "transformers")}
+@contextmanager
+def reserved(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Keep the output folder for this training, which may then write to it; a second one is refused, and waits not.
 
-
-def prepare_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the output folder ready, or say why it cannot be used; nothing is deleted unless `overwrite` is given.
+    Nothing is deleted unless `overwrite` is given, but for what is of no use to anybody.
 
     Raises:
-        ConfigError: it holds something and no flag is given, there is nothing to resume, or it is not writable.
+        ConfigError: another process trains into it, it holds something and no flag is given, there is nothing to
+            resume, or it is not writable.
     """
+    _check_resumable(output, resume=resume)
+    with ExitStack() as held:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(output, wait=PATIENCE))
+            with tempfile.TemporaryFile(dir=output):
+                pass
+        except OSError as error:
+            raise ConfigError(f"train: the output folder {output} is not writable: {error.strerror}") from error
+        except CheckpointError as error:
+            raise ConfigError(
+                f"train: another process is training into {output}; wait until it is done, or choose another folder"
+            ) from error
+        _check_resumable(output, resume=resume)  # that other process may just have ended
+        _check_empty(output, resume=resume, overwrite=overwrite)
+        yield
+
+
+def _check_resumable(output: Path, *, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"train: the output {output} must be a folder, it is a file")
     state = state_of(output)
     if resume and state == "complete":
+        tidy(output)
         raise ConfigError(f"train: nothing to resume: the run in {output} is complete")
     if resume and state is None:
         raise ConfigError(f"train: nothing to resume: {output} holds no interrupted run; start it without --resume")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise ConfigError(f"train: the output folder {output} is not writable: {error.strerror}") from error
-    for leftover in output.glob(f"{PARTIAL}*"):  # of a process that was killed while writing
-        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_empty(output: Path, *, resume: bool, overwrite: bool) -> None:
+    tidy(output)
     begun = output / CHECKPOINTS
     if begun.is_dir() and all(path.name.startswith(".") for path in begun.iterdir()):
         shutil.rmtree(begun)  # killed before its options were written, so there is nothing to go on with
     names = sorted(path.name for path in output.iterdir())
     if names and not resume and not overwrite:
-        if state == "interrupted":
+        if state_of(output) == "interrupted":
             raise ConfigError(
                 f"train: {output} holds an interrupted run; continue it with --resume or discard it with --overwrite"
             )
@@ -89,12 +100,38 @@ def prepare_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
+def tidy(folder: Path) -> None:
+    """Delete what a training that was killed in its last moments left: its temporary folders, and its checkpoints.
+
+    Checkpoints go when the run is complete and does not say that they were to stay. Where somebody trains into the
+    folder, or it may not be written, nothing happens.
+    """
+    with suppress(OSError, AdapterxError):
+        if not (folder / CHECKPOINTS).is_dir() and not any(folder.glob(f"{PARTIAL}*")):
+            return
+        with locked(folder, wait=0.0):
+            tidy_staging(folder, prefix=PARTIAL)
+            if state_of(folder) == "complete" and records.read_record(folder).get("keep_checkpoints") is False:
+                discard_checkpoints(folder)
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a run."""
+    for checkpoint in (folder / CHECKPOINTS).glob("checkpoint-*"):
+        discard(checkpoint)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
 def clear_folder(output: Path) -> None:
     """Delete an old run's files and nothing else (`run.json` first: without it no other file counts)."""
     names = [RECORD, METRICS, CURVE, "config.json", "adapter_config.json", "head_config.json"]
     names += [path.name for path in output.glob("*.safetensors")] + [path.name for path in output.glob("tokenizer*")]
-    for name in names:
+    with suppress(CheckpointError):
+        names += records.read_record(output).get("files", {})
+    for name in dict.fromkeys(names):
         (output / name).unlink(missing_ok=True)
+        if name == RECORD:
+            sync_folder(output)
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
 
 
@@ -131,40 +168,35 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, damaged, or of a later format.
     """
-    path, state = folder / RECORD, state_of(folder)
+    state = state_of(folder)
     if state != "complete":
         unfinished = f"the run in {folder} is not complete; finish it with `adapterx train ... --resume`"
         absent = f"{folder} is no run folder: it has no {RECORD}"
         missing = f"the run folder {folder} does not exist"
         raise CheckpointError(f"{speaker()}: {unfinished if state else absent if folder.is_dir() else missing}")
-    try:
-        record = json.loads(path.read_bytes())
-        found = record["format_version"]
-        needed = {"method", "base_model", "labels", "max_length"} - record.keys()
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{speaker()}: {path} is damaged: {error}") from error
-    if found != FORMAT_VERSION or needed:
-        raise CheckpointError(
-            f"{speaker()}: {path} must have format {FORMAT_VERSION} and all its keys, got {found}, lacking {needed}"
-        )
-    return record
+    return records.read_record(folder)
 
 
-def load_run(folder: Path, *, model: str | None = None) -> Run:
+def load_run(folder: Path, *, model: str | None = None, other_base: bool = False) -> Run:
     """Read a run back.
 
     Args:
         folder: the run folder.
         model: base model to use in place of the recorded one, for example after its folder was moved.
+        other_base: whether the base model may have other weights, or another tokenizer, than at the training.
 
     Raises:
-        CheckpointError: something is missing, damaged, or does not fit.
+        CheckpointError: something is missing, damaged, does not fit, or was changed while it was read.
     """
+    tidy(folder)
     record = read_record(folder)
+    records.check_files(folder, record.get("files", {}))
     quiet_transformers()
     own = record["method"] == "full"  # then the whole model stands in the run folder
     source = str(folder) if own else model or record["base_model"]
     tokenizer, base = load_text_model(source)
+    if "base" in record and not other_base:
+        check_base(record["base"], describe_base(base, tokenizer), source)
     if record["method"] == "adapters":
         load_adapter(base, folder)
     head = load_head(folder)
@@ -172,6 +204,9 @@ def load_run(folder: Path, *, model: str | None = None) -> Run:
         raise CheckpointError(
             f"{speaker()}: the head in {folder} has {head.num_labels} classes, {RECORD} {len(record['labels'])}"
         )
+    # A training that overwrites a run deletes `run.json` before it changes any other file.
+    if read_record(folder) != record:
+        raise CheckpointError(f"{speaker()}: the run in {folder} was replaced while it was read; try again")
     classifier = SequenceClassifier(base, head.num_labels)
     classifier.head = head
     return Run(folder, record, classifier.eval(), tokenizer)

@@ -45,7 +45,13 @@ def logits_of(run: Run, texts: Sequence[str], *, batch_size: int = EVAL_BATCH_SI
 
 
 def evaluate(
-    folder: Path, data: str, *, text_column: str | None, label_column: str | None, model: str | None
+    folder: Path,
+    data: str,
+    *,
+    text_column: str | None,
+    label_column: str | None,
+    model: str | None,
+    other_base: bool = False,
 ) -> dict[str, Any]:
     """Score a run on labelled data.
 
@@ -58,7 +64,7 @@ def evaluate(
         data, text_column=text_column, label_column=label_column, recorded=recorded, default_split="test"
     )
     truth = torch.tensor(label_ids(examples, record["labels"], data))
-    run = load_run(folder, model=model)
+    run = load_run(folder, model=model, other_base=other_base)
     logits = logits_of(run, examples.texts)
     guesses = logits.argmax(dim=1)
     counts = truth.bincount(minlength=len(run.labels))

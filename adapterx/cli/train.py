@@ -1,10 +1,8 @@
 """`adapterx train`: from a table of labelled texts to a run folder that can be evaluated, used and exported."""
 
-import json
 import math
-import sys
 import time
-from dataclasses import fields
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +14,15 @@ from adapterx.adapters import summary
 from adapterx.attachment import attach
 from adapterx.checkpoint import save_adapter, save_head
 from adapterx.checkpoint.folder import discard, newest_complete
-from adapterx.cli import runs
+from adapterx.cli import resuming, runs
+from adapterx.cli.bases import describe_base
 from adapterx.cli.examples import Examples, label_ids, load_examples, ordered_labels
 from adapterx.cli.models import check_known, embedded_tokens, load_text_model, quiet_transformers, resolve_max_length
-from adapterx.cli.options import OPTIONS, TrainOptions
+from adapterx.cli.options import TrainOptions
+from adapterx.cli.records import CHECKPOINTS, CURVE, METRICS, RECORD, describe_file, to_document
 from adapterx.cli.reporting import draw_learning_curve, print_figures, say
-from adapterx.cli.runs import is_main_process, to_json
-from adapterx.config import AdapterConfig
-from adapterx.errors import AdapterxError, CheckpointError, ConfigError, TrainingError
+from adapterx.cli.runs import is_main_process
+from adapterx.errors import AdapterxError, CheckpointError, TrainingError
 from adapterx.heads import SequenceClassifier
 from adapterx.training import examples_per_class, seed_everything, stratified_split
 
@@ -41,34 +40,53 @@ def train(options: TrainOptions) -> Json:
         AdapterxError: the data or the model cannot be used, or training failed; nothing good is lost.
     """
     output = options.output.absolute()
-    training, held_out, labels = read_data(options)
-    if is_main_process():
-        runs.prepare_folder(output, resume=options.resume, overwrite=options.overwrite)
+    data = read_data(options)
+    with ExitStack() as held:
+        if is_main_process():
+            held.enter_context(runs.reserved(output, resume=options.resume, overwrite=options.overwrite))
+        held.enter_context(resuming.telling_how_to_go_on(output))
+        return train_into(output, options, *data)
+
+
+def train_into(
+    output: Path, options: TrainOptions, training: Examples, held_out: Examples | None, labels: list[str]
+) -> Json:
+    """Train on what `read_data` returned, into a folder that is kept for this training; errors as in `train`."""
     from adapterx.cli.trainer import build_trainer, encoded
 
     quiet_transformers()
+    before = resuming.started_with(output) if options.resume else {}
+    options = resuming.as_before(options, before)
     if options.threads:
         torch.set_num_threads(options.threads)
     tokenizer, base = load_text_model(options.model)
+    known = describe_base(base, tokenizer)
     max_length = resolve_max_length(options.max_length, tokenizer, base)
     classifier = build_classifier(base, options, len(labels))
 
     found = {"labels": labels, "max_length": max_length, "content of the data": training.digest()}
     if held_out:
         found["content of the evaluation data"] = held_out.digest()
-    begin(output, options.record() | found, resume=options.resume)
+    found |= {f"{part} of the base model": digest[:16] for part, digest in known.items()}
+    found["processes"] = resuming.processes()
+    if options.resume:
+        resuming.go_on(options, found, before)
+    elif is_main_process():
+        resuming.begin(output, options, found)
 
     reading = (labels, tokenizer, max_length, embedded_tokens(base))
     rows, held_out_rows = (part and encoded(part, *reading) for part in (training, held_out))
     check_known(rows, tokenizer)
     if full := sum(len(row["input_ids"]) >= max_length for row in rows):
         say(f"{full} of {len(rows)} texts reach {max_length} tokens; what lies beyond is not read (--max-length)")
-    trainer = build_trainer(classifier, tokenizer, options, rows, held_out_rows, output / runs.CHECKPOINTS)
-    seconds = run_trainer(trainer, output / runs.CHECKPOINTS, resume=options.resume)
+    trainer = build_trainer(classifier, tokenizer, options, rows, held_out_rows, output / CHECKPOINTS)
+    seconds = run_trainer(trainer, output / CHECKPOINTS, resume=options.resume)
     metrics = final_metrics(trainer, options.method, rows, held_out_rows, seconds)
     if is_main_process():
         columns = {"text_column": training.text_column, "label_column": training.label_column}
         record = columns | {"labels": labels, "max_length": max_length}
+        if options.method != "full":  # the run folder of which holds the whole model
+            record["base"] = known
         write_run(output, classifier, tokenizer, options, record, metrics)
         print_summary(output, metrics)
     return metrics
@@ -102,41 +120,6 @@ def build_classifier(base: nn.Module, options: TrainOptions, num_labels: int) ->
     return classifier
 
 
-def begin(output: Path, asked: Json, *, resume: bool) -> None:
-    """Note what the run was started with; when it is resumed, refuse other options.
-
-    Raises:
-        ConfigError: something differs; the text says what.
-    """
-    path = output / runs.CHECKPOINTS / runs.STARTED_WITH
-    if resume:
-        if found := differences(started_with(json.loads(path.read_bytes())), json.loads(to_json(asked))):
-            raise ConfigError(f"train: --resume needs the options of the first run, these differ: {'; '.join(found)}")
-    elif is_main_process():
-        runs.clear_folder(output)
-        runs.write(path, to_json(asked))
-
-
-def started_with(before: Json) -> Json:
-    """Return the record of an interrupted run; options that its version did not know stand at their defaults."""
-    filled = {option.name: option.default for option in OPTIONS if not option.metadata["free"]} | before
-    if filled.get("adapter"):
-        filled["adapter"] = {field.name: field.default for field in fields(AdapterConfig)} | filled["adapter"]
-    return json.loads(to_json(filled))
-
-
-def differences(before: Json, now: Json) -> list[str]:
-    """Return `name: old -> new` for every value that differs, looking into nested ones."""
-    found = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new)
-        elif old != new:
-            found.append(f"{name}: {old} -> {new}")
-    return found
-
-
 def run_trainer(trainer: "AdapterTrainer", checkpoints: Path, *, resume: bool) -> float:
     """Train and return the seconds it took; whatever stops it, say how to go on."""
     newest, skipped = newest_complete(checkpoints) if resume else (None, [])
@@ -147,9 +130,6 @@ def run_trainer(trainer: "AdapterTrainer", checkpoints: Path, *, resume: bool) -
     start = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    except KeyboardInterrupt:
-        say(f"interrupted at step {trainer.state.global_step}; continue with the same command and --resume")
-        sys.exit(130)
     except AdapterxError:
         if is_main_process() and newest_complete(checkpoints)[0] is None:
             discard(checkpoints)  # nothing to resume, so the next attempt finds the folder as it was
@@ -191,8 +171,8 @@ def final_metrics(
 
 
 def clean_log(entry: dict[str, float]) -> dict[str, float | None]:
-    """Keep what a curve needs: no speeds, which differ from run to run, and None for what is not finite."""
-    kept = {name: value for name, value in entry.items() if not name.endswith(("_runtime", "_per_second"))}
+    """Keep what a curve needs, in order: no speeds, which differ from run to run, and None for what is not finite."""
+    kept = {name: entry[name] for name in sorted(entry) if not name.endswith(("_runtime", "_per_second"))}
     return {name: value if math.isfinite(value) else None for name, value in kept.items()}
 
 
@@ -205,31 +185,31 @@ def write_run(
         TrainingError: it could not be written; the checkpoints are still there.
     """
     model = str(Path(options.model).absolute()) if Path(options.model).is_dir() else options.model
-    record = {"format_version": runs.FORMAT_VERSION, "method": options.method, "base_model": model} | found
-    record |= {"seed": options.seed, "options": options.record(), "versions": runs.versions()}
+    record = {"method": options.method, "base_model": model} | found
+    record |= {"seed": options.seed, "options": options.record(), "keep_checkpoints": options.keep_checkpoints}
+    record |= resuming.machine(options)
     try:
-        with runs.staged(output, last=runs.RECORD) as folder:
+        with runs.staged(output, last=RECORD) as folder:
             if options.method == "full":
                 classifier.base_model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
             elif options.method == "adapters":
                 save_adapter(classifier.base_model, folder)
             save_head(classifier, folder)
-            sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+            record["files"] = {path.name: describe_file(path) for path in sorted(folder.iterdir())}
+            sizes = {name: each["bytes"] for name, each in record["files"].items() if name.endswith(".safetensors")}
             metrics["adapter_file_bytes"] = sizes.get("adapter_model.safetensors")
             metrics["saved_bytes"] = sum(sizes.values())
-            (folder / runs.METRICS).write_bytes(to_json(metrics))
-            draw_learning_curve(metrics["history"], folder / runs.CURVE)
-            (folder / runs.RECORD).write_bytes(to_json(record))
+            (folder / METRICS).write_bytes(to_document(metrics))
+            draw_learning_curve(metrics["history"], folder / CURVE)
+            (folder / RECORD).write_bytes(to_document(record))
     except (OSError, SafetensorError, CheckpointError) as error:
         raise TrainingError(
             f"train: training is done, but its result could not be written to {output} ({error}); the checkpoints are "
             "intact: make room and repeat the command with --resume"
         ) from error
     if not options.keep_checkpoints:
-        for folder in (output / runs.CHECKPOINTS).glob("checkpoint-*"):
-            discard(folder)
-        discard(output / runs.CHECKPOINTS)
+        runs.discard_checkpoints(output)
 
 
 def print_summary(output: Path, metrics: Json) -> None:

@@ -2,7 +2,10 @@
 
 __all__ = ["AdapterTrainer"]
 
+import re
 import shutil
+from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterx.adapters import adapter_names
+from adapterx.checkpoint.document import read_json
 from adapterx.checkpoint.folder import (
     checkpoint_folders,
     discard,
@@ -17,12 +21,13 @@ from adapterx.checkpoint.folder import (
     seal,
     verify_seal,
 )
+from adapterx.checkpoint.lock import locked
 from adapterx.checkpoint.trained import restore_trained, save_trained
-from adapterx.errors import CheckpointError, ExtensionError, TrainingError, speaking_as
+from adapterx.errors import CheckpointError, ExtensionError, TrainingError, speaker, speaking_as
 from adapterx.training import check_finite_loss, check_finite_parameters, parameter_groups
 
 try:
-    from transformers import Trainer
+    from transformers import Trainer, TrainerState
     from transformers.utils import logging
 except ImportError as error:
     raise ExtensionError(
@@ -31,6 +36,7 @@ except ImportError as error:
     ) from error
 
 logger = logging.get_logger(__name__)
+STATE = "trainer_state.json"
 
 
 class AdapterTrainer(Trainer):
@@ -55,6 +61,7 @@ class AdapterTrainer(Trainer):
 
     def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
         self.head_learning_rate = head_learning_rate
+        self._resumed: Path | None = None  # the checkpoint that a training continues
         model = kwargs.get("model", args[0] if args else None)
         # The Trainer refuses a quantised model unless it believes that PEFT added something trainable to it.
         pretend = getattr(model, "is_quantized", False) and bool(adapter_names(model))
@@ -92,19 +99,31 @@ class AdapterTrainer(Trainer):
         """Train; `resume_from_checkpoint=True` continues from the newest whole checkpoint.
 
         Raises:
-            CheckpointError: there is no whole checkpoint, or the one that is named is not whole or does not fit.
+            CheckpointError: there is no whole checkpoint, or the one that is named is not whole or does not fit;
+                another process trains into `output_dir`.
         """
-        if resume_from_checkpoint is True:
-            newest, skipped = newest_complete(Path(self.args.output_dir))
-            for reason in skipped:
-                logger.warning("skipped: %s", reason)
-            if newest is None:
-                raise CheckpointError(
-                    "AdapterTrainer: output_dir must hold a checkpoint to resume from, "
-                    f"{self.args.output_dir} holds no complete checkpoint"
-                )
-            resume_from_checkpoint = str(newest)
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        with ExitStack() as held:
+            with speaking_as("AdapterTrainer"):
+                if self.args.should_save and _word(self.args.save_strategy) != "no":
+                    Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+                    held.enter_context(locked(Path(self.args.output_dir), wait=0.0))
+                if resume_from_checkpoint is True:
+                    resume_from_checkpoint = str(self._newest_complete())
+                self._resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+                if self._resumed is not None:
+                    _check_state(self._resumed)
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def _newest_complete(self) -> Path:
+        newest, skipped = newest_complete(Path(self.args.output_dir))
+        for reason in skipped:
+            logger.warning("skipped: %s", reason)
+        if newest is None:
+            raise CheckpointError(
+                "AdapterTrainer: output_dir must hold a checkpoint to resume from, "
+                f"{self.args.output_dir} holds no complete checkpoint"
+            )
+        return newest
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run one step; stop before the optimizer sees a loss that is not finite."""
@@ -174,5 +193,49 @@ class AdapterTrainer(Trainer):
             verify_seal(Path(resume_from_checkpoint))
             restore_trained(target, Path(resume_from_checkpoint))
 
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        if self._resumed is not None:  # the Trainer calls this when it has read the state of a checkpoint
+            self._find_best(self._resumed)
+
+    def _find_best(self, checkpoint: Path) -> None:
+        """Look for the best checkpoint beside the one that is resumed: its recorded path is where it once stood."""
+        recorded = read_json(checkpoint / STATE).get("best_model_checkpoint")
+        if recorded is None:
+            return
+        best = checkpoint.parent / re.split(r"[/\\]", recorded)[-1]
+        if self.args.load_best_model_at_end:
+            self._check_best(best)
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    def _check_best(self, best: Path) -> None:
+        try:
+            with speaking_as("AdapterTrainer"):
+                verify_seal(best)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; it is the best checkpoint so far, without which load_best_model_at_end cannot keep its "
+                "word: bring it back, or start the training anew"
+            ) from error
+
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best = Path(self.state.best_model_checkpoint)
+        self._check_best(best)
+        self._load_from_checkpoint(str(best))
+
+
+def _word(option: Any) -> str:
+    return str(getattr(option, "value", option))
+
+
+def _check_state(checkpoint: Path) -> None:
+    """Refuse a state of the Trainer that it could not read; what it reads without a check ends in a traceback."""
+    state = read_json(checkpoint / STATE)
+    known = {field.name for field in fields(TrainerState)}
+    if unknown := sorted(state.keys() - known):
+        raise CheckpointError(f"{speaker()}: {checkpoint / STATE} must be a state of the Trainer, it holds {unknown}")
+    best, step = state.get("best_model_checkpoint"), state.get("global_step")
+    if not isinstance(best, str | None) or type(step) is not int or step < 0:
+        raise CheckpointError(
+            f"{speaker()}: {checkpoint / STATE} must hold a path and a step, got {best!r} and {step!r}"
+        )

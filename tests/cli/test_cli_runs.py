@@ -7,6 +7,8 @@ import tiny_training
 import torch
 from command_line import invoke, refused
 
+from adapterx.checkpoint.document import hashed
+
 
 def test_evaluate_agrees_with_a_count_by_hand(trained, tmp_path):
     rows = tiny_training.sentences(40, seed=9)
@@ -42,7 +44,7 @@ def test_moved_base_model_can_be_named(trained, model, tmp_path):
     record = json.loads((trained / "run.json").read_text())
     for path in trained.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "run.json").write_text(json.dumps(record | {"base_model": str(tmp_path / "gone")}))
+    (tmp_path / "run.json").write_text(json.dumps(hashed(record | {"base_model": str(tmp_path / "gone")})))
     assert "gone" in refused("predict", tmp_path, "good")
     assert invoke("predict", tmp_path, "good", "--model", model, "--format", "text").stdout.startswith("positive")
 

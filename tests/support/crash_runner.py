@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from adapterx.cli import inspection
 from adapterx.cli import train as train_module
 from adapterx.cli import trainer  # noqa: F401 - imported once here, not in every fork
 from adapterx.cli.options import TrainOptions
@@ -95,7 +96,8 @@ def main() -> None:
             again = os.waitstatus_to_exitcode(status)
             if again == 3:  # killed before anything was begun, or after everything was done
                 complete = Path(folder, name, "run.json").exists()
-                status = 0 if complete else fork_and_run(lambda name=name: run(name, resume=False))
+                inspect = lambda name=name: inspection.describe(str(Path(folder, name)))  # noqa: E731
+                status = fork_and_run(inspect if complete else lambda name=name: run(name, resume=False))
         code = os.waitstatus_to_exitcode(status)
         report["cut"][name] = {"killed": killed, "code": code, **(outcome(Path(folder, name)) if code == 0 else {})}
     print(json.dumps(report))
