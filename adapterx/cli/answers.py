@@ -2,11 +2,11 @@
 
 import json
 import sys
-import unicodedata
 from pathlib import Path
 from typing import Any
 
-from adapterx.errors import ConfigError, DataError, speaker
+from adapterx.cli.reporting import printable
+from adapterx.errors import DataError, speaker
 
 FORMATS = ("text", "jsonl", "csv")  # lines for a person, JSON Lines with every probability, CSV
 FORM_HELP = (
@@ -31,10 +31,10 @@ def render(predictions: list[dict[str, Any]], form: str) -> str:
         DataError: a value of the user's table cannot be written.
     """
     if form == "text":
-        labels = [on_one_line(each["label"]) for each in predictions]
+        labels = [printable(each["label"]) for each in predictions]
         width = max(map(len, labels))
         rows = zip(labels, predictions, strict=True)
-        return "".join(f"{label:<{width}}  {p['probability']:.3f}  {on_one_line(p['text'])}\n" for label, p in rows)
+        return "".join(f"{label:<{width}}  {p['probability']:.3f}  {printable(p['text'])}\n" for label, p in rows)
     if form == "jsonl":
         written = "".join(_json({name: _plain(value) for name, value in p.items()}) + "\n" for p in predictions)
     else:
@@ -44,27 +44,6 @@ def render(predictions: list[dict[str, Any]], form: str) -> str:
     return written.encode(
         "utf-8", "backslashreplace"
     ).decode()  # a table may hold half a surrogate pair: in JSON `\ud800`
-
-
-def show(rendered: str) -> None:
-    """Write to standard output, as it is: a program gets UTF-8 and every character of the texts.
-
-    Raises:
-        ConfigError: standard output is closed.
-    """
-    if sys.stdout is None:
-        raise ConfigError(f"{speaker()}: standard output is closed; give --output")
-    encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
-    sys.stdout.buffer.write(rendered.encode(encoding, "backslashreplace"))
-    sys.stdout.flush()
-
-
-def on_one_line(text: str) -> str:
-    """Return a text with its line ends and control characters written as escapes."""
-    return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char
-        for char in text
-    )
 
 
 def _json(value: object) -> str:

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from adapterx.cli import answers, help, inspection, scoring
+from adapterx.cli.exporting import FORMATS, export_run
 from adapterx.cli.options import TrainOptions, takes_train_options
 from adapterx.cli.paths import as_path, check_file, check_folder, deliver
 from adapterx.cli.records import to_json
 from adapterx.cli.refusals import CommandLine, errors_in_one_line
 from adapterx.cli.reporting import print_figures, put, say
-from adapterx.cli.runs import load_run, read_record, write
+from adapterx.cli.runs import load_run, read_record
 from adapterx.cli.texts import texts_to_label
 from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker, speaking_as
-from adapterx.export import to_onnx, to_torchscript
 
 app = typer.Typer(
     name="adapterx",
@@ -128,6 +128,7 @@ def export(
     output: Annotated[Path | None, _option("Folder to write to (default: RUN/export).", **PATH)] = None,
     opset: Annotated[int, _option("ONNX operator set (default 20).")] = 20,
     freeze: Annotated[bool, _option("TorchScript: freeze and fold constants.")] = False,
+    overwrite: Annotated[bool, _option("Delete models there that have another tokenizer or other labels.")] = False,
     model: BaseModel = None,
     other_base: OtherBase = False,
 ) -> None:
@@ -135,17 +136,11 @@ def export(
 
     The model takes input_ids, attention_mask and, where the base model does, token_type_ids; it returns logits.
     """
-    _check_format(form, "torchscript", "onnx", "onnx-portable")
+    _check_format(form, *FORMATS)
     folder = output or run / "export"
     check_folder(folder)
     loaded = load_run(run, model=model, other_base=other_base)
-    folder.mkdir(parents=True, exist_ok=True)
-    if form == "torchscript":
-        to_torchscript(loaded.classifier, folder / "model.pt", freeze=freeze)
-    else:
-        to_onnx(loaded.classifier, folder, mode="portable" if form == "onnx-portable" else "function", opset=opset)
-    loaded.tokenizer.save_pretrained(folder)
-    write(folder / "labels.json", to_json(loaded.labels))
+    export_run(loaded, folder, form, opset=opset, freeze=freeze, overwrite=overwrite)
     say(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 

@@ -32,6 +32,8 @@ def prepared() -> Iterator[None]:
 
 def _flush() -> None:
     """Bring out what was printed while its failing can still be told."""
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -75,13 +77,13 @@ def _leave(word: str, code: int) -> NoReturn:
 
 
 def _open_streams() -> None:
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:  # closed, so that the next file opened would take its place and be read or printed into
             os.open(os.devnull, os.O_RDWR)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - print would take standard output instead
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character gets its number

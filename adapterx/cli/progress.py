@@ -26,7 +26,8 @@ class ProgressLine(TrainerCallback):
             console=console,
             transient=True,
             disable=not console.is_terminal,
-            redirect_stdout=sys.stdout.isatty(),  # lines for a file go there, not to the terminal of the bar
+            # Lines for a file go there, not to the terminal of the bar.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
         self.task, self.losses, self.start = None, [], 0.0
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapterx.cli.runs import is_main_process
+from adapterx.errors import ConfigError, speaker
 
 LINES = "\n\t"  # what may move the cursor where whole lines are printed
 _UNSEEN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, separators of lines and paragraphs
@@ -37,8 +38,14 @@ def say(message: str) -> None:
 
 
 def put(content: str) -> None:
-    """Print what a program may read: exact and in UTF-8 in a file or a pipe, harmless on a terminal."""
-    if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
+    """Print what a program may read: exact and in UTF-8 in a file or a pipe, harmless on a terminal.
+
+    Raises:
+        ConfigError: standard output is closed.
+    """
+    if sys.stdout is None:
+        raise ConfigError(f"{speaker()}: standard output is closed; give --output")
+    if sys.stdout.isatty():
         sys.stdout.write(printable(content, keep=LINES))
     else:
         sys.stdout.flush()

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata as packages
 from pathlib import Path
@@ -15,14 +15,21 @@ from torch import nn
 
 from adapterx.adapters import active_composition, adapters
 from adapterx.checkpoint import folder as files
-from adapterx.checkpoint.document import PACKAGE_VERSION, public_name
+from adapterx.checkpoint.document import (
+    HASH,
+    MAX_DOCUMENT_BYTES,
+    PACKAGE_VERSION,
+    check_hash,
+    hashed,
+    parse_json,
+    public_name,
+)
 from adapterx.compose import adapter_names_in, composition_to_dict
-from adapterx.errors import ExportError, speaker, speaking_as
+from adapterx.errors import CheckpointError, ExportError, speaker, speaking_as
+from adapterx.export.embedded import DOCUMENT, document_in
 from adapterx.export.positional import Prepared
 
-FORMAT_VERSION = 1
-DOCUMENT = "adapterx_export.json"  # beside ONNX files, and inside TorchScript files
-PROPERTY = "adapterx_export"  # among the properties of an ONNX file
+FORMAT_VERSION = 2  # 1, of adapterx 0.1.0, has no hash
 
 
 def describe(model: nn.Module, prepared: Prepared, **facts: Any) -> dict[str, Any]:
@@ -44,36 +51,69 @@ def describe(model: nn.Module, prepared: Prepared, **facts: Any) -> dict[str, An
     }
 
 
+def text_of(document: Mapping[str, Any]) -> str:
+    """Return the text that stands in a file for a document, with a hash by which `read_metadata` knows it again.
+
+    Raises:
+        ExportError: `read_metadata` would not read as much.
+    """
+    text = json.dumps(hashed(document), indent=2) + "\n"
+    if len(text.encode()) > MAX_DOCUMENT_BYTES:
+        raise ExportError(f"{speaker()}: the metadata must not exceed {MAX_DOCUMENT_BYTES} bytes, got {len(text)}")
+    return text
+
+
 @speaking_as("read_metadata")
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """Return what an exported file says about itself; nothing in the file is executed.
 
     Args:
         path: a TorchScript or an ONNX file that adapterx wrote; or the folder of ONNX files, which gives
-            `{"format_version": 1, "files": {name: metadata}}`.
+            `{"format_version": 2, "files": {name: metadata}}`. Format 1 is that of adapterx 0.1.0.
 
     Raises:
-        ExportError: there is no such file, it cannot be read, or adapterx did not write it.
+        ExportError: there is no such file, it cannot be read, adapterx did not write it, or its metadata were changed.
     """
-    path = Path(path)
+    path = path_from(path, "path")
+    if path.is_dir():
+        path = path / DOCUMENT
     try:
-        if path.is_dir():
-            path = path / DOCUMENT
-        text = path.read_text(encoding="utf-8") if path.suffix == ".json" else _embedded(path)
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise ExportError(f"{speaker()}: cannot read {path}: {error}") from error
-    try:
-        document = json.loads(text) if text is not None else None
-    except ValueError as error:
-        raise ExportError(f"{speaker()}: the metadata in {path} is damaged: {error}") from error
-    if not isinstance(document, dict) or "format_version" not in document:
+        content = document_in(path)
+        document = parse_json(content, f"the metadata in {path}") if content is not None else {}
+        found = _checked_format(document, path)
+        if found == FORMAT_VERSION or HASH in document:
+            check_hash(document, f"the metadata in {path}")
+    except CheckpointError as error:
+        raise ExportError(f"{speaker()}: {str(error).removeprefix(f'{speaker()}: ')}") from error
+    except FileNotFoundError as error:
+        raise ExportError(f"{speaker()}: cannot read {path}: there is no such file") from error
+    except (OSError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ExportError(f"{speaker()}: cannot read {path}: {reason}") from error
+    return {key: value for key, value in document.items() if key != HASH}
+
+
+def path_from(value: str | os.PathLike, argument: str) -> Path:
+    """Return a path that a user gave.
+
+    Raises:
+        ExportError: it is no path.
+    """
+    if not isinstance(value, (str, os.PathLike)) or "\0" in os.fsdecode(value):
+        raise ExportError(f"{speaker()}: {argument} must be a path, got {value!r}")
+    return Path(os.fsdecode(value))
+
+
+def _checked_format(document: Mapping[str, Any], path: Path) -> int:
+    found = document.get("format_version")
+    if found is None:
         raise ExportError(f"{speaker()}: {path} has no metadata of adapterx")
-    if document["format_version"] != FORMAT_VERSION:
+    if type(found) is not int or found not in (1, FORMAT_VERSION):
         raise ExportError(
-            f"{speaker()}: format_version of {path} must be {FORMAT_VERSION}, got {document['format_version']!r}; "
+            f"{speaker()}: format_version of {path} must be at most {FORMAT_VERSION}, got {found!r}; "
             "a newer adapterx may have written it"
         )
-    return document
+    return found
 
 
 @contextmanager
@@ -81,28 +121,15 @@ def staging(folder: Path) -> Iterator[Path]:
     """Give a folder to write into, as `adapterx.checkpoint.folder.staging` does.
 
     Raises:
-        ExportError: the folder cannot be written.
+        ExportError: the folder cannot be written, or another process writes to it for long.
     """
     try:
         with files.staging(folder, prefix=".adapterx_export.") as temporary:
             yield temporary
+    except CheckpointError as error:
+        raise ExportError(f"{speaker()}: {str(error).removeprefix(f'{speaker()}: ')}") from error
     except OSError as error:
         raise ExportError(f"{speaker()}: cannot write to {folder}: {error.strerror or error}") from error
-
-
-def _embedded(path: Path) -> str | None:
-    if not path.is_file():
-        raise FileNotFoundError("there is no such file")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(f"/extra/{DOCUMENT}")]
-            return archive.read(names[0]).decode() if names else None
-    onnx = require("onnx")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise ExportError(f"{speaker()}: {path} is neither a TorchScript nor an ONNX file: {error}") from error
-    return {entry.key: entry.value for entry in model.metadata_props}.get(PROPERTY)
 
 
 def require(name: str) -> Any:

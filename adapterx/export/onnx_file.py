@@ -4,17 +4,17 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapterx.errors import ExportError, speaking_as, unspoken
-from adapterx.export.metadata import describe, require, staging
-from adapterx.export.onnx_folder import FILES, publish, save, set_property
+from adapterx.export.metadata import describe, path_from, require, staging
+from adapterx.export.onnx_folder import save, set_property
 from adapterx.export.onnx_node import DOMAIN, INPUTS, adapter_nodes, attach_functions, translation
 from adapterx.export.positional import Prepared, prepared, quiet_tracing
+from adapterx.export.publishing import FILES, publish
 from adapterx.export.validation import check_onnx
 
 OPSETS = range(20, 24)  # 20 is the first with Gelu; 23 is the last that torch 2.13 writes
@@ -62,7 +62,7 @@ def to_onnx(
         raise ExportError(f"to_onnx: opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}")
     for package in ("onnx", "onnxscript", *(["onnxruntime"] if validate else [])):
         require(package)
-    out_dir, name = Path(out_dir), FILES[mode]
+    out_dir, name = path_from(out_dir, "out_dir"), FILES[mode]
     with prepared(model, example=example) as ready:
         _check_place(ready, validate)
         with staging(out_dir) as folder:  # first: an unusable folder is known before the work

@@ -16,6 +16,7 @@ from adapterx.positions import max_positions
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = (("logits",), ("start_logits", "end_logits"), ("last_hidden_state",))
+PER_TOKEN = ("start_logits", "end_logits", "last_hidden_state")  # logits are if they have a dimension for it
 EXAMPLE_SHAPE = (2, 8)  # a batch or a sequence of 1 makes tracers take these sizes for constants
 
 
@@ -64,11 +65,15 @@ class Prepared:
     dtypes: tuple[str, ...]
 
     def inputs_at(self, batch: int, sequence: int) -> tuple[Tensor, ...]:
-        """Return reproducible inputs in which every row but the first ends in padding."""
+        """Return reproducible inputs in which every row but the first is padded: at the right, the next at the left.
+
+        Both sides are needed: a decoder that looks at padding is only found out by padding that comes first.
+        """
         generator = torch.Generator().manual_seed(1000 * batch + sequence)
         ids = torch.randint(self.vocab_size, (batch, sequence), generator=generator)
         lengths = torch.tensor([max(1, sequence - row * sequence // batch) for row in range(batch)])
         mask = (torch.arange(sequence) < lengths[:, None]).long()
+        mask[2::2] = mask[2::2].flip(1)
         if self.pad_token_id is not None:
             # Real tokens are not the padding token: some models count positions, or find the last token, by it.
             ids = torch.where(ids == self.pad_token_id, (ids + 1) % self.vocab_size, ids)

@@ -1,7 +1,7 @@
 """Export to TorchScript: one file that needs the operator library, but no Python, transformers or adapterx."""
 
-import json
 import os
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterx.checkpoint.folder import move_into_place
+from adapterx.checkpoint.output import place_output
 from adapterx.errors import ExportError, speaking_as, unspoken
-from adapterx.export.metadata import DOCUMENT, describe, staging
+from adapterx.export.embedded import DOCUMENT
+from adapterx.export.metadata import describe, path_from, staging, text_of
 from adapterx.export.positional import Prepared, prepared, quiet_tracing
 from adapterx.export.validation import check_torchscript
 
 OPERATOR = "adapterx::bottleneck_adapter"
+_ROOT = "model"  # the folder that all members of the archive are in
+_IN_MEMORY_UP_TO = 2 * 2**30  # bytes of weights; serializing in memory takes about three times as much
 
 
 @speaking_as("to_torchscript")
@@ -37,7 +40,8 @@ def to_torchscript(
     Args:
         model: a Hugging Face encoder, decoder (without cache) or classifier, or a `SequenceClassifier`; adapters are
             optional.
-        path: the file, replaced in one step if it exists; its folder is made.
+        path: the file, replaced in one step if it exists, with its mode; its folder is made. A link is followed, a pipe
+            or a device is written into.
         example: tensors to trace with, by name or in the order above, `(batch, sequence)`, both at least 2. None makes
             them: 2 rows of 8 tokens, the second one padded.
         freeze: fold parameters into constants. The file is then no longer open to other adapter weights.
@@ -51,12 +55,12 @@ def to_torchscript(
         ExportError: the model cannot be exported, the file cannot be written, or it disagrees with the model; what was
             at `path` before is then still there.
     """
-    path = Path(path)
+    path = path_from(path, "path")
     if path.is_dir():
         raise ExportError(f"to_torchscript: path must be a file, {path} is a folder")
     with (
         prepared(model, example=example) as ready,
-        staging(path.parent) as folder,
+        staging(_folder_to_stage_in(path)) as folder,
     ):
         traced = _trace(ready, freeze=freeze)
         nodes = sum(node.kind() == OPERATOR for node in traced.inlined_graph.nodes())
@@ -67,9 +71,16 @@ def to_torchscript(
         if validate:
             document["validation"] = check_torchscript(final, ready)
         with zipfile.ZipFile(final, "a") as archive:
-            archive.writestr(f"{_root(archive)}/extra/{DOCUMENT}", json.dumps(document, indent=2))
-        move_into_place([(final, path)])
+            archive.writestr(f"{_ROOT}/extra/{DOCUMENT}", text_of(document))
+        place_output(final, path)
     return document
+
+
+def _folder_to_stage_in(path: Path) -> Path:
+    """Return the folder of the file that a path means; what is no file, such as a pipe, is written in one go."""
+    if path.exists() and not path.is_file():
+        return Path(tempfile.gettempdir())
+    return Path(os.path.realpath(path)).parent
 
 
 def _trace(ready: Prepared, *, freeze: bool) -> torch.jit.ScriptModule:
@@ -82,11 +93,26 @@ def _trace(ready: Prepared, *, freeze: bool) -> torch.jit.ScriptModule:
 
 
 def _save(traced: torch.jit.ScriptModule, path: Path) -> None:
+    """Write the archive; PyTorch's own writer ends the process where it meets a full disk, so it gets none."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in traced.state_dict().values())
     with quiet_tracing():
         try:
-            traced.save(str(path))
+            if size <= _IN_MEMORY_UP_TO:
+                with path.open("wb") as file:
+                    torch.jit.save(traced, file)
+            else:
+                _check_space(path, size + size // 20)
+                traced.save(str(path))
         except RuntimeError as error:
-            raise ExportError(f"to_torchscript: cannot write {path.name}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ExportError(f"to_torchscript: the model cannot be written as TorchScript: {reason}") from error
+
+
+def _check_space(path: Path, size: int) -> None:
+    """Reserve the space for a file and give it back; an OSError says that it is not there."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _without_sources(source: Path, target: Path) -> None:
@@ -94,9 +120,6 @@ def _without_sources(source: Path, target: Path) -> None:
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.infolist():
             if not entry.filename.endswith(".debug_pkl"):
-                new.writestr(zipfile.ZipInfo(entry.filename), old.read(entry), compress_type=entry.compress_type)
+                name = _ROOT + entry.filename[entry.filename.index("/") :]
+                new.writestr(zipfile.ZipInfo(name), old.read(entry), compress_type=entry.compress_type)
     os.unlink(source)
-
-
-def _root(archive: zipfile.ZipFile) -> str:
-    return archive.namelist()[0].partition("/")[0]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from adapterx import ops
 from adapterx.errors import ExportError, speaker, speaking_as, unspoken
 from adapterx.export.kinds import ONNX, PT2, TORCH_SAVE, TORCHSCRIPT, ZIP, kind_of
-from adapterx.export.metadata import read_metadata, require
-from adapterx.export.positional import Prepared, prepared
+from adapterx.export.metadata import path_from, read_metadata, require
+from adapterx.export.positional import INPUTS, PER_TOKEN, Prepared, prepared
+from adapterx.heads import SequenceClassifier
 
 SHAPES = ((1, 1), (1, 7), (2, 8), (3, 19), (5, 64))
 # Largest difference allowed, times the largest magnitude in the model's own output where that exceeds 1. In half
@@ -73,9 +75,13 @@ def validate(
         ExportError: the file is of another kind, cannot be run, or differs by more.
     """
     _check_order(model, file)
-    path = Path(file)
+    path = path_from(file, "file")
     check = check_torchscript if _kind_to_run(path) == TORCHSCRIPT else check_onnx
-    inputs = read_metadata(path)["inputs"]
+    inputs = read_metadata(path).get("inputs")
+    if not isinstance(inputs, list) or not inputs or not all(name in INPUTS for name in inputs):
+        raise ExportError(
+            f"validate: the metadata in {path} must name inputs among {', '.join(INPUTS)}, got {inputs!r}"
+        )
     with prepared(model, inputs=inputs) as ready:
         return check(path, ready, shapes=shapes, atol=atol)
 
@@ -86,8 +92,6 @@ def _check_order(model: object, file: object) -> None:
         raise ExportError(f"validate: model must come first and file second, got {given}")
     if not isinstance(model, nn.Module):
         raise ExportError(f"validate: model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(file, (str, os.PathLike)):
-        raise ExportError(f"validate: file must be a path, got {type(file).__name__}")
 
 
 def _kind_to_run(path: Path) -> str:
@@ -121,10 +125,18 @@ def check_torchscript(
         command = [sys.executable, "-c", _FRESH_PROCESS, ops.LIBRARY.resolve(), path.resolve(), inputs, outputs]
         done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            raise ExportError(f"{speaker()}: {path.name} does not run in a new process:\n{done.stderr.strip()[-2000:]}")
+            raise ExportError(f"{speaker()}: {path.name} does not run in a new process: {_reason(done)}")
         results = torch.load(outputs, weights_only=True)
     runtime = f"torch {torch.__version__}, TorchScript in a new process, {ready.device.type}"
     return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol)
+
+
+def _reason(done: subprocess.CompletedProcess) -> str:
+    """Return in one line why a process failed: the last error that it reported, or the signal that ended it."""
+    if done.returncode < 0:
+        return f"ended by signal {-done.returncode}"
+    *_, last = re.split(r"^(?=\S*(?:Error|Exception)\b)", done.stderr, flags=re.MULTILINE)
+    return " ".join(last.split())
 
 
 def check_onnx(
@@ -150,8 +162,9 @@ def check_onnx(
             [torch.from_numpy(array) for array in session.run(None, _feeds(names, tensors))] for tensors in batches
         ]
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise ExportError(
-            f"{speaker()}: ONNX Runtime cannot run {path.name}: {type(error).__name__}: {error}"
+            f"{speaker()}: ONNX Runtime cannot run {path.name}: {type(error).__name__}: {reason}"
         ) from error
     runtime = f"onnxruntime {onnxruntime.__version__}, CPU"
     return _compare(ready, shapes, batches, results, runtime=runtime, atol=atol)
@@ -182,7 +195,10 @@ def _compare(
             raise ExportError(
                 f"{speaker()}: at batch {batch}, sequence {sequence} the file returns shapes {shapes_found}"
             )
-        pairs = [_difference(a, b) for a, b in zip(found, expected, strict=True)]
+        pairs = [
+            _difference(_that_count(a, name, ready, inputs), _that_count(b, name, ready, inputs))
+            for name, a, b in zip(ready.module.outputs, found, expected, strict=True)
+        ]
         difference = max(diff for diff, _ in pairs)
         report.append({"batch": batch, "sequence": sequence, "max_abs_diff": difference})
         if any(diff > atol * max(1.0, magnitude) for diff, magnitude in pairs):
@@ -194,6 +210,23 @@ def _compare(
         )
     largest = max(entry["max_abs_diff"] for entry in report)
     return {"runtime": runtime, "atol": atol, "max_abs_diff": largest, "shapes": report}
+
+
+def _that_count(output: Tensor, name: str, ready: Prepared, inputs: Sequence[Tensor]) -> Tensor:
+    """Return the values that mean something: those of tokens, not of padding.
+
+    Padding may have no token that it can attend to, and then each runtime makes up something else. An answer for a
+    whole sequence may be read off its first position, so it counts where that is a token; a `SequenceClassifier` never
+    reads it off padding.
+    """
+    if "attention_mask" not in ready.module.inputs:
+        return output
+    mask = inputs[ready.module.inputs.index("attention_mask")].bool().to(output.device)
+    if name in PER_TOKEN or output.dim() > 2:
+        return output[mask] if output.shape[:2] == mask.shape else output
+    if isinstance(ready.module.model, SequenceClassifier) or len(output) != len(mask):
+        return output
+    return output[mask[:, 0]]
 
 
 def _difference(found: Tensor, expected: Tensor) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import pytest
 import tiny_training
 from command_line import invoke, refused, train
 
-from adapterx.cli import answers
+from adapterx.cli import answers, reporting
 from adapterx.cli.examples import load_examples
 from adapterx.cli.texts import Wanted, texts_to_label
 from adapterx.errors import CheckpointError, ConfigError, DataError
@@ -299,7 +299,7 @@ def test_the_command_in_a_shell(trained, tmp_path):
 def test_closed_standard_output(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(ConfigError, match="standard output is closed"):
-        answers.show("x")
+        reporting.put("x")
 
 
 def test_logits_that_are_not_finite(trained):

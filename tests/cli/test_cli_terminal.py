@@ -160,7 +160,12 @@ def test_output_that_is_full_or_has_no_reader():
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_stream_that_is_closed_is_no_place_for_another_file(number):
-    body = ["opened = os.open(os.devnull, os.O_RDONLY)", "print('line')", "sys.stdin.read()", "os._exit(opened)"]
+    body = [
+        "opened = os.open(os.devnull, os.O_RDONLY)",
+        "print('line')",
+        "sys.stdin and sys.stdin.read()",
+        "os._exit(opened)",
+    ]
     code, _, told = run(body, preexec_fn=lambda: os.close(number), stdin=subprocess.DEVNULL)
     assert code > 2
     assert told == b""

@@ -11,7 +11,8 @@ import torch
 from crash_points import moments
 
 from adapterx import BottleneckAdapter, ExportError
-from adapterx.export import onnx_folder, read_metadata, to_onnx, to_torchscript
+from adapterx.checkpoint.document import hashed
+from adapterx.export import onnx_folder, publishing, read_metadata, to_onnx, to_torchscript
 from adapterx.export.metadata import staging
 
 SHAPE = (2, 8)
@@ -39,7 +40,7 @@ def assert_true_words(folder):
     onnx = pytest.importorskip("onnx")
     for name, document in read_metadata(folder)["files"].items():
         properties = {p.key: p.value for p in onnx.load(folder / name, load_external_data=False).metadata_props}
-        assert json.loads(properties["adapterx_export"]) == document
+        assert json.loads(properties["adapterx_export"]) == hashed(document)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def write(export, folder, *, name="model.onnx", data_from=10**9):
     with pytest.MonkeyPatch.context() as patch, staging(folder) as staged:
         patch.setattr(onnx_folder, "EXTERNAL_DATA_FROM", data_from)
         onnx_folder.save(ir.load(source / "model.onnx"), staged / name, document)
-        onnx_folder.publish(staged, folder, name, document)
+        publishing.publish(staged, folder, name, document)
 
 
 @pytest.mark.parametrize("large", [(False, False), (True, True), (True, False), (False, True)])
@@ -85,6 +86,22 @@ def test_onnx(large, two_exports, tmp_path):
     assert set(answers) == {0, 1}
     assert read_metadata(folder)["files"] == {"model.onnx": exports[1][1]}
     assert len(list(folder.iterdir())) == (3 if large[1] else 2), "the old data are gone"
+
+
+def test_an_export_with_data_as_0_1_0_named_them(two_exports, tmp_path):
+    exports, model = two_exports
+    ir = pytest.importorskip("onnx_ir")
+    folder = tmp_path / "export"
+    folder.mkdir()
+    ir.save(ir.load(exports[0][0] / "model.onnx"), folder / "model.onnx", external_data="model.onnx.data")
+    with moments(folder, tmp_path / "copies") as seen:
+        write(exports[1], folder, data_from=1000)
+    assert not seen.faults
+    found = [output(copy / "model.onnx", model) for copy in seen.copies]
+    answers = [[torch.allclose(each, export[2], atol=1e-4) for export in exports].index(True) for each in found]
+    assert answers == sorted(answers)
+    assert set(answers) == {0, 1}
+    assert not (folder / "model.onnx.data").exists()
 
 
 def test_the_first_export_into_a_folder(two_exports, tmp_path):
@@ -162,7 +179,7 @@ def test_a_full_disk_at_the_last_moment(two_exports, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_folder, "move_into_place", full)
+    monkeypatch.setattr(publishing, "move_into_place", full)
     with pytest.raises(ExportError, match=r"^to_onnx: cannot write to .*: No space left on device"):
         to_onnx(model, tmp_path, validate=False)
     assert (tmp_path / "model.onnx").read_bytes() == before

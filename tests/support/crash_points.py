@@ -80,7 +80,8 @@ class Moments:
             if inside and not reading:
                 self.copy()
                 public = [path for path in inside if not self.hidden(path)]
-                if event == "open" and public:
+                # To open for writing, and no more, is how the system is asked whether it may be written.
+                if event == "open" and public and args[2] & (os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND):
                     self.faults.append(f"{public[0].name} is written in place")
                 if event == "os.rename" and not self.hidden(paths[1].parent):
                     self.check_rename(*paths[:2])

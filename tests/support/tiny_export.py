@@ -72,6 +72,37 @@ def llama_lm():
     return adapt(model, placement="parallel", scaling="learned_per_channel", activation="gelu_tanh")
 
 
+def span_model():
+    """An encoder that marks where an answer starts and ends."""
+    config = transformers.DistilBertConfig(
+        vocab_size=101, dim=16, n_layers=1, n_heads=2, hidden_dim=24, max_position_embeddings=40
+    )
+    return adapt(transformers.DistilBertForQuestionAnswering(config))
+
+
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WINDOWS = LLAMA | SPECIAL | {"sliding_window": 8}
+
+
+def modernbert_encoder():
+    """An encoder in which most blocks see a window of eight tokens."""
+    values = SIZES | SPECIAL | {"num_hidden_layers": 3, "local_attention": 8, "cls_token_id": 1, "sep_token_id": 2}
+    return adapt(transformers.ModernBertModel(transformers.ModernBertConfig(**values)))
+
+
+def mistral_lm():
+    """A decoder that sees a window of eight tokens."""
+    return adapt(transformers.MistralForCausalLM(transformers.MistralConfig(**WINDOWS)))
+
+
+def gemma3_lm():
+    """A decoder with one block that sees a window and one that sees all."""
+    values = WINDOWS | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    return adapt(transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**values)))
+
+
+WINDOWED = {"modernbert": modernbert_encoder, "mistral": mistral_lm, "gemma3": gemma3_lm}
+
 MODELS = {
     "bert": (bert_classifier, 2),
     "roberta": (roberta_classifier, 2),
