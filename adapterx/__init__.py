@@ -1,5 +1,6 @@
 """Bottleneck adapters for frozen Transformers: attach, train, save, combine and export them."""
 
+import adapterx.startup  # noqa: F401 - first, for it prepares for Ctrl-C during the others
 from adapterx.active import disabled, mixed, set_active
 from adapterx.adapters import (
     Summary,

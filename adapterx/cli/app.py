@@ -1,23 +1,27 @@
 """The commands. What is slow to import is imported where it is used, so that `--help` answers at once."""
 
-import sys
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from adapterx.cli import help, inspection, scoring
+from adapterx.cli import answers, help, inspection, scoring
 from adapterx.cli.exporting import FORMATS, export_run
 from adapterx.cli.options import TrainOptions, takes_train_options
+from adapterx.cli.paths import as_path, check_file, check_folder, deliver
 from adapterx.cli.records import to_json
-from adapterx.cli.reporting import errors_in_one_line, print_figures, say
-from adapterx.cli.runs import load_run, write
+from adapterx.cli.refusals import CommandLine, errors_in_one_line
+from adapterx.cli.reporting import print_figures, put, say
+from adapterx.cli.runs import load_run, read_record
+from adapterx.cli.texts import texts_to_label
 from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker, speaking_as
 
 app = typer.Typer(
     name="adapterx",
+    cls=CommandLine,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,15 +32,26 @@ app = typer.Typer(
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command; what a user can cause ends it with one line that begins with the command's name."""
-    safe = errors_in_one_line()(speaking_as(function.__name__)(function))
+
+    @functools.wraps(function)
+    def checked(**given: Any) -> None:
+        for name, value in given.items():
+            if value == "":  # as of a variable of the shell that is not set
+                raise ConfigError(f"{speaker()}: {name} must not be empty")
+        function(**given)
+
+    safe = errors_in_one_line(function.__name__)(speaking_as(function.__name__)(checked))
     return app.command(help=help.of(function))(safe)
 
 
-def _option(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, show_default=False)
+def _option(text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, show_default=False, **more)
 
 
-Run = Annotated[Path, typer.Argument(help="Folder that `adapterx train` wrote.", show_default=False)]
+Run = Annotated[
+    Path, typer.Argument(help="Folder that `adapterx train` wrote.", show_default=False, parser=as_path, metavar="RUN")
+]
+PATH = {"parser": as_path, "metavar": "PATH"}
 BaseModel = Annotated[str | None, _option("Base model, where it has moved since the training.")]
 OtherBase = Annotated[bool, _option("Accept another base model than that of the training.", "--other-base")]
 TextColumn = Annotated[str | None, _option("Column of the texts.")]
@@ -52,22 +67,24 @@ def train(options: TrainOptions) -> None:
 @_command
 def evaluate(
     run: Run,
-    data: Annotated[str, _option("Labelled data: .csv .tsv .jsonl .json .parquet, or name:configuration@split.")],
+    data: Annotated[str, _option("Labelled data: a file or pattern, or name:configuration@split, as for train.")],
     text_column: TextColumn = None,
     label_column: Annotated[str | None, _option("Column of the labels.")] = None,
     model: BaseModel = None,
     other_base: OtherBase = False,
-    output: Annotated[Path | None, _option("Also write the figures, as JSON, to this file.")] = None,
+    output: Annotated[Path | None, _option("Also write the figures, as JSON, to this file.", **PATH)] = None,
     as_json: Annotated[bool, _option("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
     """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label."""
+    if output is not None:
+        check_file(output)
     metrics = scoring.evaluate(
         run, data, text_column=text_column, label_column=label_column, model=model, other_base=other_base
     )
     if output is not None:
-        write(output, to_json(metrics))
+        deliver(output, to_json(metrics))
     if as_json:
-        typer.echo(to_json(metrics).decode(), nl=False)
+        put(to_json(metrics).decode())
         return
     print_figures(f"{run} on {data}", {name: metrics[name] for name in metrics if name not in ("classes", "data")})
     if len(metrics["classes"]) <= 20:
@@ -81,28 +98,34 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts, or - to read one a line from standard input.", show_default=False)
     ] = None,
-    file: Annotated[str | None, _option("A table with a text column, or .txt with one text a line.")] = None,
+    file: Annotated[
+        str | None, _option("A table, whose other columns are kept in jsonl and csv, or .txt with one text a line.")
+    ] = None,
     text_column: TextColumn = None,
-    form: Annotated[str, _option("text (default), jsonl (with every probability), or csv.", "--format")] = "text",
+    form: Annotated[str | None, _option(answers.FORM_HELP, "--format")] = None,
     model: BaseModel = None,
     other_base: OtherBase = False,
-    output: Annotated[Path | None, _option("Write here instead of printing.")] = None,
+    output: Annotated[Path | None, _option("Write here instead of printing.", **PATH)] = None,
 ) -> None:
     """Label texts, with probabilities."""
-    _check_format(form, *scoring.FORMATS)
-    wanted = scoring.texts_to_label(texts or [], file, sys.stdin.buffer, text_column)
-    rendered = scoring.render(scoring.predict(load_run(run, model=model, other_base=other_base), wanted), form)
+    if form is not None:
+        _check_format(form, *answers.FORMATS)
     if output is not None:
-        write(output, rendered.encode())
+        check_file(output)
+    wanted = texts_to_label(texts or [], file, text_column, recorded=read_record(run).get("text_column"))
+    chosen = form or answers.usual_form(output)
+    rendered = answers.render(scoring.predict(load_run(run, model=model, other_base=other_base), wanted), chosen)
+    if output is not None:
+        deliver(output, rendered.encode("utf-8", "backslashreplace"))
     else:
-        typer.echo(rendered, nl=False)
+        put(rendered)
 
 
 @_command
 def export(
     run: Run,
     form: Annotated[str, _option("torchscript, onnx (one node per adapter), or onnx-portable.", "--format")] = "onnx",
-    output: Annotated[Path | None, _option("Folder to write to (default: RUN/export).")] = None,
+    output: Annotated[Path | None, _option("Folder to write to (default: RUN/export).", **PATH)] = None,
     opset: Annotated[int, _option("ONNX operator set (default 20).")] = 20,
     freeze: Annotated[bool, _option("TorchScript: freeze and fold constants.")] = False,
     overwrite: Annotated[bool, _option("Delete models there that have another tokenizer or other labels.")] = False,
@@ -115,7 +138,9 @@ def export(
     """
     _check_format(form, *FORMATS)
     folder = output or run / "export"
-    export_run(load_run(run, model=model, other_base=other_base), folder, form, opset=opset, freeze=freeze, overwrite=overwrite)
+    check_folder(folder)
+    loaded = load_run(run, model=model, other_base=other_base)
+    export_run(loaded, folder, form, opset=opset, freeze=freeze, overwrite=overwrite)
     say(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 

@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adapterx.cli.tables import Rows, read_rows
+from adapterx.cli.labels import NoClass, label_text
+from adapterx.cli.tables import Rows, listed, read_rows
 from adapterx.errors import DataError, speaker
 
 USUAL_COLUMNS = {  # in the order in which they are looked for
@@ -38,81 +39,121 @@ def load_examples(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
-    hints: tuple[str | None, str | None] = (None, None),
-    with_labels: bool = True,
+    recorded: tuple[str | None, str | None] = (None, None),
     default_split: str = "train",
 ) -> Examples:
-    """Read examples and check every one of them.
+    """Read labelled examples and check every one of them.
 
     Args:
-        source: a file, or a dataset as `name:configuration@split`.
-        text_column: None looks for the first hint, then for a usual name.
-        label_column: likewise, with the second hint.
-        hints: columns of an earlier table, taken if this one has them.
-        with_labels: whether labels are read.
+        source: a file, a pattern, or a dataset as `name:configuration@split`.
+        text_column: None takes the recorded one; if none was recorded, a usual name is looked for.
+        label_column: likewise.
+        recorded: the columns of texts and labels that the training read.
         default_split: split of a named dataset that names none.
 
     Raises:
         DataError: a column is missing or cannot be guessed, or a text or label is missing or of a wrong kind.
     """
     rows = read_rows(source, default_split=default_split)
-    text_column = _column(rows, text_column, hints[0], "text")
-    texts = _checked(rows, text_column, _text)
-    if not with_labels:
-        return Examples(texts, [], text_column, None)
-    label_column = _column(rows, label_column, hints[1], "label")
+    text_column = find_column(rows, text_column, recorded[0], "text")
+    label_column = find_column(rows, label_column, recorded[1], "label")
     if label_column == text_column:
         raise DataError(f"{speaker()}: {source}: text column and label column must differ, both are {text_column!r}")
-    return Examples(texts, _checked(rows, label_column, _label), text_column, label_column)
+    for column in (text_column, label_column):
+        require_encodable(column, f"{source}: the name of a column")
+    texts, labels = texts_of(rows, text_column), _checked(rows, label_column, _label)
+    return Examples(texts, labels, text_column, label_column)
 
 
-def _column(rows: Rows, asked: str | None, hint: str | None, kind: str) -> str:
-    listed = ", ".join(repr(name) for name in rows.columns)
+def find_column(rows: Rows, asked: str | None, recorded: str | None, kind: str) -> str:
+    """Return the name of the column that holds the texts (`kind` is `"text"`) or the labels (`"label"`).
+
+    What was recorded is not guessed anew: another column may look like texts, and would be answered for in its place.
+
+    Raises:
+        DataError: there is no such column, or none that looks like it.
+    """
+    names = listed(rows.columns)
     if asked is not None:
         if asked not in rows.columns:
-            raise DataError(f"{speaker()}: {rows.source} has no column {asked!r}; its columns are {listed}")
+            raise DataError(f"{speaker()}: {rows.source} has no column {asked!r}; its columns are {names}")
         return asked
-    if hint in rows.columns:
-        return hint
+    if recorded in rows.columns:
+        return recorded
     lowered = {name.lower(): name for name in reversed(rows.columns)}
-    for name in USUAL_COLUMNS[kind]:
-        if name in lowered:
-            return lowered[name]
-    raise DataError(
-        f"{speaker()}: {rows.source} has no column that looks like a {kind}; "
-        f"name it with --{kind}-column, one of {listed}"
-    )
+    usual = next((lowered[name] for name in USUAL_COLUMNS[kind] if name in lowered), None)
+    if recorded is not None and (usual is None or len(rows.columns) > 1):
+        raise DataError(
+            f"{speaker()}: {rows.source} has no column {recorded!r}, from which the training took its {kind}s; "
+            f"name the one to take with --{kind}-column, one of {names}"
+        )
+    if usual is None:
+        raise DataError(
+            f"{speaker()}: {rows.source} has no column that looks like a {kind}; "
+            f"name it with --{kind}-column, one of {names}"
+        )
+    return usual
 
 
-def _checked(rows: Rows, column: str, convert: Callable[[object, str], str]) -> list[str]:
+def texts_of(rows: Rows, column: str) -> list[str]:
+    """Return the texts of a column.
+
+    Raises:
+        DataError: one is missing, or no text.
+    """
+    return _checked(rows, column, _text)
+
+
+def _checked(rows: Rows, column: str, convert: Callable[[object, str], str | None]) -> list[str]:
     converted, missing = [], []
     for value, place in zip(rows.values, rows.places, strict=True):
-        cell = value.get(column)
-        if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):  # NaN differs from itself
+        found = convert(value.get(column), f"{rows.source}: {place}: column {column!r}")
+        if found is None:
             missing.append(place)
         else:
-            converted.append(convert(cell, f"{rows.source}: {place}: column {column!r}"))
+            converted.append(found)
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise DataError(f"{speaker()}: {rows.source}: column {column!r} has no value in {shown}; fill or delete them")
     return converted
 
 
-def _text(value: object, where: str) -> str:
+def _text(value: object, where: str) -> str | None:
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN differs from itself
+        return None
     if not isinstance(value, str):
-        raise DataError(f"{speaker()}: {where} must hold text, got {value!r}")
+        raise DataError(f"{speaker()}: {where} must hold text, got {_shown(value)}")
+    require_encodable(value, where)
     return value
 
 
-def _label(value: object, where: str) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))
-    hint = " (regression is not supported)" if isinstance(value, float) else ""
-    raise DataError(f"{speaker()}: {where} must hold class names or whole numbers, got {value!r}{hint}")
+def require_encodable(text: str, where: str) -> None:
+    r"""Refuse a text with half a surrogate pair: bytes of an argument that are no UTF-8, or `\ud800` in JSON.
+
+    Raises:
+        DataError: it has one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{speaker()}: {where} must be text that UTF-8 can hold, got {text[error.start]!r}") from None
+
+
+def _label(value: object, where: str) -> str | None:
+    try:
+        text = label_text(value)
+    except NoClass as error:
+        raise DataError(
+            f"{speaker()}: {where} must hold class names or whole numbers, got {_shown(value)} ({error})"
+        ) from None
+    if text is not None:
+        require_encodable(text, where)
+    return text
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def ordered_labels(labels: list[str], source: str) -> list[str]:
@@ -136,12 +177,19 @@ def label_ids(examples: Examples, known: list[str], source: str) -> list[int]:
     Raises:
         DataError: a label does not occur in training.
     """
-    ids = {label: i for i, label in enumerate(known)}
+    # Runs of 0.1 recorded labels as their file wrote them, such as `True` and `1.0`.
+    ids = {_as_read_now(label): i for i, label in enumerate(known)} | {label: i for i, label in enumerate(known)}
     strange = sorted(set(examples.labels) - ids.keys())
     if strange:
-        shown = ", ".join(repr(label) for label in strange[:5])
         raise DataError(
-            f"{speaker()}: {source} has {len(strange)} label(s) that do not occur in training: {shown}; "
-            f"known are {', '.join(repr(label) for label in known[:20])}"
+            f"{speaker()}: {source} has {len(strange)} label(s) that do not occur in training: {listed(strange[:5])}; "
+            f"known are {listed(known)}"
         )
     return [ids[label] for label in examples.labels]
+
+
+def _as_read_now(label: str) -> str:
+    try:
+        return label_text(label) or label
+    except NoClass:
+        return label

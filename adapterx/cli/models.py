@@ -1,97 +1,107 @@
 """Load base models and tokenizers without surprises: no pickles, no remote code, no network for a local folder."""
 
+import contextlib
 import inspect
+import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from adapterx.cli.base_folder import check_base_folder, check_tokenizer_files, unreadable_json
+from adapterx.cli.hub import reachable
 from adapterx.cli.recipes import MAX_LENGTH
-from adapterx.cli.tables import first_line
-from adapterx.errors import CheckpointError, ConfigError, speaker
+from adapterx.errors import CheckpointError, ConfigError, DataError, speaker
+from adapterx.positions import max_positions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+LONGEST_REASON = 300  # characters of what a library says
+SHORTEST = 3  # tokens: a text of one, between two that mark its ends
 
 
 def quiet_transformers() -> None:
     """Leave only errors: this program draws its own progress bars and reports what matters itself."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # its errors reach the user in one line, through `_loading`
     logging.disable_progress_bar()
 
 
-def _check_folder(model: str) -> bool:
-    """Return whether `model` is a folder here (else it is a name on a hub), and refuse folders that cannot serve."""
-    path = Path(model)
-    if not path.is_dir():
-        # A hub name is `name` or `owner/name`; everything else can only be meant as a path.
-        if path.exists() or path.is_absolute() or model.startswith(".") or model.count("/") > 1:
-            raise CheckpointError(f"{speaker()}: model must be a hub name or a folder, no such folder exists: {model}")
-        return False
-    names = [file.name for file in path.iterdir()]
-    if "config.json" not in names:
-        raise CheckpointError(f"{speaker()}: the model folder {model} has no config.json")
-    if not any(name.endswith(".safetensors") for name in names):
-        pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-        if pickled:
-            raise CheckpointError(
-                f"{speaker()}: the model folder {model} has only {pickled[0]}: a pickle can run any program when it is "
-                "loaded, so it is refused; convert it where you trust it: "
-                "model.save_pretrained(folder, safe_serialization=True)"
-            )
-        raise CheckpointError(f"{speaker()}: the model folder {model} has no .safetensors file")
-    return True
+def load_text_model(model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
+    """Load a tokenizer and its base model, and check that one reads what the other writes.
+
+    Raises:
+        CheckpointError: one cannot be loaded, they do not belong together, or the model does not read text.
+    """
+    _load_config(model)  # first: a tokenizer reads it too, and the model takes much longer
+    tokenizer = load_tokenizer(model)
+    base = load_base(model)
+    rows, largest = embedded_tokens(base), _largest_id(tokenizer)
+    if rows is not None and largest >= rows:
+        raise CheckpointError(
+            f"{speaker()}: the tokenizer of {model} must belong to the model: it makes token ids up to {largest}, "
+            f"the model has embeddings for {rows} tokens"
+        )
+    _check_reads_text(model, base)
+    return tokenizer, base
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     """Load a tokenizer and give it a padding token.
 
     Raises:
-        CheckpointError: there is none, or it has no token that could pad.
+        CheckpointError: there is none, it knows no words, or it has no token that could pad.
     """
     from transformers import AutoTokenizer
 
-    local = _check_folder(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(f"{speaker()}: cannot load the tokenizer of {model}: {first_line(error)}") from error
+    source, local = _source(model)
+    if os.path.isdir(source):
+        check_tokenizer_files(Path(source))
+    with _loading(f"the tokenizer of {model}", source, local):
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+        words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
+    if not words:  # without its files a tokenizer is made up, for which every word is unknown
+        files = ", ".join(sorted({*tokenizer.vocab_files_names.values(), "tokenizer.json"}))
+        raise CheckpointError(
+            f"{speaker()}: {model} must hold the vocabulary of its tokenizer, the files are missing or empty ({files})"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise CheckpointError(f"{speaker()}: the tokenizer of {model} must have a padding or an end token")
         tokenizer.pad_token = tokenizer.eos_token  # decoders pad with it; the mask hides it anyway
+    with _loading(f"the tokenizer of {model}", source, local):  # some damage shows only at work
+        tokenizer.pad(tokenizer(["", "one text"], truncation=True, max_length=SHORTEST), return_tensors="pt")
+        _largest_id(tokenizer)
     return tokenizer
 
 
 def load_base(model: str) -> nn.Module:
-    """Load a base model without head, in float32.
+    """Load a base model without head, in float32; of an encoder-decoder the encoder.
 
     Raises:
         CheckpointError: it cannot be loaded, or its file lacks weights.
     """
-    import transformers
-
-    local = _check_folder(model)
-    try:
-        config = transformers.AutoConfig.from_pretrained(model, local_files_only=local)
-        loader = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
+    source, local = _source(model)
+    with _loading(f"the model {model}", source, local), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = _load_config(model)
+        loader = _class_for(config)
         options: dict[str, Any] = {"config": config, "local_files_only": local, "use_safetensors": True}
-        model_class = loader._model_mapping.get(type(config), None)
-        if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        if "add_pooling_layer" in inspect.signature(loader.__init__).parameters:
             options["add_pooling_layer"] = False  # nothing here reads BERT's pooler, so it should not be carried along
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            base, info = loader.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{speaker()}: cannot load the model {model}: {first_line(error)}") from error
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
-    if missing or info["mismatched_keys"]:
-        wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
+        base, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
+        unneeded = _unneeded(base)
+        if _has_decoder(base):
+            base = base.get_encoder()
+    missing = sorted(name for name in info["missing_keys"] if name not in unneeded and not name.startswith("pooler."))
+    wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
+    if wrong:
         raise CheckpointError(f"{speaker()}: {len(wrong)} weights of {model} are missing or do not fit: {wrong[:3]}")
     return base
 
@@ -102,14 +112,167 @@ def resolve_max_length(asked: int | None, tokenizer: "PreTrainedTokenizerBase", 
     Raises:
         ConfigError: more are asked for than the model has positions.
     """
-    positions = getattr(base.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    limit = int(min(tokenizer.model_max_length, positions))
-    if asked is not None and not 3 <= asked <= limit:
-        raise ConfigError(f"train: max_length must lie between 3 and {limit}, the model's positions, got {asked}")
-    return min(MAX_LENGTH, limit) if asked is None else asked
+    limit = max_positions(base, base.config)
+    if asked is not None:
+        if asked < SHORTEST or (limit is not None and asked > limit):
+            range_ = f"be at least {SHORTEST}" if limit is None else f"lie between {SHORTEST} and {limit}"
+            raise ConfigError(f"train: max_length must {range_}, the model's positions, got {asked}")
+        return asked
+    advised = tokenizer.model_max_length  # what the tokenizer's makers advise; not every model ends there
+    advice = [advised] if isinstance(advised, int) and advised >= SHORTEST else []
+    return min(MAX_LENGTH, *advice, *([limit] if limit is not None else []))
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]:
-    """Tokenize texts; padding is left to the batch."""
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int, *, embedded: int | None = None
+) -> list[dict[str, list[int]]]:
+    """Tokenize texts; padding is left to the batch.
+
+    Args:
+        tokenizer: as `load_text_model` returns it.
+        texts: what to read.
+        max_length: tokens read of each text.
+        embedded: of how many tokens the base model has embeddings, see `embedded_tokens`.
+
+    Raises:
+        DataError: a text has no tokens, such as an empty one where the tokenizer adds none of its own, or it holds a
+            token for which the model has no embedding.
+    """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    for text, ids in zip(texts, encoded["input_ids"], strict=True):
+        if not ids:
+            raise DataError(f"{speaker()}: a text must have tokens, the tokenizer finds none in {text[:80]!r}")
+        if embedded is not None and max(ids) >= embedded:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise DataError(
+                f"{speaker()}: a text must not hold the token {token!r}, for which the model has no embedding: "
+                f"{text[:80]!r}"
+            )
     return [{name: column[i] for name, column in encoded.items()} for i in range(len(texts))]
+
+
+def _source(model: str) -> tuple[str, bool]:
+    """Return where to load from, and whether only from here: a folder, or the cache when the hub is out of reach."""
+    source = os.path.expanduser(model)
+    return source, check_base_folder(source) or not reachable()
+
+
+@contextlib.contextmanager
+def _loading(what: str, source: str, local: bool) -> Iterator[None]:
+    """Turn whatever a library raises over a strange file into a CheckpointError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, CheckpointError):
+        raise
+    except BaseException as error:
+        # A panic in a library written in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        here = os.path.isdir(source)
+        if local and not here:
+            raise CheckpointError(
+                f"{speaker()}: cannot load {what}: no such folder is here, it is not in the cache, and the hub cannot "
+                "be reached"
+            ) from error
+        if here and (name := unreadable_json(Path(source))):
+            raise CheckpointError(f"{speaker()}: cannot load {what}: {name} is not valid JSON") from error
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(f"{speaker()}: {what} must not need code of its own, which is never run") from error
+        kind = "" if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: "
+        said = _said(error)
+        raise CheckpointError(f"{speaker()}: cannot load {what}: {kind}{said}") from error
+
+
+def _load_config(model: str) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    source, local = _source(model)
+    with _loading(f"the model {model}", source, local):
+        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+
+
+def _largest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the largest token id that is sure to come up.
+
+    Added tokens that nothing uses may lie beyond the table of a published model; `encode` looks at each text.
+    """
+    words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    marks = tokenizer("", truncation=True, max_length=SHORTEST)["input_ids"]
+    ids = [*tokenizer.convert_tokens_to_ids(list(words)), *marks]
+    return max(ids + [number for number in (tokenizer.pad_token_id, tokenizer.unk_token_id) if number is not None])
+
+
+def _class_for(config: "PretrainedConfig") -> Any:
+    """Return the class to load: the model without head, and where it can be had alone, the encoder."""
+    import transformers
+
+    whole = transformers.AutoModel._model_mapping.get(type(config), None)
+    if not isinstance(whole, type):
+        return transformers.AutoModel
+    saved = config.architectures[0] if isinstance(config.architectures, list) and config.architectures else None
+    if isinstance(saved, str) and saved.endswith(("Encoder", "EncoderModel", "Stack")):
+        part = getattr(sys.modules[whole.__module__], saved, None)  # the folder holds an encoder alone
+        if isinstance(part, type) and issubclass(part, transformers.PreTrainedModel):
+            return part
+    encoder = transformers.AutoModelForTextEncoding._model_mapping.get(type(config), None)
+    return encoder if isinstance(encoder, type) and encoder.__name__.endswith("EncoderModel") else whole
+
+
+def _has_decoder(base: nn.Module) -> bool:
+    return "decoder_input_ids" in inspect.signature(base.forward).parameters
+
+
+def _unneeded(base: nn.Module) -> set[str]:
+    """Return the weights that a file may lack: sinusoidal positions, which are computed, and those of a decoder."""
+    read = base.get_encoder() if _has_decoder(base) else base
+    kept = {id(parameter) for parameter in read.parameters()}
+    for module in base.modules():
+        if "Sinusoidal" in type(module).__name__:
+            kept -= {id(parameter) for parameter in module.parameters()}
+    return {name for name, parameter in base.named_parameters(remove_duplicate=False) if id(parameter) not in kept}
+
+
+def check_known(rows: Sequence[dict[str, list[int]]], tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse texts of which the tokenizer knows no word: a model would learn nothing from them, and not say so.
+
+    Raises:
+        DataError: every token of every text is the unknown one.
+    """
+    unknown, marks = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
+    found = {number for row in rows for number in row["input_ids"]} - (marks - {unknown})
+    if unknown is not None and found == {unknown}:
+        raise DataError(
+            f"{speaker()}: the tokenizer must know some words of the texts, it knows none (made for other languages?)"
+        )
+
+
+def embedded_tokens(base: nn.Module) -> int | None:
+    """Return of how many tokens a base model has embeddings; None: it does not tell."""
+    try:
+        table = base.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return getattr(table, "num_embeddings", None)
+
+
+def _check_reads_text(model: str, base: nn.Module) -> None:
+    """Try two tokens: what else a model may want, such as an image, would be missed in the middle of the training."""
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    try:
+        with torch.inference_mode():
+            states = base.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        shape = tuple(states.shape)
+    except Exception as error:
+        kind = type(error).__name__
+        said = _said(error)
+        raise CheckpointError(f"{speaker()}: {model} must be a model that reads text alone: {kind}: {said}") from error
+    if len(shape) != 3:
+        raise CheckpointError(
+            f"{speaker()}: {model} must return states (batch, tokens, hidden size), got the shape {shape} of "
+            f"{type(base).__name__}"
+        )
+
+
+def _said(error: BaseException) -> str:
+    said = " ".join(str(error).split()) or "no reason given"
+    return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]} ..."

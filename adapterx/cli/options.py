@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, InitVar, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import torch
 import typer
 
+from adapterx.cli.paths import as_path
 from adapterx.cli.recipes import BOTTLENECK_DIM, EVAL_FRACTION, INIT, MAX_LENGTH, RECIPES
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError
@@ -21,8 +23,8 @@ DATA, OUTPUT, TRAINING, ADAPTER = "Data", "Output", "Training", "Adapter"  # the
 REQUIRED = MISSING
 
 Rule = tuple[str, Callable[[Any], bool]]  # what a value must do, in words and as a test
-ANYTHING: Rule = ("hold a value", lambda value: True)
-AT_LEAST_ONE: Rule = ("be at least 1", lambda value: value >= 1)
+ANYTHING: Rule = ("not be empty", lambda value: value != "")
+COUNT: Rule = ("be at least 1 and below 2^31", lambda value: 1 <= value < 2**31)
 SHARE: Rule = ("be in [0, 1)", lambda value: 0.0 <= value < 1.0)
 RATE: Rule = ("be a number above 0", lambda value: 0.0 < value < math.inf)
 DECAY: Rule = ("be a number from 0 up", lambda value: 0.0 <= value < math.inf)
@@ -57,7 +59,8 @@ class TrainOptions:
     model: str = option(DATA, "Base model: a folder in the Hugging Face layout, or a hub name.", REQUIRED)
     data: str = option(
         DATA,
-        "Training data: .csv .tsv .jsonl .json .parquet, or a dataset as name:configuration@split.",
+        "Training data: .csv .tsv .jsonl .json .parquet (packed ones too: .csv.gz), a pattern of such files, "
+        "or a dataset as name:configuration@split.",
         REQUIRED,
         free=True,  # its content is compared
     )
@@ -67,7 +70,7 @@ class TrainOptions:
     )
     text_column: str | None = option(DATA, "Column of the texts (default: text, sentence, review, ...).")
     label_column: str | None = option(DATA, "Column of the labels (default: label, category, ...).")
-    examples_per_class: int | None = option(DATA, "Few-shot: train on K examples of each class.", must=AT_LEAST_ONE)
+    examples_per_class: int | None = option(DATA, "Few-shot: train on K examples of each class.", must=COUNT)
     max_length: int | None = option(DATA, f"Tokens read of each text (default {MAX_LENGTH}).")
 
     output: Path = option(OUTPUT, "Folder of the run; new or empty.", REQUIRED, free=True)  # noqa: RUF009
@@ -84,10 +87,10 @@ class TrainOptions:
     pooling: str = option(
         TRAINING, "How tokens become one vector: mean (default), cls, last (decoders).", "mean", must=one_of(*POOLINGS)
     )
-    epochs: int | None = option(TRAINING, "Passes over the data (default: the method's).", must=AT_LEAST_ONE)
+    epochs: int | None = option(TRAINING, "Passes over the data (default: the method's).", must=COUNT)
     learning_rate: float | None = option(TRAINING, "Peak learning rate (default: the method's).", must=RATE)
     head_learning_rate: float | None = option(TRAINING, "Peak learning rate of the head.", must=RATE)
-    batch_size: int = option(TRAINING, "Examples in a batch, on each device.", 16, must=AT_LEAST_ONE)
+    batch_size: int = option(TRAINING, "Examples in a batch, on each device.", 16, must=COUNT)
     warmup_ratio: float = option(TRAINING, "Share of the steps in which the rate rises.", 0.1, must=SHARE)
     weight_decay: float = option(TRAINING, "AdamW's weight decay.", 0.01, must=DECAY)
     head_dropout: float = option(TRAINING, "Dropout before the head's linear layer.", 0.1, must=SHARE)
@@ -183,6 +186,10 @@ ADAPTER_OPTIONS = {
 }
 
 
+MOST_BLOCKS = 10_000  # more than any model has; what is typed is never made into a list without bounds
+_BLOCKS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+
+
 def _number_or_name(word: str) -> float | str:
     try:
         return float(word)
@@ -192,12 +199,14 @@ def _number_or_name(word: str) -> float | str:
 
 def _block_list(word: str) -> tuple[int, ...]:
     blocks: list[int] = []
-    try:
-        for part in word.split(","):
-            first, _, last = part.partition("-")
-            blocks += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise ConfigError(f"train: layers must be block numbers such as 0,1,8-11, got {word!r}") from None
+    for part in word.split(","):
+        match = _BLOCKS.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not first <= last < MOST_BLOCKS:  # also a range that runs backwards
+            raise ConfigError(
+                f"train: layers must be block numbers from 0 to {MOST_BLOCKS - 1}, such as 0,1,8-11, got {word!r}"
+            )
+        blocks += range(first, last + 1)
     return tuple(blocks)
 
 
@@ -228,7 +237,8 @@ def parameters() -> list[inspect.Parameter]:
     """Return what the command takes, for typer, in the order of `--help`."""
 
     def parameter(name: str, kind: Any, panel: str, text: str | None, default: Any = None) -> inspect.Parameter:
-        shown = Annotated[kind, typer.Option(help=text, rich_help_panel=panel, show_default=False)]
+        path = {"parser": as_path, "metavar": "PATH"} if kind is Path else {}
+        shown = Annotated[kind, typer.Option(help=text, rich_help_panel=panel, show_default=False, **path)]
         default = inspect.Parameter.empty if default is REQUIRED else default
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=shown, default=default)
 

@@ -1,6 +1,8 @@
 """Progress of a training run, as a Trainer callback. Imports transformers; only `train` imports this module."""
 
+import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -8,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from adapterx.cli.reporting import say
+
+SHOW_CURSOR = "\x1b[?25h"
 
 
 class ProgressLine(TrainerCallback):
@@ -17,15 +21,22 @@ class ProgressLine(TrainerCallback):
         self.epochs = epochs
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bar = Progress(
+            *columns,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            # Lines for a file go there, not to the terminal of the bar.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+        )
         self.task, self.losses, self.start = None, [], 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
         self.start = time.perf_counter()
         if state.is_world_process_zero:
-            self.bar.start()
             self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step)
+            self.bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
@@ -51,5 +62,9 @@ class ProgressLine(TrainerCallback):
         say(f"epoch {round(state.epoch or 0)}/{self.epochs}: loss {loss:.4f}{scores} ({seconds:.0f} s)")
 
     def close(self) -> None:
-        """Give the terminal back; `run_trainer` calls it, also after an error."""
-        self.bar.stop()
+        """Give the terminal back; `run_trainer` calls it, also after an error or a signal."""
+        with suppress(Exception):  # a signal in the middle of a refresh leaves the bar in no state of its own
+            self.bar.stop()
+        if self.task is not None and self.bar.console.is_terminal and sys.__stderr__ is not None:
+            sys.__stderr__.write(SHOW_CURSOR)
+            sys.__stderr__.flush()

@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
 
 def to_json(value: object) -> bytes:
     """Return readable JSON that any reader accepts (no NaN)."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def to_document(values: Mapping[str, Any]) -> bytes:

@@ -1,67 +1,73 @@
-"""What a person sees: progress, tables, the learning curve; and errors as one line."""
+"""What a command prints: lines and tables for a person, exact output for a program, and the learning curve."""
 
-import errno
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import unicodedata
 from pathlib import Path
 
-import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from adapterx.cli.runs import is_main_process
-from adapterx.errors import AdapterxError
+from adapterx.errors import ConfigError, speaker
 
-EXTRAS = {
-    "train": {"transformers", "accelerate", "datasets", "pyarrow", "matplotlib", "typer", "rich"},
-    "onnx": {"onnx", "onnxscript", "onnxruntime", "onnx_ir"},
-}
+LINES = "\n\t"  # what may move the cursor where whole lines are printed
+_UNSEEN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, separators of lines and paragraphs
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they change the order of what follows
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Return text as a terminal may show it: what would command the terminal is written as an escape such as `\x1b`.
+
+    Labels, names and texts come from files of strangers; none of them may move the cursor or rename a window.
+    """
+    if text.isprintable():
+        return text
+
+    def shown(character: str) -> str:
+        harmless = character in keep or (unicodedata.category(character) not in _UNSEEN and character not in _TURNING)
+        return character if harmless else character.encode("unicode_escape").decode("ascii")
+
+    return "".join(map(shown, text))
 
 
 def say(message: str) -> None:
     """Print a line for a person, once on several devices."""
     if is_main_process():
-        Console(soft_wrap=True, highlight=False, markup=False).print(message)
+        Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print(printable(message, keep=LINES))
 
 
-def fail(message: str, code: int = 2) -> None:
-    """Print one line that says what is wrong, and end the command."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    raise typer.Exit(code)
+def put(content: str) -> None:
+    """Print what a program may read: exact and in UTF-8 in a file or a pipe, harmless on a terminal.
 
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Turn what a user can cause into one line and exit code 2; what is our own fault keeps its traceback."""
-    try:
-        yield
-    except AdapterxError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        fail("interrupted", code=130)
-    except ImportError as error:
-        package = (error.name or "").split(".")[0]
-        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
-        if extra is None:
-            raise
-        fail(f"this command needs {package}: pip install 'adapterx[{extra}]'")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
-            raise
-        fail(f"{error.strerror}: {error.filename or 'while writing'}")
+    Raises:
+        ConfigError: standard output is closed.
+    """
+    if sys.stdout is None:
+        raise ConfigError(f"{speaker()}: standard output is closed; give --output")
+    if sys.stdout.isatty():
+        sys.stdout.write(printable(content, keep=LINES))
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content.encode("utf-8", "backslashreplace"))
+    sys.stdout.flush()
 
 
 def print_figures(title: str, figures: dict[str, object]) -> None:
     """Print a two-column table."""
     if not is_main_process():
         return
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(title=_cell(title), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()
     for name, value in figures.items():
-        table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        table.add_row(_cell(name.replace("_", " ")), _cell(shown))
+    Console(highlight=False).print(table)
+
+
+def _cell(text: str) -> Text:
+    return Text(printable(text))  # a plain str would be read as rich's markup: a label `[neg]` would vanish
 
 
 def draw_learning_curve(history: list[dict[str, float]], path: Path) -> None:

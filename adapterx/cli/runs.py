@@ -15,7 +15,7 @@ from adapterx.checkpoint.folder import tidy as tidy_staging
 from adapterx.checkpoint.lock import locked
 from adapterx.cli import records
 from adapterx.cli.bases import check_base, describe_base
-from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers
+from adapterx.cli.models import load_text_model, quiet_transformers
 from adapterx.cli.records import CHECKPOINTS, CURVE, METRICS, RECORD, STARTED_WITH
 from adapterx.errors import AdapterxError, CheckpointError, ConfigError, speaker
 from adapterx.heads import SequenceClassifier
@@ -194,8 +194,7 @@ def load_run(folder: Path, *, model: str | None = None, other_base: bool = False
     quiet_transformers()
     own = record["method"] == "full"  # then the whole model stands in the run folder
     source = str(folder) if own else model or record["base_model"]
-    tokenizer = load_tokenizer(source)
-    base = load_base(source)
+    tokenizer, base = load_text_model(source)
     if "base" in record and not other_base:
         check_base(record["base"], describe_base(base, tokenizer), source)
     if record["method"] == "adapters":

@@ -1,8 +1,5 @@
 """`adapterx evaluate` and `adapterx predict`: use a trained run on new texts."""
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,22 +8,24 @@ import torch
 from torch import Tensor
 
 from adapterx.cli.examples import label_ids, load_examples
-from adapterx.cli.models import encode
+from adapterx.cli.models import embedded_tokens, encode
 from adapterx.cli.recipes import EVAL_BATCH_SIZE
-from adapterx.cli.runs import Run, load_run
-from adapterx.cli.tables import read_text
-from adapterx.errors import ConfigError, DataError, speaker
+from adapterx.cli.runs import Run, load_run, read_record
+from adapterx.cli.texts import Wanted
+from adapterx.errors import CheckpointError, speaker
 from adapterx.training import classification_scores
-
-FORMATS = ("text", "jsonl", "csv")  # lines for a person, JSON Lines with every probability, CSV
 
 
 @torch.inference_mode()
 def logits_of(run: Run, texts: Sequence[str], *, batch_size: int = EVAL_BATCH_SIZE) -> Tensor:
-    """Return float32 logits `(texts, labels)`, in the order of the texts, on the CPU."""
+    """Return float32 logits `(texts, labels)`, in the order of the texts, on the CPU.
+
+    Raises:
+        CheckpointError: they are not finite, so that no label is likelier than another.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = run.classifier.to(device)
-    rows = encode(run.tokenizer, texts, run.record["max_length"])
+    rows = encode(run.tokenizer, texts, run.record["max_length"], embedded=embedded_tokens(run.classifier.base_model))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # little padding in each batch
     logits = torch.empty(len(rows), len(run.labels))
     for start in range(0, len(order), batch_size):
@@ -37,6 +36,11 @@ def logits_of(run: Run, texts: Sequence[str], *, batch_size: int = EVAL_BATCH_SI
         names = ("input_ids", "attention_mask", "token_type_ids")
         output = classifier(**{name: batch[name] for name in names if name in batch})
         logits[chosen] = output["logits"].float().cpu()
+    if not logits.isfinite().all():
+        text = texts[int((~logits.isfinite()).any(dim=1).nonzero()[0])]
+        raise CheckpointError(
+            f"{speaker()}: the logits of a run must be finite, those of {run.folder} are not for {text[:80]!r}"
+        )
     return logits
 
 
@@ -54,16 +58,17 @@ def evaluate(
     Raises:
         AdapterxError: the run or the data cannot be used.
     """
-    run = load_run(folder, model=model, other_base=other_base)
-    hints = (run.record.get("text_column"), run.record.get("label_column"))
+    record = read_record(folder)  # the data come before the model, which takes longer to load than they to be refused
+    recorded = (record.get("text_column"), record.get("label_column"))
     examples = load_examples(
-        data, text_column=text_column, label_column=label_column, hints=hints, default_split="test"
+        data, text_column=text_column, label_column=label_column, recorded=recorded, default_split="test"
     )
-    truth = torch.tensor(label_ids(examples, run.labels, data))
+    truth = torch.tensor(label_ids(examples, record["labels"], data))
+    run = load_run(folder, model=model, other_base=other_base)
     logits = logits_of(run, examples.texts)
     guesses = logits.argmax(dim=1)
     counts = truth.bincount(minlength=len(run.labels))
-    metrics: dict[str, Any] = {"data": data, "examples": len(truth)}
+    metrics: dict[str, Any] = {"data": data.encode("utf-8", "backslashreplace").decode(), "examples": len(truth)}
     metrics |= classification_scores(guesses.tolist(), truth.tolist())
     metrics["loss"] = torch.nn.functional.cross_entropy(logits, truth).item()
     metrics["majority_baseline"] = counts.max().item() / len(truth)
@@ -85,56 +90,17 @@ def class_line(scores: dict[str, Any]) -> str:
     return f"{', '.join(shown)}, {scores['examples']} examples"
 
 
-def texts_to_label(texts: list[str], file: str | None, stdin: io.BufferedIOBase, text_column: str | None) -> list[str]:
-    """Gather the texts from arguments, a file, or standard input (`-`, one text a line).
-
-    Raises:
-        ConfigError: there is no text, or more than one source.
-        DataError: the source cannot be used.
-    """
-    if bool(texts) == bool(file):
-        raise ConfigError(f"{speaker()}: give texts, or --file, or - for standard input (exactly one of them)")
-    if file is not None and Path(file).suffix.lower() != ".txt":
-        return load_examples(file, text_column=text_column, with_labels=False, default_split="test").texts
-    if file is not None:
-        if not Path(file).exists():
-            raise DataError(f"{speaker()}: {file} does not exist")
-        return [line for line in read_text(Path(file)).splitlines() if line.strip()]
-    if texts != ["-"]:
-        return texts
-    try:
-        lines = [line for line in stdin.read().decode("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{speaker()}: standard input is not UTF-8 at byte {error.start}") from None
-    if not lines:
-        raise DataError(f"{speaker()}: standard input is empty")
-    return lines
-
-
-def predict(run: Run, texts: list[str]) -> list[dict[str, Any]]:
-    """Return the likeliest label of each text, and the probability of every label."""
-    probabilities = logits_of(run, texts).softmax(dim=1)
+def predict(run: Run, wanted: Wanted) -> list[dict[str, Any]]:
+    """Return for each text its other columns, its likeliest label, and the probability of every label."""
+    probabilities = logits_of(run, wanted.texts).softmax(dim=1)
     best = probabilities.argmax(dim=1).tolist()
     return [
         {
+            **columns,
             "text": text,
             "label": run.labels[i],
             "probability": round(row[i].item(), 6),
             "probabilities": {label: round(p, 6) for label, p in zip(run.labels, row.tolist(), strict=True)},
         }
-        for text, i, row in zip(texts, best, probabilities, strict=True)
+        for columns, text, i, row in zip(wanted.columns, wanted.texts, best, probabilities, strict=True)
     ]
-
-
-def render(predictions: list[dict[str, Any]], form: str) -> str:
-    """Write predictions as one of FORMATS."""
-    if form == "jsonl":
-        return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in predictions)
-    if form == "text":
-        width = max(len(each["label"]) for each in predictions)
-        return "".join(f"{p['label']:<{width}}  {p['probability']:.3f}  {p['text']}\n" for p in predictions)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, ("text", "label", "probability"), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(predictions)
-    return buffer.getvalue()

@@ -1,16 +1,29 @@
 """Read rows from CSV, TSV, JSON Lines, JSON, Parquet, or a named dataset, and say exactly where a file is wrong."""
 
-import csv
-import io
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterx.cli import hub
+from adapterx.cli.delimited import read_delimited
+from adapterx.cli.sources import (
+    KNOWN,
+    SUFFIXES,
+    WORDS,
+    decode,
+    find_files,
+    is_stream,
+    kind_of,
+    read_bytes,
+    similar,
+    split_lines,
+)
 from adapterx.errors import DataError, speaker
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-KNOWN = ", ".join(SUFFIXES)
+PARQUET = b"PAR1"  # how it begins
+MOST_ROWS = (10**7, 100)  # of Parquet: above so many rows, at most so many in a byte of the file
 
 
 @dataclass(frozen=True)
@@ -31,57 +44,58 @@ class Rows:
 
 
 def read_rows(source: str, *, default_split: str = "train") -> Rows:
-    """Read a file, or a dataset called `name[:configuration][@split]`.
+    """Read a file, a pipe, all files of a pattern, or a dataset called `name[:configuration][@split]`.
 
     Raises:
-        DataError: the file is missing, empty, damaged, of an unknown type, or not UTF-8.
+        DataError: the file is missing, empty, damaged, of an unknown type or encoding, or the files have other columns.
     """
-    path = Path(source)
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        raise DataError(f"{speaker()}: {source} is a folder; give a file ({KNOWN}) or the name of a dataset")
-    if not path.exists() and suffix not in SUFFIXES:
+    files = find_files(source)
+    if files is None:
         return _read_named(source, default_split)
-    if not path.exists():
-        raise DataError(f"{speaker()}: {source} does not exist")
-    if suffix not in SUFFIXES:
-        raise DataError(f"{speaker()}: {source} has the unknown file type {suffix or '(none)'}; known are {KNOWN}")
-    if suffix == ".parquet":
-        rows = _read_parquet(path)
-    elif suffix in (".csv", ".tsv"):
-        rows = _read_csv(source, read_text(path), "," if suffix == ".csv" else "\t")
-    else:
-        rows = _read_json(source, read_text(path), lines=suffix != ".json")
-    if not rows.values:
-        raise DataError(f"{speaker()}: {source} is empty: it has no rows")
-    return rows
+    tables = [_read_file(path) for path in files]
+    for path, table in zip(files, tables, strict=True):
+        if not table.values:
+            raise DataError(f"{speaker()}: {path} is empty: it has no rows")
+        if different := set(table.columns) ^ set(tables[0].columns):
+            raise DataError(
+                f"{speaker()}: {source}: the files must have the same columns; {files[0]} and {path} differ in "
+                f"{listed(sorted(different))}"
+            )
+    if len(files) == 1:
+        return Rows(source, tables[0].columns, tables[0].values, tables[0].places)
+    values = [value for table in tables for value in table.values]
+    places = [f"{path} {place}" for path, table in zip(files, tables, strict=True) for place in table.places]
+    return Rows(source, tables[0].columns, values, places)
 
 
-def read_text(path: Path) -> str:
-    """Read a text file as UTF-8, with or without a byte order mark.
-
-    Raises:
-        DataError: it is not UTF-8 (the text names the line and the byte), or it is empty.
-    """
-    raw = path.read_bytes()
-    skipped = 3 if raw.startswith(b"\xef\xbb\xbf") else 0
-    try:
-        text = raw[skipped:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = skipped + error.start
-        line = raw.count(b"\n", 0, byte) + 1
-        raise DataError(
-            f"{speaker()}: {path} is not UTF-8: line {line}, byte {byte} of the file is 0x{raw[byte]:02x}; "
-            "convert it, for example with `iconv -f latin1 -t utf-8`"
-        ) from None
-    if not text.strip():
-        raise DataError(f"{speaker()}: {path} is empty")
-    return text
+def listed(names: Iterable[str]) -> str:
+    """Return names as a message shows them: in quotes, and no more than 20."""
+    names = list(names)
+    return ", ".join(map(repr, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says, or its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _read_file(path: Path) -> Rows:
+    source, kind = str(path), kind_of(path)
+    if kind not in SUFFIXES and not is_stream(path) and not path.is_dir():
+        reason = WORDS.get(kind) or f"has the unknown file type {kind or '(none)'}"
+        raise DataError(f"{speaker()}: {source} {reason}; known are {KNOWN}")
+    raw = read_bytes(path)
+    if raw.startswith(PARQUET) or kind == ".parquet":
+        return _read_parquet(source, raw)
+    text = decode(raw, source)
+    if kind not in SUFFIXES:  # a pipe has no suffix
+        kind = {"{": ".jsonl", "[": ".json"}.get(text.lstrip()[0], ".csv")
+    if kind in (".csv", ".tsv"):
+        table = read_delimited(source, text, "," if kind == ".csv" else "\t")
+        _require_unique(source, table.columns, "the header")
+        values: list[dict[str, object]] = [dict(zip(table.columns, row, strict=True)) for row in table.records]
+        return Rows(source, table.columns, values, [f"line {line}" for line in table.lines])
+    return _read_json(source, text, lines=kind != ".json")
 
 
 def _require_unique(source: str, columns: Iterable[str], place: str) -> None:
@@ -92,50 +106,17 @@ def _require_unique(source: str, columns: Iterable[str], place: str) -> None:
         seen.add(column)
 
 
-def _read_csv(source: str, text: str, delimiter: str) -> Rows:
-    csv.field_size_limit(2**31 - 1)  # documents are longer than csv's 128 KiB
-    # strict: a quote that is never closed would otherwise swallow the rest of the file without a word.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns: list[str] = []
-    values, places = [], []
-    start = 1
-    try:
-        for row in reader:
-            place, start = f"line {start}", reader.line_num + 1
-            if not row:
-                continue
-            if not columns:
-                columns = [name.strip() for name in row]
-                _require_unique(source, columns, place)
-                continue
-            if len(row) != len(columns):
-                raise DataError(f"{speaker()}: {source}: {place} has {len(row)} fields, the header has {len(columns)}")
-            values.append(dict(zip(columns, row, strict=True)))
-            places.append(place)
-    except csv.Error as error:
-        raise DataError(f"{speaker()}: {source}: the row that begins in line {start} is malformed: {error}") from None
-    return Rows(source, columns, values, places)
-
-
 def _read_json(source: str, text: str, *, lines: bool) -> Rows:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        _require_unique(source, [key for key, _ in pairs], "an object")
-        return dict(pairs)
-
-    parts = [(f"line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()] if lines else []
-    values, places = [], []
-    try:
-        if not lines:
-            loaded = json.loads(text, object_pairs_hook=unique)
-            if not isinstance(loaded, list):
-                raise DataError(f"{speaker()}: {source} must hold a list; one object in each line is a .jsonl file")
-            values, places = loaded, [f"element {i}" for i in range(len(loaded))]
-        for place, line in parts:
-            values.append(json.loads(line, object_pairs_hook=unique))
-            places.append(place)
-    except json.JSONDecodeError as error:
-        where = parts[len(places)][0] if lines else f"line {error.lineno}"
-        raise DataError(f"{speaker()}: {source}: {where} is not JSON: {error.msg} (column {error.colno})") from None
+    if not lines and _is_json_lines(text):
+        lines = True
+    if lines:
+        parts = [(f"line {i}", line) for i, line in enumerate(split_lines(text), 1) if line.strip()]
+        values, places = [_parsed(source, line, place) for place, line in parts], [place for place, _ in parts]
+    else:
+        values = _parsed(source, text, None)
+        if not isinstance(values, list):
+            raise DataError(f"{speaker()}: {source} must hold a list of objects, one for each row")
+        places = [f"element {i}" for i in range(len(values))]
     for value, place in zip(values, places, strict=True):
         if not isinstance(value, dict):
             raise DataError(f'{speaker()}: {source}: {place} must be an object such as {{"text": ..., "label": ...}}')
@@ -143,19 +124,57 @@ def _read_json(source: str, text: str, *, lines: bool) -> Rows:
     return Rows(source, columns, values, places)
 
 
-def _read_parquet(path: Path) -> Rows:
-    import pyarrow
+def _is_json_lines(text: str) -> bool:
+    """Return whether a .json file holds an object in each line, as pandas and others write it."""
+    first, _, more = text.strip().partition("\n")
+    try:
+        return bool(more) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parsed(source: str, text: str, place: str | None) -> object:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        _require_unique(source, [key for key, _ in pairs], place or "an object")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        where = place or f"line {error.lineno}"
+        raise DataError(f"{speaker()}: {source}: {where} is not JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise DataError(f"{speaker()}: {source}: {place or 'its content'} is nested too deeply") from None
+    except DataError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(
+            f"{speaker()}: {source}: {place or 'its content'} cannot be read: {first_line(error)}"
+        ) from None
+
+
+def _read_parquet(source: str, raw: bytes) -> Rows:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{speaker()}: {path} cannot be read as Parquet: {error}") from error
-    _require_unique(str(path), table.column_names, "the schema")
-    return Rows(str(path), table.column_names, table.to_pylist(), [f"row {i}" for i in range(table.num_rows)])
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(raw))
+        rows = file.metadata.num_rows
+        if rows > max(MOST_ROWS[0], MOST_ROWS[1] * len(raw)):
+            raise DataError(f"{speaker()}: {source} has {rows} rows in {len(raw)} bytes, more than can be data")
+        _require_unique(source, file.schema_arrow.names, "the schema")
+        table = file.read()
+        values = table.to_pylist()
+    except DataError:
+        raise
+    except Exception as error:  # of many kinds: damage, dates outside of Python's, time zones that nobody knows
+        raise DataError(f"{speaker()}: {source} cannot be read as Parquet: {first_line(error)}") from error
+    return Rows(source, table.column_names, values, [f"row {i}" for i in range(table.num_rows)])
 
 
 def _read_named(source: str, default_split: str) -> Rows:
+    online = hub.reachable()
+    if not online:  # the library, imported only now, would try for half a minute; like this it looks into its cache
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
 
     name, _, split = source.partition("@")
@@ -163,9 +182,10 @@ def _read_named(source: str, default_split: str) -> Rows:
     try:
         loaded = datasets.load_dataset(name, configuration or None, split=split or default_split)
     except Exception as error:  # of dozens of kinds; all mean that there is no such data
+        why = first_line(error) if online else "the hub cannot be reached, and the cache does not have it"
         raise DataError(
-            f"{speaker()}: {source} is no file, and no dataset of that name could be loaded ({first_line(error)}); "
-            f"a file ends in {KNOWN}, a dataset is written name:configuration@split"
+            f"{speaker()}: {source} is no file, and no dataset of that name could be loaded ({why}); "
+            f"a file ends in {KNOWN}, a dataset is written name:configuration@split{similar(Path(name))}"
         ) from error
     names = {c: f.names for c, f in loaded.features.items() if isinstance(f, datasets.ClassLabel)}
 

@@ -17,7 +17,7 @@ from adapterx.checkpoint.folder import discard, newest_complete
 from adapterx.cli import resuming, runs
 from adapterx.cli.bases import describe_base
 from adapterx.cli.examples import Examples, label_ids, load_examples, ordered_labels
-from adapterx.cli.models import load_base, load_tokenizer, quiet_transformers, resolve_max_length
+from adapterx.cli.models import check_known, embedded_tokens, load_text_model, quiet_transformers, resolve_max_length
 from adapterx.cli.options import TrainOptions
 from adapterx.cli.records import CHECKPOINTS, CURVE, METRICS, RECORD, describe_file, to_document
 from adapterx.cli.reporting import draw_learning_curve, print_figures, say
@@ -59,7 +59,7 @@ def train_into(
     options = resuming.as_before(options, before)
     if options.threads:
         torch.set_num_threads(options.threads)
-    tokenizer, base = load_tokenizer(options.model), load_base(options.model)
+    tokenizer, base = load_text_model(options.model)
     known = describe_base(base, tokenizer)
     max_length = resolve_max_length(options.max_length, tokenizer, base)
     classifier = build_classifier(base, options, len(labels))
@@ -74,7 +74,9 @@ def train_into(
     elif is_main_process():
         resuming.begin(output, options, found)
 
-    rows, held_out_rows = (part and encoded(part, labels, tokenizer, max_length) for part in (training, held_out))
+    reading = (labels, tokenizer, max_length, embedded_tokens(base))
+    rows, held_out_rows = (part and encoded(part, *reading) for part in (training, held_out))
+    check_known(rows, tokenizer)
     if full := sum(len(row["input_ids"]) >= max_length for row in rows):
         say(f"{full} of {len(rows)} texts reach {max_length} tokens; what lies beyond is not read (--max-length)")
     trainer = build_trainer(classifier, tokenizer, options, rows, held_out_rows, output / CHECKPOINTS)
@@ -96,8 +98,8 @@ def read_data(options: TrainOptions) -> tuple[Examples, Examples | None, list[st
     examples, held_out = load_examples(options.data, **columns), None
     labels = ordered_labels(examples.labels, options.data)
     if options.eval_data is not None:
-        hints = (examples.text_column, examples.label_column)
-        held_out = load_examples(options.eval_data, **columns, hints=hints, default_split="validation")
+        recorded = (examples.text_column, examples.label_column)
+        held_out = load_examples(options.eval_data, **columns, recorded=recorded, default_split="validation")
         label_ids(held_out, labels, options.eval_data)
     elif options.eval_fraction:
         kept, apart = stratified_split(examples.labels, options.eval_fraction, seed=options.seed)

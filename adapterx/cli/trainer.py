@@ -18,10 +18,10 @@ from adapterx.training import classification_scores, stratified_split
 Encoded = list[dict[str, Any]]  # token ids and, as `labels`, the class id of every example
 
 
-def encoded(examples: Examples, labels: list[str], tokenizer: Any, max_length: int) -> Encoded:
-    """Encode examples, keeping their order."""
+def encoded(examples: Examples, labels: list[str], tokenizer: Any, max_length: int, embedded: int | None) -> Encoded:
+    """Encode examples, keeping their order; `embedded` as in `encode`."""
     ids = label_ids(examples, labels, "the data")
-    rows = encode(tokenizer, examples.texts, max_length)
+    rows = encode(tokenizer, examples.texts, max_length, embedded=embedded)
     return [row | {"labels": label} for row, label in zip(rows, ids, strict=True)]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adapterx.active import check_not_mixed
 from adapterx.errors import ExportError, speaker, unspoken
+from adapterx.positions import max_positions
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = (("logits",), ("start_logits", "end_logits"), ("last_hidden_state",))
@@ -124,7 +125,7 @@ def prepared(
     fixed = {"use_cache": False} if "use_cache" in parameters else {}
     with _eval_without_cache(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
         facts = {
-            "max_sequence": _max_sequence(model, config),
+            "max_sequence": max_positions(model, config),
             "vocab_size": _vocab_size(model, config),
             "pad_token_id": getattr(config, "pad_token_id", None),
             "token_types": max(1, getattr(config, "type_vocab_size", None) or 1),
@@ -223,16 +224,6 @@ def _device_and_dtypes(model: nn.Module) -> tuple[torch.device, tuple[str, ...]]
             name = str(tensor.dtype).removeprefix("torch.")
             counts[name] = counts.get(name, 0) + tensor.numel()
     return torch.device(devices[0]), tuple(sorted(counts, key=counts.__getitem__, reverse=True))
-
-
-def _max_sequence(model: nn.Module, config: Any) -> int | None:
-    limit = getattr(config, "max_position_embeddings", None)
-    limits = [limit] if isinstance(limit, int) and limit > 0 else []
-    for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from padding_idx + 1, so the table serves fewer tokens than it has rows.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limits.append(module.num_embeddings - module.padding_idx - 1)
-    return min(limits, default=None)
 
 
 def _vocab_size(model: nn.Module, config: Any) -> int:

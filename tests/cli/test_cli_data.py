@@ -44,7 +44,6 @@ BAD_FILES = {
     "blank.csv": (b"\n \n", "is empty"),
     "header.csv": (b"text,label\n", "it has no rows"),
     "latin1.csv": ("text,label\ngood,a\ncaf\xe9,b\n".encode("latin1"), "line 3, byte 21 of the file is 0xe9"),
-    "utf16.csv": ("text,label\nx,a\n".encode("utf-16"), "line 1, byte 0"),
     "missing_label.csv": (b"text,label\nx,a\ny,\nz,b\n", "column 'label' has no value in line 3"),
     "missing_text.jsonl": (b'{"text": "x", "label": 1}\n{"label": 2}\n', "column 'text' has no value in line 2"),
     "nan.jsonl": (b'{"text": "x", "label": NaN}\n', "column 'label' has no value in line 1"),
@@ -57,7 +56,7 @@ BAD_FILES = {
     "number_text.jsonl": (b'{"text": 5, "label": 1}\n', "must hold text, got 5"),
     "regression.jsonl": (b'{"text": "x", "label": 0.5}\n', "regression is not supported"),
     "broken.parquet": (b"PAR1 and then nothing", "cannot be read as Parquet"),
-    "table.xlsx": (b"PK", "unknown file type .xlsx"),
+    "table.xlsx": (b"PK", "is an Excel workbook; save the sheet as CSV"),
 }
 
 

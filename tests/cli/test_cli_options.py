@@ -106,7 +106,7 @@ def test_configuration_is_built_once(model, data, tmp_path, monkeypatch):
 def test_options_are_checked_before_anything_slow_is_imported(model, data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     line = refused("train", "--model", model, "--data", tmp_path / "none", "--output", tmp_path / "o", "--epochs", "0")
-    assert line == "error: train: epochs must be at least 1, got 0"
+    assert line == "error: train: epochs must be at least 1 and below 2^31, got 0"
 
 
 @pytest.mark.parametrize(

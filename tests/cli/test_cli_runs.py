@@ -28,11 +28,11 @@ def test_evaluate_agrees_with_a_count_by_hand(trained, tmp_path):
 
 def test_predict_from_arguments_stdin_and_files(trained, tmp_path):
     texts = ["word1 good word2 great", "awful word3 bad poor"]
-    as_text = invoke("predict", trained, *texts).stdout
+    as_text = invoke("predict", trained, *texts, "--format", "text").stdout
     assert [line.split()[0] for line in as_text.splitlines()] == ["positive", "negative"]
-    assert invoke("predict", trained, "-", stdin="\n".join(texts) + "\n").stdout == as_text
-    (tmp_path / "texts.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    assert invoke("predict", trained, "--file", tmp_path / "texts.txt").stdout == as_text
+    assert invoke("predict", trained, "-", "--format", "text", stdin="\n".join(texts) + "\n").stdout == as_text
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    assert invoke("predict", trained, "--file", tmp_path / "texts.txt", "--format", "text").stdout == as_text
     invoke("predict", trained, *texts, "--format", "csv", "--output", tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text().splitlines()[0] == "text,label,probability"
     answer = json.loads(invoke("predict", trained, texts[0], "--format", "jsonl").stdout)
@@ -46,7 +46,7 @@ def test_moved_base_model_can_be_named(trained, model, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "run.json").write_text(json.dumps(hashed(record | {"base_model": str(tmp_path / "gone")})))
     assert "gone" in refused("predict", tmp_path, "good")
-    assert invoke("predict", tmp_path, "good", "--model", model).stdout.startswith("positive")
+    assert invoke("predict", tmp_path, "good", "--model", model, "--format", "text").stdout.startswith("positive")
 
 
 def test_export_writes_a_model_with_its_tokenizer_and_labels(trained, tmp_path):
@@ -90,5 +90,5 @@ def test_predict_needs_exactly_one_source(trained, data, tmp_path):
     assert "exactly one" in refused("predict", trained, "x", "--file", data)
     assert "format must be one of" in refused("predict", trained, "x", "--format", "xml")
     assert "standard input is empty" in invoke("predict", trained, "-", stdin="\n", code=2).stderr
-    assert "not UTF-8 at byte 1" in invoke("predict", trained, "-", stdin=b"x\xff", code=2).stderr
+    assert "not UTF-8: line 1, byte 1 of" in invoke("predict", trained, "-", stdin=b"x\xff", code=2).stderr
     assert "format must be one of" in refused("export", trained, "--format", "pickle")

@@ -1,0 +1,173 @@
+"""Read CSV and TSV as the programs of this world write them: quoted or not, separated by what the header shows.
+
+A field may stand in quotes, which are doubled inside it (RFC 4180, pandas, Excel). TSV is also written without any
+quoting (GLUE, pandas with `quoting=3`), where a quote is a character like others and a line is a row. Nothing in a file
+says which of the two it is, so a TSV file is read as quoted only if it is whole that way, loses no line, and its quotes
+have a use.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from adapterx.cli.sources import split_lines
+from adapterx.errors import DataError, speaker
+
+DELIMITERS = ",;\t|"
+DECLARED = re.compile(r"sep=(.)\r?\n")  # Excel's first line in countries where a comma is part of a number
+
+
+@dataclass(frozen=True)
+class Table:
+    """Header and records, with the line in which each record begins; blank lines are none."""
+
+    columns: list[str]
+    records: list[list[str]]
+    lines: list[int]
+
+
+class Malformed(Exception):
+    """A text cannot be read in one way; another may serve."""
+
+
+def read_delimited(source: str, text: str, usual: str) -> Table:
+    """Read a table whose fields are separated by `usual`, or by another character that its header shows.
+
+    Raises:
+        DataError: rows have other numbers of fields than the header, or quotes are never closed.
+    """
+    if declared := DECLARED.match(text):
+        text, usual = "\n" + text[declared.end() :], declared[1]
+    try:
+        table = _read(text, _delimiter(text, usual))
+    except Malformed as error:
+        raise DataError(f"{speaker()}: {source}: {error}") from None
+    return Table([name.strip() for name in table.columns], table.records, table.lines)
+
+
+def _delimiter(text: str, usual: str) -> str:
+    """Return the usual delimiter, unless the header has but one field by it and more by another."""
+    header = (re.search(r"\S[^\r\n]*", text) or [""])[0]
+    header = re.sub(r'"(?:[^"]|"")*"', "", header)  # what stands in quotes separates nothing
+    if usual in header:
+        return usual
+    shown = [other for other in DELIMITERS if other in header]
+    for other in shown:
+        with suppress(Malformed):
+            _read(text, other)
+            return other
+    # What begins like a table and is none is best told by the delimiters that no name of a column holds.
+    return next((other for other in shown if other in ";\t"), usual)
+
+
+def _read(text: str, delimiter: str) -> Table:
+    if delimiter != "\t":
+        return _read_quoted(text, delimiter)
+    if '"' not in text:
+        return _read_unquoted(text, delimiter)
+    try:
+        unquoted = _read_unquoted(text, delimiter)
+    except Malformed:
+        if _quotes_are_whole(text, delimiter):
+            return _read_quoted(text, delimiter)
+        raise
+    if not _quotes_are_whole(text, delimiter):
+        return unquoted
+    try:
+        quoted = _read_quoted(text, delimiter)
+    except Malformed:
+        return unquoted
+    if quoted.lines == unquoted.lines:
+        return quoted if _quotes_have_a_use(unquoted) else unquoted
+    # That it is a table of one column says nothing, every text is one; doubled quotes speak for a writer that quotes.
+    if len(unquoted.columns) == 1 or '""' in text:
+        line = min(set(unquoted.lines) - set(quoted.lines))
+        raise Malformed(f"line {line} may be a row or the end of a quoted one; write the table as .csv or .jsonl")
+    return unquoted
+
+
+def _quotes_are_whole(text: str, delimiter: str) -> bool:
+    """Return whether every quote encloses a whole field or is doubled inside one, as a writer that quotes leaves it."""
+    edge = re.escape(delimiter)
+    field = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{edge}\r\n]*)'
+    end = 0
+    for found in re.finditer(rf"{field}(?:{edge}|\r\n|\r|\n|\Z)", text):
+        if found.start() != end:
+            return False
+        end = found.end()
+    return end == len(text)
+
+
+def _quotes_have_a_use(table: Table) -> bool:
+    """Return whether the quotes around whole fields look like a writer's, who has his reasons, and not like the text's.
+
+    He doubles the quotes inside, quotes the header or whole columns, or (Excel) what holds a comma.
+    """
+    fields = [field for row in (table.columns, *table.records) for field in row]
+    enclosed = [field for field in fields if field[:1] == '"']
+    if any('""' in field for field in enclosed) or all(name[:1] == '"' for name in table.columns):
+        return True
+    if any(all(field[:1] == '"' for field in column) for column in zip(*table.records, strict=True)):
+        return True
+    return all(("," in field) == (field[:1] == '"') for field in fields)
+
+
+def _read_quoted(text: str, delimiter: str) -> Table:
+    if not re.search(rf'{re.escape(delimiter)} +"', text):
+        return _parse(text, delimiter)
+    with suppress(Malformed):  # `good, "p"`: people put a space there, which would make the quotes part of the field
+        table = _parse(text, delimiter)
+        if not any(field.lstrip(" ")[:1] == '"' for row in (table.columns, *table.records) for field in row):
+            return table
+    with suppress(Malformed):
+        return _parse(text, delimiter, skip_spaces=True)
+    return _parse(text, delimiter)
+
+
+def _parse(text: str, delimiter: str, *, skip_spaces: bool = False) -> Table:
+    csv.field_size_limit(2**31 - 1)  # documents are longer than csv's 128 KiB
+    # strict: a quote that is never closed would otherwise swallow the rest of the file without a word.
+    source = io.StringIO(text, newline="")
+    reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=skip_spaces)
+
+    def records() -> Iterator[tuple[int, list[str]]]:
+        start = 1
+        try:
+            for record in reader:
+                yield start, record
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise Malformed(f"the row that begins in line {start} is malformed: {error}") from None
+
+    return _rectangular(records(), delimiter)
+
+
+def _read_unquoted(text: str, delimiter: str) -> Table:
+    records = ((i, line.split(delimiter) if line else []) for i, line in enumerate(split_lines(text), 1))
+    return _rectangular(records, delimiter)
+
+
+def _rectangular(found: Iterator[tuple[int, list[str]]], delimiter: str) -> Table:
+    columns, records, lines = [], [], []
+    blank = []
+    for line, record in found:
+        if not record:
+            blank.append(line)
+        elif not columns:
+            columns, blank = record, []
+        elif len(record) != len(columns):
+            by = "" if delimiter == "," else f" separated by {delimiter!r}"
+            raise Malformed(f"line {line} has {len(record)} fields{by}, the header has {len(columns)}")
+        elif record[1:] == columns[1:] != [] and record[0].lstrip("\ufeff") == columns[0]:
+            raise Malformed(f"line {line} repeats the header; give files that were joined by a pattern such as '*.csv'")
+        else:
+            if len(columns) == 1:  # in a table of one column a blank line is a row without a value
+                records += [[""] for _ in blank]
+                lines += blank
+                blank = []
+            records.append(record)
+            lines.append(line)
+    return Table(columns, records, lines)

@@ -1,0 +1,253 @@
+"""From what a user names to text: files, patterns, pipes, compressed ones, in the encodings that programs write."""
+
+import bz2
+import codecs
+import difflib
+import glob
+import gzip
+import io
+import itertools
+import lzma
+import os
+import re
+import stat
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterx.errors import DataError, speaker
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+KNOWN = ", ".join(SUFFIXES)
+PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
+FOREIGN = {  # what else a file of a known name may turn out to be, by its first bytes
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it with `zstd -d`",
+    b"%PDF": "a PDF",
+    b"ARROW1": "an Arrow file; write the table as Parquet",
+    b"\x93NUMPY": "a NumPy array; write a table",
+    b"SQLite format 3": "a database; write the table as CSV",
+}
+WORDS = {  # why a known kind of file is none of data
+    ".txt": "has no columns, so it can only be labelled, by `adapterx predict --file`",
+    ".zip": "is an archive; unpack it",
+    ".tar": "is an archive; unpack it",
+    ".tgz": "is an archive; unpack it",
+    ".zst": "is packed by zstd; unpack it with `zstd -d`",
+    ".xlsx": "is an Excel workbook; save the sheet as CSV",
+    ".xls": "is an Excel workbook; save the sheet as CSV",
+    ".ods": "is a workbook; save the sheet as CSV",
+    ".arrow": "is an Arrow file; write the table as Parquet",
+    ".feather": "is an Arrow file; write the table as Parquet",
+    ".pkl": "is a pickle, which can run any program when it is loaded; write the table as CSV or Parquet",
+    ".pickle": "is a pickle, which can run any program when it is loaded; write the table as CSV or Parquet",
+}
+LARGEST_FILE = 8 * 2**30  # bytes: more does not fit a computer's memory as a table
+LARGEST_STREAM = 2**30  # bytes read from a pipe, or unpacked: neither says beforehand how much is to come
+BOMB = (64 * 2**20, 100)  # above so many bytes, no text is packed to less than a hundredth
+WAIT_FOR_WRITER = 1.0  # seconds in which somebody must have opened the other end of a named pipe
+CHUNK = 2**20
+DATASET = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:[^@]+)?(@.+)?", re.ASCII)  # as the hub allows them
+
+
+def find_files(source: str) -> list[Path] | None:
+    """Return the files that a path or a pattern names, in order; None if it can only be the name of a dataset.
+
+    Raises:
+        DataError: there are none.
+    """
+    if "://" in source:
+        raise DataError(f"{speaker()}: {source} is an address; download the file and give its path")
+    if source == "-":
+        return [Path("/dev/stdin")]
+    try:
+        path = Path(source).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such user's home
+        raise DataError(f"{speaker()}: {source} cannot be a path: {getattr(error, 'strerror', error)}") from None
+    if source and exists:
+        return [path]
+    dataset = DATASET.fullmatch(source)
+    if dataset is None and glob.has_magic(source):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        if not found:
+            raise DataError(f"{speaker()}: no file matches {source}")
+        return found
+    if dataset is not None and dataset["name"] != source and Path(dataset["name"]).exists():
+        raise DataError(f"{speaker()}: {source} must be a path; the file {dataset['name']} has no parts to choose from")
+    if dataset is None or kind_of(Path(dataset["name"])) in (*SUFFIXES, *WORDS):
+        raise DataError(f"{speaker()}: {source or repr(source)} does not exist{similar(path)}")
+    return None
+
+
+def similar(path: Path) -> str:
+    """Return a question about a file beside it whose name is alike, to end a message with; empty if there is none."""
+    names: list[str] = []
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        names = [entry.name for entry in itertools.islice(entries, 1000)]
+    alike = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return f"; is {path.parent / alike[0]} meant?" if alike else ""
+
+
+def kind_of(path: Path) -> str:
+    """Return the suffix that tells what a file holds: `.csv` of `a.CSV` and of `a.csv.gz`."""
+    inner = Path(path.stem) if path.suffix.lower() in PACKED else path
+    return inner.suffix.lower()
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether this is a pipe, such as `/dev/stdin` or a shell's `<(...)`, whose name tells nothing."""
+    return str(path).startswith(("/dev/", "/proc/")) or not (path.is_file() or path.is_dir())
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file or a pipe to its end, and unpack it.
+
+    Raises:
+        DataError: it is neither, cannot be read, or is too large.
+    """
+    if path.is_dir():
+        raise DataError(f"{speaker()}: {path} is a folder; give a file ({KNOWN}), or a pattern such as '{path}/*.csv'")
+    try:
+        # Without O_NONBLOCK the opening itself would wait for somebody who writes into a named pipe.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            found = os.fstat(descriptor)
+            if stat.S_ISFIFO(found.st_mode):
+                raw = _wait_for_writer(descriptor, path) + read_stream(file, str(path))
+            elif not stat.S_ISREG(found.st_mode):
+                raise DataError(f"{speaker()}: {path} is a device; give a file or a pipe")
+            elif found.st_size > LARGEST_FILE:
+                raise DataError(f"{speaker()}: {path} must not exceed {LARGEST_FILE} bytes, it has {found.st_size}")
+            else:
+                raw = file.readall() or b""
+    except OSError as error:
+        raise DataError(f"{speaker()}: {path} cannot be read: {error.strerror}") from error
+    return unpacked(raw, str(path))
+
+
+def _wait_for_writer(descriptor: int, path: Path) -> bytes:
+    """Return the first bytes of a pipe; a pipe into which nobody writes would be waited for without end."""
+    end = time.monotonic() + WAIT_FOR_WRITER
+    while time.monotonic() < end:
+        try:
+            if first := os.read(descriptor, CHUNK):
+                break
+        except BlockingIOError:  # somebody is there, and has not written yet
+            first = b""
+            break
+        time.sleep(0.01)
+    else:
+        raise DataError(f"{speaker()}: {path} is a pipe into which nothing is written")
+    os.set_blocking(descriptor, True)
+    return first
+
+
+def read_stream(file: BinaryIO | io.RawIOBase, name: str) -> bytes:
+    """Read to the end, as far as there can be one.
+
+    Raises:
+        DataError: there is more than fits a table, or it begins with nothing but NUL bytes, as `/dev/zero` does.
+    """
+    content = bytearray()
+    while chunk := file.read(CHUNK):
+        content += chunk
+        if len(content) > LARGEST_STREAM:
+            raise DataError(f"{speaker()}: {name} must not exceed {LARGEST_STREAM} bytes; write it to a file")
+        if len(content) == len(chunk) and not chunk.strip(b"\0"):
+            raise DataError(f"{speaker()}: {name} is not text: it begins with NUL bytes")
+    return bytes(content)
+
+
+def unpacked(raw: bytes, name: str) -> bytes:
+    """Return what bytes hold that gzip, bzip2 or xz packed, whatever their file is called; others as they are.
+
+    Raises:
+        DataError: they are damaged, or hold more than fits a table.
+    """
+    suffix = next((suffix for magic, suffix in MAGIC.items() if raw.startswith(magic)), None)
+    if suffix is None:
+        return raw
+    content = bytearray()
+    try:
+        with PACKED[suffix](io.BytesIO(raw)) as file:
+            while chunk := file.read(CHUNK):
+                content += chunk
+                if len(content) > max(BOMB[0], BOMB[1] * len(raw)):
+                    raise DataError(
+                        f"{speaker()}: {name} unpacks to more than {BOMB[1]} times its size; unpack it first"
+                    )
+                if len(content) > LARGEST_STREAM:
+                    raise DataError(f"{speaker()}: {name} unpacks to more than {LARGEST_STREAM} bytes; unpack it first")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{speaker()}: {name} is packed ({suffix}) and damaged: {error}") from None
+    return bytes(content)
+
+
+def decode(raw: bytes, name: str) -> str:
+    """Return the text that bytes hold: UTF-8, or UTF-16 or UTF-32 that can be told by its mark or its NUL bytes.
+
+    Raises:
+        DataError: it is in no such encoding (the text names the line and the byte), not text, or empty.
+    """
+    foreign = next((told for magic, told in FOREIGN.items() if raw.startswith(magic)), None)
+    if foreign is not None:
+        raise DataError(f"{speaker()}: {name} is not text but {foreign}")
+    encoding, skipped = _encoding_of(raw)
+    try:
+        text = raw[skipped:].decode(encoding)
+    except UnicodeDecodeError as error:
+        byte = skipped + error.start
+        line = raw.count(b"\n", 0, byte) + 1
+        raise DataError(
+            f"{speaker()}: {name} is not {encoding.upper()}: line {line}, byte {byte} of the file is 0x{raw[byte]:02x}"
+            f"; {_advice(raw, byte, error)}"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{speaker()}: {name} is not text: line {line} holds a NUL byte")
+    if not text.strip():
+        raise DataError(f"{speaker()}: {name} is empty")
+    return text
+
+
+def _encoding_of(raw: bytes) -> tuple[str, int]:
+    """Return the encoding and the length of the byte order mark."""
+    marks = (  # UTF-32's begins with UTF-16's
+        ("utf-8", codecs.BOM_UTF8),
+        ("utf-32-le", codecs.BOM_UTF32_LE),
+        ("utf-32-be", codecs.BOM_UTF32_BE),
+        ("utf-16-le", codecs.BOM_UTF16_LE),
+        ("utf-16-be", codecs.BOM_UTF16_BE),
+    )
+    for encoding, mark in marks:
+        if raw.startswith(mark):
+            return encoding, len(mark)
+    start = raw[:4096]
+    even, odd = start[::2].count(0), start[1::2].count(0)
+    if max(even, odd) * 10 > len(start) and not min(even, odd):  # ASCII in UTF-16: every other byte is NUL
+        return ("utf-16-le" if odd else "utf-16-be"), 0
+    return "utf-8", 0
+
+
+def _advice(raw: bytes, byte: int, error: UnicodeDecodeError) -> str:
+    if error.reason in ("unexpected end of data", "truncated data"):
+        return "the file ends in the middle of a character: it may be cut off"
+    if error.encoding != "utf-8":
+        return "the file is damaged"
+    if not raw[:byte].isascii():
+        return "what stands before is UTF-8, so mend or delete this line"
+    with suppress(UnicodeDecodeError):
+        raw.decode("cp1252")
+        return "if western Windows wrote it, convert it with `iconv -f cp1252 -t utf-8`, else from its own encoding"
+    return "convert it with `iconv -f ENCODING -t utf-8` from the encoding that it is in"
+
+
+def split_lines(text: str) -> list[str]:
+    r"""Return the lines of a text. Only `\n`, `\r\n` and `\r` end one, not U+2028 and what else `splitlines` takes."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
