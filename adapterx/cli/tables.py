@@ -95,7 +95,7 @@ def _read_file(path: Path) -> Rows:
         _require_unique(source, table.columns, "the header")
         values: list[dict[str, object]] = [dict(zip(table.columns, row, strict=True)) for row in table.records]
         return Rows(source, table.columns, values, [f"line {line}" for line in table.lines])
-    return _read_json(source, text, lines=kind != ".json")
+    return _read_json(source, text, lines=_is_json_lines(text) if kind == ".json" else not _is_json_list(text))
 
 
 def _require_unique(source: str, columns: Iterable[str], place: str) -> None:
@@ -107,8 +107,6 @@ def _require_unique(source: str, columns: Iterable[str], place: str) -> None:
 
 
 def _read_json(source: str, text: str, *, lines: bool) -> Rows:
-    if not lines and _is_json_lines(text):
-        lines = True
     if lines:
         parts = [(f"line {i}", line) for i, line in enumerate(split_lines(text), 1) if line.strip()]
         values, places = [_parsed(source, line, place) for place, line in parts], [place for place, _ in parts]
@@ -129,6 +127,14 @@ def _is_json_lines(text: str) -> bool:
     first, _, more = text.strip().partition("\n")
     try:
         return bool(more) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_json_list(text: str) -> bool:
+    """Return whether a .jsonl file holds one list, as a .json file should."""
+    try:
+        return text.lstrip().startswith("[") and isinstance(json.loads(text), list)
     except (ValueError, RecursionError):
         return False
 
