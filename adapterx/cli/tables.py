@@ -178,21 +178,19 @@ def _read_parquet(source: str, raw: bytes) -> Rows:
 
 
 def _read_named(source: str, default_split: str) -> Rows:
-    online = hub.reachable()
-    if not online:  # the library, imported only now, would try for half a minute; like this it looks into its cache
+    name, _, split = source.partition("@")
+    name, _, configuration = name.partition(":")
+    if not hub.reachable():
+        if not hub.may_be_cached(name):
+            raise _no_dataset(source, "the hub cannot be reached, and its cache has none")
+        # The library, which is imported only now, would try for half a minute; like this it looks into its cache.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
 
-    name, _, split = source.partition("@")
-    name, _, configuration = name.partition(":")
     try:
         loaded = datasets.load_dataset(name, configuration or None, split=split or default_split)
     except Exception as error:  # of dozens of kinds; all mean that there is no such data
-        why = first_line(error) if online else "the hub cannot be reached, and the cache does not have it"
-        raise DataError(
-            f"{speaker()}: {source} is no file, and no dataset of that name could be loaded ({why}); "
-            f"a file ends in {KNOWN}, a dataset is written name:configuration@split{similar(Path(name))}"
-        ) from error
+        raise _no_dataset(source, first_line(error)) from error
     names = {c: f.names for c, f in loaded.features.items() if isinstance(f, datasets.ClassLabel)}
 
     def named(column: str, value: object) -> object:
@@ -200,3 +198,10 @@ def _read_named(source: str, default_split: str) -> Rows:
 
     values = [{column: named(column, value) for column, value in row.items()} for row in loaded]
     return Rows(source, list(loaded.column_names), values, [f"row {i}" for i in range(len(values))])
+
+
+def _no_dataset(source: str, reason: str) -> DataError:
+    return DataError(
+        f"{speaker()}: {source} is no file, and no dataset of that name could be loaded ({reason}); "
+        f"a file ends in {KNOWN}, a dataset is written name:configuration@split{similar(Path(source))}"
+    )

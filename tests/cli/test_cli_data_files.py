@@ -14,7 +14,7 @@ import time
 import data_files
 import pytest
 
-from adapterx.cli import sources, tables
+from adapterx.cli import hub, sources, tables
 from adapterx.cli.examples import load_examples
 from adapterx.errors import DataError
 
@@ -194,9 +194,8 @@ def test_the_home_folder(tmp_path, monkeypatch):
     }.items(),
 )
 def test_a_name_without_data_is_refused_at_once(name, words, tmp_path, monkeypatch):
-    pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(hub, "reachable", lambda: False)
     (tmp_path / "train.csv").write_text(data_files.PLAIN)
     start = time.perf_counter()
     with pytest.raises(DataError, match=words):
