@@ -17,7 +17,7 @@ from adapterx.cli.sources import split_lines
 from adapterx.errors import DataError, speaker
 
 DELIMITERS = ",;\t|"
-DECLARED = re.compile(r"sep=(.)\r?\n")  # Excel's first line in countries where a comma is part of a number
+DECLARED = re.compile(r'sep=(\t|[^\w\s"])\r?\n')  # Excel's first line in countries where a comma is part of a number
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,14 @@ def _read(text: str, delimiter: str) -> Table:
 def _quotes_are_whole(text: str, delimiter: str) -> bool:
     """Return whether every quote encloses a whole field or is doubled inside one, as a writer that quotes leaves it."""
     edge = re.escape(delimiter)
-    field = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{edge}\r\n]*)'
+    field = re.compile(rf'(?:"[^"]*(?:""[^"]*)*"|[^"{edge}\r\n]*)(?:{edge}|\r\n|\r|\n|\Z)')
     end = 0
-    for found in re.finditer(rf"{field}(?:{edge}|\r\n|\r|\n|\Z)", text):
-        if found.start() != end:
+    while end < len(text):  # not `finditer`, which would look for the next field behind one that is none
+        found = field.match(text, end)
+        if found is None:
             return False
         end = found.end()
-    return end == len(text)
+    return True
 
 
 def _quotes_have_a_use(table: Table) -> bool:
@@ -161,7 +162,7 @@ def _rectangular(found: Iterator[tuple[int, list[str]]], delimiter: str) -> Tabl
         elif len(record) != len(columns):
             by = "" if delimiter == "," else f" separated by {delimiter!r}"
             raise Malformed(f"line {line} has {len(record)} fields{by}, the header has {len(columns)}")
-        elif record[1:] == columns[1:] != [] and record[0].lstrip("\ufeff") == columns[0]:
+        elif len(columns) > 1 and record == columns:
             raise Malformed(f"line {line} repeats the header; give files that were joined by a pattern such as '*.csv'")
         else:
             if len(columns) == 1:  # in a table of one column a blank line is a row without a value

@@ -4,6 +4,7 @@ import functools
 import os
 import socket
 import threading
+from contextlib import suppress
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, getproxies, proxy_bypass, urlopen
@@ -28,6 +29,22 @@ def reachable() -> bool:
     thread.start()
     thread.join(PROXY_PATIENCE if getproxies() else PATIENCE)
     return found == [True]
+
+
+def may_be_cached(name: str) -> bool:
+    """Return whether something of that name was downloaded before; if not, its library need not be imported to look."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    datasets = os.environ.get("HF_DATASETS_CACHE") or os.path.join(home, "datasets")
+    files = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
+    for folder in map(os.path.expanduser, (datasets, files)):
+        with suppress(OSError):  # `datasets--owner--name` and `owner___name`, with other ideas of capitals
+            if any(_letters(entry).endswith(_letters(name)) for entry in os.listdir(folder)):
+                return True
+    return False
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _answers() -> bool:

@@ -207,6 +207,8 @@ def decode(raw: bytes, name: str) -> str:
             f"{speaker()}: {name} is not {encoding.upper()}: line {line}, byte {byte} of the file is 0x{raw[byte]:02x}"
             f"; {_advice(raw, byte, error)}"
         ) from None
+    if "\ufeff" in text:  # the mark of a file that was joined to another
+        text = re.sub(r"(?<![^\r\n])\ufeff", "", text)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{speaker()}: {name} is not text: line {line} holds a NUL byte")

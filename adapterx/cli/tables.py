@@ -95,7 +95,7 @@ def _read_file(path: Path) -> Rows:
         _require_unique(source, table.columns, "the header")
         values: list[dict[str, object]] = [dict(zip(table.columns, row, strict=True)) for row in table.records]
         return Rows(source, table.columns, values, [f"line {line}" for line in table.lines])
-    return _read_json(source, text, lines=kind != ".json")
+    return _read_json(source, text, lines=_is_json_lines(text) if kind == ".json" else not _is_json_list(text))
 
 
 def _require_unique(source: str, columns: Iterable[str], place: str) -> None:
@@ -107,8 +107,6 @@ def _require_unique(source: str, columns: Iterable[str], place: str) -> None:
 
 
 def _read_json(source: str, text: str, *, lines: bool) -> Rows:
-    if not lines and _is_json_lines(text):
-        lines = True
     if lines:
         parts = [(f"line {i}", line) for i, line in enumerate(split_lines(text), 1) if line.strip()]
         values, places = [_parsed(source, line, place) for place, line in parts], [place for place, _ in parts]
@@ -129,6 +127,14 @@ def _is_json_lines(text: str) -> bool:
     first, _, more = text.strip().partition("\n")
     try:
         return bool(more) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_json_list(text: str) -> bool:
+    """Return whether a .jsonl file holds one list, as a .json file should."""
+    try:
+        return text.lstrip().startswith("[") and isinstance(json.loads(text), list)
     except (ValueError, RecursionError):
         return False
 
@@ -172,21 +178,19 @@ def _read_parquet(source: str, raw: bytes) -> Rows:
 
 
 def _read_named(source: str, default_split: str) -> Rows:
-    online = hub.reachable()
-    if not online:  # the library, imported only now, would try for half a minute; like this it looks into its cache
+    name, _, split = source.partition("@")
+    name, _, configuration = name.partition(":")
+    if not hub.reachable():
+        if not hub.may_be_cached(name):
+            raise _no_dataset(source, "the hub cannot be reached, and its cache has none")
+        # The library, which is imported only now, would try for half a minute; like this it looks into its cache.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
 
-    name, _, split = source.partition("@")
-    name, _, configuration = name.partition(":")
     try:
         loaded = datasets.load_dataset(name, configuration or None, split=split or default_split)
     except Exception as error:  # of dozens of kinds; all mean that there is no such data
-        why = first_line(error) if online else "the hub cannot be reached, and the cache does not have it"
-        raise DataError(
-            f"{speaker()}: {source} is no file, and no dataset of that name could be loaded ({why}); "
-            f"a file ends in {KNOWN}, a dataset is written name:configuration@split{similar(Path(name))}"
-        ) from error
+        raise _no_dataset(source, first_line(error)) from error
     names = {c: f.names for c, f in loaded.features.items() if isinstance(f, datasets.ClassLabel)}
 
     def named(column: str, value: object) -> object:
@@ -194,3 +198,10 @@ def _read_named(source: str, default_split: str) -> Rows:
 
     values = [{column: named(column, value) for column, value in row.items()} for row in loaded]
     return Rows(source, list(loaded.column_names), values, [f"row {i}" for i in range(len(values))])
+
+
+def _no_dataset(source: str, reason: str) -> DataError:
+    return DataError(
+        f"{speaker()}: {source} is no file, and no dataset of that name could be loaded ({reason}); "
+        f"a file ends in {KNOWN}, a dataset is written name:configuration@split{similar(Path(source))}"
+    )

@@ -7,13 +7,14 @@ import decimal
 import gzip
 import json
 import os
+import socket
 import threading
 import time
 
 import data_files
 import pytest
 
-from adapterx.cli import sources, tables
+from adapterx.cli import hub, sources, tables
 from adapterx.cli.examples import load_examples
 from adapterx.errors import DataError
 
@@ -193,9 +194,8 @@ def test_the_home_folder(tmp_path, monkeypatch):
     }.items(),
 )
 def test_a_name_without_data_is_refused_at_once(name, words, tmp_path, monkeypatch):
-    pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(hub, "reachable", lambda: False)
     (tmp_path / "train.csv").write_text(data_files.PLAIN)
     start = time.perf_counter()
     with pytest.raises(DataError, match=words):
@@ -265,3 +265,26 @@ def test_parquet_of_more_rows_than_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MOST_ROWS", (10**3, 100))
     with pytest.raises(DataError, match="has 1000000 rows in"):
         load_examples(str(tmp_path / "a.parquet"))
+
+
+def test_what_stands_in_place_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "WAIT_FOR_WRITER", 0.1)
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    (tmp_path / "gone.csv").symlink_to("nowhere")
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    words = {
+        "zero.csv": "is a device",
+        "loop.csv": "does not exist",
+        "gone.csv": "does not exist",
+        "folder.csv": r"is a folder; give a file .* or a pattern such as '.*/folder.csv/\*.csv'",
+        "pipe.csv": "a pipe into which nothing is written",
+    }
+    with socket.socket(socket.AF_UNIX) as listening:
+        if len(str(tmp_path)) < 80:  # the system's limit is about 100
+            listening.bind(str(tmp_path / "socket.csv"))
+            words["socket.csv"] = "cannot be read"
+        for name, reason in words.items():
+            with pytest.raises(DataError, match=reason):
+                load_examples(str(tmp_path / name))

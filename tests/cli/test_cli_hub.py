@@ -95,3 +95,40 @@ def test_a_network_that_swallows_everything(monkeypatch):
     assert not hub.reachable()
     assert time.perf_counter() - start < 1
     ended.set()
+
+
+def test_what_may_be_in_the_cache(tmp_path, monkeypatch):
+    for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert not hub.may_be_cached("imdb")
+    (tmp_path / "datasets" / "owner___my_reviews").mkdir(parents=True)
+    (tmp_path / "hub" / "datasets--stanfordnlp--imdb").mkdir(parents=True)
+    for name in ("owner/MyReviews", "imdb", "stanfordnlp/imdb"):
+        assert hub.may_be_cached(name)
+    assert not hub.may_be_cached("owner/reviews2")
+
+
+def test_a_dataset_of_the_cache_is_read_without_the_hub(tmp_path, monkeypatch):
+    """What was loaded once must load again where nothing can be reached."""
+    datasets = pytest.importorskip("datasets")
+    from huggingface_hub import constants
+
+    from adapterx.cli.examples import load_examples
+
+    classes = datasets.ClassLabel(names=["n", "p"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": classes})
+    table = datasets.Dataset.from_dict({"text": ["good", "bad"], "label": [1, 0]}, features=features)
+    table.to_parquet(tmp_path / "train.parquet")
+    datasets.load_dataset("parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=str(tmp_path / "c"))
+    (made,) = (tmp_path / "c" / "parquet").glob("*/*/*/")
+    cached = tmp_path / "datasets" / "owner___reviews" / "default" / "0.0.0" / "abc"
+    cached.mkdir(parents=True)
+    for path in made.iterdir():
+        (cached / path.name.replace("parquet-", "reviews-")).write_bytes(path.read_bytes())
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    for module in (datasets.config, constants):  # they read the environment when they were imported
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    assert load_examples("owner/reviews").labels == ["p", "n"]

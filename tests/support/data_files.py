@@ -76,6 +76,7 @@ READ = {  # name: (content, examples)
     "usual_names.csv": ("sentence,category\ngood,p\nbad,n\n", TWO),
     "json_lines.json": (JSONL, TWO),
     "pretty.json": (json.dumps(json.loads(JSON), indent=2), TWO),
+    "pretty.jsonl": (json.dumps(json.loads(JSON), indent=2), TWO),
     "key_order.jsonl": ('{"label": "p", "text": "good"}\n{"text": "bad", "more": [1], "label": "n"}\n', TWO),
     "escapes.jsonl": ('{"text": "a\\nb\\t\\u00e9\\ud83d\\ude00", "label": "p"}\n', [("a\nb\té😀", "p")]),
     "nested_beside.jsonl": ('{"text": "good", "label": "p", "meta": {"a": [1, {"b": 2}]}}\n', [("good", "p")]),
@@ -148,6 +149,9 @@ READ = {  # name: (content, examples)
     "bom.csv": (codecs.BOM_UTF8 + PLAIN.encode(), TWO),
     "bom.tsv": (codecs.BOM_UTF8 + TSV.encode(), TWO),
     "bom.jsonl": (codecs.BOM_UTF8 + JSONL.encode(), TWO),
+    "bom_between.csv": ("\ufeff" + PLAIN + "\ufeffso,n\n", [*TWO, ("so", "n")]),
+    "bom_between.jsonl": ("\ufeff" + JSONL + "\ufeff" + JSONL, TWO * 2),
+    "bom_inside.csv": (PLAIN.replace("good", "go\ufeffod"), [("go\ufeffod", "p"), TWO[1]]),
     "bom.json": (codecs.BOM_UTF8 + JSON.encode(), TWO),
     **{
         f"{encoding}{suffix}": (content.replace("good", "gööd").encode(encoding), [("gööd", "p"), TWO[1]])
@@ -194,6 +198,11 @@ READ = {  # name: (content, examples)
     "markup.csv": (labels("[/neg]", "[neg]", suffix=".csv"), [("a", "[/neg]"), ("b", "[neg]")]),
     "names_of_nothing.csv": (labels("None", "NA", "null", suffix=".csv"), [("a", "None"), ("b", "NA"), ("c", "null")]),
     "versions.csv": (labels("v3.10", "3.10.1", suffix=".csv"), [("a", "v3.10"), ("b", "3.10.1")]),
+    "long_labels.csv": (
+        labels("1" * 200_000 + "x", "[" + "1 " * 200_000, "1" * 200_000, suffix=".csv"),
+        [("a", "1" * 200_000 + "x"), ("b", ("[" + "1 " * 200_000).strip()), ("c", "1" * 200_000)],
+    ),
+    "many_quotes.tsv": ("text\tlabel\n" + '"' * 400_000 + "x\tp\n", [('"' * 400_000 + "x", "p")]),
     "repeated_beside.jsonl": ('{"text": "a", "label": 1, "x": null}\n', [("a", "1")]),
 }
 
@@ -263,6 +272,8 @@ REFUSED = {  # name: (content, words of the refusal)
     "regression.parquet": (parquet(text=["a"], label=[0.25]), "regression is not supported"),
     "regression_without_zero.csv": (labels(".5", suffix=".csv"), "regression is not supported"),
     "regression_in_europe.csv": ("text;score\na;0,5\n".replace("score", "label"), "regression is not supported"),
+    "long_fraction.csv": (labels("1" * 100_000 + ".5", suffix=".csv"), "no finite number"),
+    "small_fraction.csv": (labels("0." + "1" * 100_000, suffix=".csv"), "regression is not supported"),
     "infinity.csv": (labels("inf", suffix=".csv"), "no finite number"),
     "infinity.jsonl": (labels("Infinity", suffix=".jsonl"), "no finite number"),
     "nan.csv": (labels("nan", suffix=".csv"), "column 'label' has no value in line 2"),
@@ -279,7 +290,8 @@ REFUSED = {  # name: (content, words of the refusal)
     "broken.jsonl": ('{"text": "x", "label": 1}\n\n{"text": \n', "line 3 is not JSON"),
     "two_in_a_line.jsonl": ('{"text": "x"} {"text": "y"}\n', "line 1 is not JSON: Extra data"),
     "list_of_numbers.jsonl": ("[1, 2]\n", "must be an object"),
-    "pretty.jsonl": (json.dumps(json.loads(JSON), indent=2), "line 1 is not JSON"),
+    "lists.jsonl": ('["good", "p"]\n["bad", "n"]\n', "line 1 must be an object"),
+    "pretty_objects.jsonl": (json.dumps(json.loads(JSON)[0], indent=2), "line 1 is not JSON"),
     "object.json": ('{"data": []}', "must hold a list"),
     "columns_of_pandas.json": ('{"text": {"0": "a"}, "label": {"0": 1}}', "must hold a list"),
     "number.json": ("5", "must hold a list"),
