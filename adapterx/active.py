@@ -131,9 +131,12 @@ def _open(override: Override) -> Iterator[None]:
         yield
     finally:
         _OVERRIDES.remove(override)
+        trained = override.trained()
         for switchable in override.switchables:  # not the model's: a part may have been taken out meanwhile
             others = tuple(other for other in switchable.route.overrides if other is not override)
             switchable.change_route(overrides=others)
+        if override.batch is not None:
+            override.batch.refrozen = [parameter for parameter in trained if not parameter.requires_grad]
 
 
 @contextmanager
@@ -186,22 +189,7 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
         check_known(model, adapter_names_in(batch.pick))
     steps = register_optimizer_step_post_hook(batch.note_optimizer_step)
     try:
-        with _trained_by(batch, switchable_modules(model)), _open(Override(model, batch)):
+        with _open(Override(model, batch)):
             yield model
     finally:
         steps.remove()
-
-
-@contextmanager
-def _trained_by(batch: MixedBatch, switchables: Sequence[SwitchableModules]) -> Iterator[None]:
-    """Let the parameters of the picked adapters, and of no others, require gradients; give all flags back."""
-    children = [(name, child) for switchable in switchables for name, child in switchable.items()]
-    former = [(p, p.requires_grad, name in batch.names) for name, child in children for p in child.parameters()]
-    try:
-        for parameter, _, wanted in former:
-            parameter.requires_grad_(wanted)
-        yield
-    finally:
-        batch.refrozen = [parameter for parameter, flag, _ in former if parameter.requires_grad and not flag]
-        for parameter, flag, _ in former:
-            parameter.requires_grad_(flag)

@@ -81,6 +81,10 @@ class Override:
         self.model, self.batch = model, batch
         self.switchables: list[SwitchableModules] = []  # on which it is open
 
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that require gradients now where this override is open."""
+        return [p for switchable in self.switchables for p in switchable.parameters() if p.requires_grad]
+
 
 @dataclass(frozen=True)
 class Route:
@@ -120,6 +124,7 @@ class SwitchableModules(nn.ModuleDict):
         self.where = where
         self.places: dict[str, Place] = {}
         self.route = Route()
+        self.former_flags: dict[str, bool] = {}  # `requires_grad` by parameter, from before the open `mixed` blocks
         self.handle: RemovableHandle | None = None  # of the forward hook on the base module
 
     def hang(self, name: str, module: nn.Module, place: Place) -> None:
@@ -136,6 +141,24 @@ class SwitchableModules(nn.ModuleDict):
     def change_route(self, **changes: Any) -> None:
         """Exchange the composition or the overrides of the route, and build what runs from it."""
         self.route = self._build(replace(self.route, **changes))
+        if "overrides" in changes:
+            self._set_flags()
+
+    def _set_flags(self) -> None:
+        """Let parameters require gradients as the innermost `mixed` block says, and after the last one as before."""
+        batches = [override.batch for override in self.route.overrides if override.batch is not None]
+        if batches:
+            flags = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
+            self.former_flags = flags | self.former_flags
+            for name, module in self.items():
+                module.requires_grad_(name in batches[-1].names)
+        elif self.former_flags:
+            self._restore_flags()
+
+    def _restore_flags(self) -> None:
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(self.former_flags.get(name, parameter.requires_grad))
+        self.former_flags = {}
 
     def _build(self, route: Route) -> Route:
         raise NotImplementedError(f"{type(self).__name__}: _build must be defined by what hangs on a module")
@@ -145,7 +168,14 @@ class SwitchableModules(nn.ModuleDict):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._restore_flags()
         self.change_route()
+
+    def __copy__(self) -> "SwitchableModules":  # shares the parameters, which must keep what open blocks gave them
+        twin = type(self).__new__(type(self))
+        twin.__dict__ |= self.__dict__ | {"route": Route(self.route.composition), "former_flags": {}}
+        twin.change_route()
+        return twin
 
 
 class AdapterSet(SwitchableModules):
