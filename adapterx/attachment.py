@@ -108,7 +108,8 @@ class Plan:
             adapters = self._hang(target.module, AdapterSet, self.adapters[target.module], target, added)
             if target.input_module is not None:
                 source = self.model.get_submodule(target.input_module)
-                adapters.capture(self.report.name, target.input_module, source)
+                around = _around(self.model, target.module, target.input_module)
+                adapters.capture(self.report.name, target.input_module, source, around)
         for path, module in self.copies.items():
             self._hang(path, ModuleCopies, module, None, added)
         take_over(self.model, added)
@@ -136,6 +137,15 @@ class Plan:
         place = Place(self.report, path, target)
         base._modules[child].hang(self.report.name, module.requires_grad_(False), place)
         return base._modules[child]
+
+
+def _around(model: nn.Module, first: str, second: str) -> nn.Module:
+    """Return the innermost module that calls both: lists and dictionaries of modules are never called."""
+    shared = commonprefix([first.split("."), second.split(".")])
+    chain = [model]
+    for part in shared:
+        chain.append(chain[-1]._modules[part])
+    return next((module for module in reversed(chain) if not isinstance(module, CONTAINERS)), model)
 
 
 def plan_attachment(

@@ -188,20 +188,26 @@ class AdapterSet(SwitchableModules):
     def __init__(self, where: str = "") -> None:
         super().__init__(where)
         self.captures: dict[str, Capture] = {}
-        self.capture_handles: dict[str, RemovableHandle] = {}
+        self.capture_handles: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
 
     def remove(self, name: str) -> None:
         """Take an adapter off, and the hook that served it."""
         super().remove(name)
         self.captures.pop(name, None)
-        if name in self.capture_handles:
-            self.capture_handles.pop(name).remove()
+        for handle in self.capture_handles.pop(name, ()):
+            handle.remove()
 
-    def capture(self, name: str, source: str, module: nn.Module) -> None:
-        """Carry what another module, of the name `source`, receives to the adapter of this name."""
+    def capture(self, name: str, source: str, module: nn.Module, around: nn.Module) -> None:
+        """Carry what another module, of the name `source`, receives to the adapter of this name.
+
+        `around` runs them both; at its end, also by an exception, nothing that was not read is kept.
+        """
         capture = Capture(source, f"adapter {name!r} of {self.where}")
         self.captures[name] = capture
-        self.capture_handles[name] = module.register_forward_pre_hook(capture.store, with_kwargs=True)
+        self.capture_handles[name] = (
+            module.register_forward_pre_hook(capture.store, with_kwargs=True),
+            around.register_forward_hook(capture.drop, always_call=True),
+        )
 
     def _build(self, route: Route) -> Route:
         members = {name: Member(self[name], place.target.port) for name, place in self.places.items()}

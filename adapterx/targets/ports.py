@@ -173,6 +173,10 @@ class Capture:
         if self.wanted:
             self.captured.hidden_states = first_input(args, kwargs)
 
+    def drop(self, *_: Any) -> None:
+        """Forward hook of the module that runs source and reader: a reader that did not run must not keep a tensor."""
+        self.captured.hidden_states = None
+
     def take(self) -> Tensor:
         """Return the captured hidden states and forget them."""
         hidden_states, self.captured.hidden_states = self.captured.hidden_states, None
