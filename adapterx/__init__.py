@@ -28,8 +28,9 @@ from adapterx.errors import (
     UnknownAdapterError,
 )
 from adapterx.heads import ClassificationHead, SequenceClassifier
-from adapterx.host import AdapterSet, Attachment
+from adapterx.host import AdapterSet
 from adapterx.ops import build_info
+from adapterx.records import Attachment
 
 __all__ = [
     "AdapterConfig",

@@ -7,14 +7,21 @@ from typing import NoReturn
 from torch import nn
 
 from adapterx.compose import Composition, Stack, adapter_names_in
-from adapterx.errors import UnknownAdapterError, speaker, speaking_as
-from adapterx.host import Attachment, SwitchableModules, switchable_modules
+from adapterx.errors import TargetError, UnknownAdapterError, speaker, speaking_as
+from adapterx.host import COPIES, SwitchableModules, switchable_modules
+from adapterx.records import Attachment, rosters_of
 from adapterx.targets import Target
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of all adapters in the model, active or not, in order of attachment per module."""
     return tuple(dict.fromkeys(name for switchable in switchable_modules(model) for name in switchable))
+
+
+def recorded_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of all adapters in the model, and of those that were attached to it and have vanished."""
+    recorded = (roster.name for module in model.modules() for roster in rosters_of(module))
+    return tuple(dict.fromkeys([*adapter_names(model), *recorded]))
 
 
 def active_adapters(model: nn.Module) -> tuple[str, ...]:
@@ -41,7 +48,12 @@ def adapters(model: nn.Module) -> dict[str, Attachment]:
     Returns:
         For each adapter its configuration, targets, rule, blocks, trained copies, and the active composition that it
         takes part in.
+
+    Raises:
+        TargetError: base modules that were adapted have been replaced, and their adapters with them.
     """
+    with speaking_as("adapters"):
+        check_whole(model)
     found: dict[str, tuple[Attachment, list[Target], list[str]]] = {}
     for path, switchable in model.named_modules():
         if not isinstance(switchable, SwitchableModules):
@@ -102,6 +114,49 @@ def check_known(model: nn.Module, names: Sequence[str]) -> None:
         )
 
 
+def check_whole(model: nn.Module) -> None:
+    """Raise TargetError unless everything that `attach` has hung on the model is still there and fits its module."""
+    recorded = [roster for module in model.modules() for roster in rosters_of(module)]
+    if not recorded:
+        return
+    found: dict[int, set[str]] = {}
+    for switchable in switchable_modules(model):
+        for place in switchable.places.values():
+            found.setdefault(id(place.roster), set()).add(place.module)
+    for roster in recorded:
+        if lost := sorted(roster.modules - found.get(id(roster), set())):
+            shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
+            raise TargetError(
+                f"{speaker()}: model must keep the modules that adapter {roster.name!r} hangs on, {shown} "
+                f"{'was' if len(lost) == 1 else 'were'} replaced or taken out after `attach`, and what was trained "
+                "there with it; resize, prune and quantise before attaching, or detach the adapter first"
+            )
+    _check_copies(model)
+
+
+def _check_copies(model: nn.Module) -> None:
+    """Raise TargetError where a base module was resized in place and its trained copies were not."""
+    for base in model.modules():
+        for name, copied in base._modules.get(COPIES, {}).items() if COPIES in base._modules else ():
+            for key, parameter in copied.named_parameters():
+                own = _parameter_at(base, key)
+                if own is not None and own.is_floating_point() and own.shape != parameter.shape:
+                    raise TargetError(
+                        f"{speaker()}: model must keep the sizes of modules that have trained copies, "
+                        f"{base._modules[COPIES].where}.{key} is {tuple(own.shape)} now and {tuple(parameter.shape)} "
+                        f"in adapter {name!r}; resize before attaching, or detach the adapter first"
+                    )
+
+
+def _parameter_at(module: nn.Module, key: str) -> nn.Parameter | None:
+    *path, last = key.split(".")
+    for part in path:
+        module = module._modules.get(part)
+        if module is None:
+            return None
+    return module._parameters.get(last)
+
+
 @dataclass(frozen=True)
 class Summary:
     """Numbers of parameters; print it.
@@ -138,7 +193,12 @@ def summary(model: nn.Module) -> Summary:
 
     Returns:
         How many there are, how many train, and what the adapters take; print it.
+
+    Raises:
+        TargetError: base modules that were adapted have been replaced, and their adapters with them.
     """
+    with speaking_as("summary"):
+        check_whole(model)
     in_adapters = {id(parameter): parameter for _, parameter in adapter_parameters(model)}
     everything = {id(parameter): parameter for parameter in model.parameters()}
     trainable = sum(p.numel() for p in everything.values() if p.requires_grad)

@@ -5,7 +5,7 @@ holds adapters by name, `adapterx_copies` trained copies. What such a child runs
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -14,57 +14,12 @@ from adapterx.compose.batch import MixedBatch
 from adapterx.compose.copies import Answer, build_answer
 from adapterx.compose.expression import Composition, Stack
 from adapterx.compose.program import Member, Step, build_steps, readers, run_steps
-from adapterx.config import AdapterConfig
-from adapterx.targets import Target
+from adapterx.records import Place
 from adapterx.targets.ports import Call, Capture, Port
 
 ADAPTERS = "adapterx"
 COPIES = "adapterx_copies"
 NOTHING = Stack()
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """One adapter of a model: what `attach` has done, and what `adapters` tells; print it.
-
-    Attributes:
-        name: the adapter's name.
-        rule: how the modules were chosen, in words.
-        config: the adapter's configuration.
-        targets: the adapted modules.
-        modules_to_save: the modules of which the adapter trains a copy.
-        composition: the active composition that the adapter takes part in; None where it is inactive.
-    """
-
-    name: str
-    rule: str
-    config: AdapterConfig
-    targets: tuple[Target, ...]
-    modules_to_save: tuple[str, ...]
-    composition: Composition | None = None
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Indices of the blocks that hold adapted modules."""
-        return tuple(sorted({target.block for target in self.targets} - {None}))
-
-    def __str__(self) -> str:
-        lines = [f"adapter {self.name!r} on {len(self.targets)} modules, chosen by {self.rule}"]
-        for target in self.targets:
-            width = self.config.resolve_bottleneck_dim(target.hidden_size)
-            source = f", reads the input of {target.input_module}" if target.input_module else ""
-            sizes = f"{target.input_size} -> {width} -> {target.hidden_size}"
-            lines.append(f"  {target.module} ({target.position}): {sizes}{source}")
-        lines += [f"  {name}: trained copy" for name in self.modules_to_save]
-        return "\n".join(lines)
-
-
-class Place(NamedTuple):
-    """Why something hangs on a module: the attachment, and the target there (None for a trained copy)."""
-
-    attachment: Attachment
-    module: str
-    target: Target | None
 
 
 class Override:
@@ -135,7 +90,9 @@ class SwitchableModules(nn.ModuleDict):
 
     def remove(self, name: str) -> None:
         """Take it off again."""
-        del self[name], self.places[name]
+        del self[name]
+        place = self.places.pop(name)
+        place.roster.modules.discard(place.module)
         self.change_route()
 
     def change_route(self, **changes: Any) -> None:
@@ -247,10 +204,10 @@ class ModuleCopies(SwitchableModules):
         composition, batch = route.in_effect()
         return replace(route, answer=build_answer(composition, self._modules, self.where, batch))
 
-    def replace_output(self, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def replace_output(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Return what answers in place of the base module; None leaves the base module's output."""
         answer = self.route.answer
-        return None if answer is None else answer(args, kwargs, output)
+        return None if answer is None else answer(base, args, kwargs, output)
 
 
 def apply_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
@@ -261,7 +218,7 @@ def apply_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], outpu
 
 def apply_copies(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of a module of which adapters train copies."""
-    return module._modules[COPIES].replace_output(args, kwargs, output)
+    return module._modules[COPIES].replace_output(module, args, kwargs, output)
 
 
 def switchable_modules(model: nn.Module) -> list[SwitchableModules]:

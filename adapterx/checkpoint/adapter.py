@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from adapterx.adapters import active_adapters, adapter_names, adapters, check_known
-from adapterx.attachment import Plan, check_dtype, check_name, plan_attachment
 from adapterx.checkpoint.document import describe_base
 from adapterx.checkpoint.fitting import check_fit, copy_into
 from adapterx.checkpoint.pair import read_pair, write_pair
@@ -22,7 +21,9 @@ from adapterx.errors import (
     speaker,
     speaking_as,
 )
-from adapterx.host import ADAPTERS, AdapterSet, Attachment, ModuleCopies, base_modules
+from adapterx.host import ADAPTERS, AdapterSet, ModuleCopies, base_modules
+from adapterx.planning import Plan, check_dtype, check_name, plan_attachment
+from adapterx.records import Attachment
 
 
 @speaking_as("save_adapter")

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from adapterx.errors import TargetError, speaker
 
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # never called
+
 
 def in_out_sizes(module: nn.Module) -> tuple[int, int] | None:
     """Return the input and output widths of a linear map (`nn.Linear` and its quantised kin, `Conv1D`), or None."""
@@ -59,7 +61,7 @@ def _refuse_unsuitable(modules: Mapping[str, nn.Module], name: str) -> None:
         reason = (
             f"torch.nn.MultiheadAttention reads its weights without calling it; name {name.rpartition('.')[0]} instead"
         )
-    elif isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
+    elif isinstance(module, CONTAINERS):
         reason = f"a {kind} is never called"
     elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         reason = f"the last axis of a {kind} is not its channels"

@@ -102,7 +102,6 @@ def test_an_inner_block_on_a_part_gives_back_what_the_outer_one_chose(model):
         inner = mixed(part, [None, None])
         inner.__enter__()
         assert not any(parameter.requires_grad for _, parameter in adapter_parameters(part))
-        with pytest.raises(ZeroDivisionError):
-            inner.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+        assert not inner.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
         assert flags(model) == outer
     assert flags(model) == before
