@@ -108,6 +108,7 @@ def check_known(model: nn.Module, names: Sequence[str]) -> None:
     known = adapter_names(model)
     unknown = sorted(set(names) - set(known))
     if unknown:
+        check_whole(model)  # it may have been lost, which is the better answer
         raise UnknownAdapterError(
             f"{speaker()}: name must be an attached adapter, got {', '.join(map(repr, unknown))}; "
             f"attached are {', '.join(map(repr, sorted(known))) or 'none'}"

@@ -40,11 +40,10 @@ def copy_in_memory(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     offloaded = [each for each in module.modules() if _hooks(each)]
     hooks = {id(each._hf_hook): each._hf_hook for each in offloaded}
     with ExitStack() as stack:
-        if offloaded:
-            from accelerate.utils import align_module_device
-
-            for each in offloaded:
-                stack.enter_context(align_module_device(each))
+        for each in offloaded:
+            if any(tensor.is_meta for tensor in each.parameters()):
+                stack.callback(each._hf_hook.post_forward, each, None)
+                each._hf_hook.pre_forward(each)
         # A hook knows the weights of the whole model: it is handed on as it is, and taken off.
         duplicate = copy.deepcopy(module, hooks)
     for each in duplicate.modules():

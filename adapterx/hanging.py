@@ -1,5 +1,8 @@
 """Hang what was planned on base modules, freeze them, and undo both."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from adapterx.host import (
@@ -67,6 +70,7 @@ def remove_adapters(model: nn.Module, names: tuple[str, ...]) -> None:
         for child in (ADAPTERS, COPIES):
             switchable = module._modules.get(child)
             if not isinstance(switchable, SwitchableModules):
+                _remove_orphans(module, apply_adapters if child == ADAPTERS else apply_copies)
                 continue
             for name in names:
                 if name in switchable:
@@ -74,3 +78,10 @@ def remove_adapters(model: nn.Module, names: tuple[str, ...]) -> None:
             if not switchable:
                 switchable.handle.remove()
                 delattr(module, child)
+
+
+def _remove_orphans(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Take a hook off a module that got it from the one whose place it took."""
+    for key in [key for key, other in module._forward_hooks.items() if other is hook]:
+        module._forward_hooks.pop(key)
+        module._forward_hooks_with_kwargs.pop(key, None)

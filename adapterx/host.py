@@ -14,12 +14,14 @@ from adapterx.compose.batch import MixedBatch
 from adapterx.compose.copies import Answer, build_answer
 from adapterx.compose.expression import Composition, Stack
 from adapterx.compose.program import Member, Step, build_steps, readers, run_steps
+from adapterx.errors import TargetError
 from adapterx.records import Place
 from adapterx.targets.ports import Call, Capture, Port
 
 ADAPTERS = "adapterx"
 COPIES = "adapterx_copies"
 NOTHING = Stack()
+_NO_OUTPUT = object()  # whoever hands a hook on may forget that it takes keyword arguments
 
 
 class Override:
@@ -189,12 +191,32 @@ class AdapterSet(SwitchableModules):
                 f"{self.where} returns {type(hidden_states).__name__}"
             )
         call = Call(module, args, kwargs, hidden_states, self._modules, self.captures)
-        hidden_states = route.port.finish(call, run_steps(route.steps, call, route.port.start(call)))
+        try:
+            hidden_states = route.port.finish(call, run_steps(route.steps, call, route.port.start(call)))
+        except (AttributeError, RuntimeError) as error:
+            self._explain(error, hidden_states)
+            raise
         if not is_tuple:
             return hidden_states
         if hasattr(output, "_replace"):  # a named tuple
             return output._replace(**{output._fields[0]: hidden_states})
         return (hidden_states, *output[1:])
+
+    def _explain(self, error: Exception, hidden_states: Tensor) -> None:
+        """Say in words what others have done to adapters: their weights are read and their projections never called."""
+        for name, adapter in self.items():
+            for projection in (adapter.down_proj, adapter.up_proj):
+                where = f"adapter {name!r} of {self.where}"
+                if not isinstance(projection.weight, Tensor):
+                    raise TargetError(
+                        f"attach: {where} must keep its linear maps, one was replaced by "
+                        f"{_class_of(projection)}; quantise the model before attaching"
+                    ) from error
+                if projection.weight.is_meta and not hidden_states.is_meta:
+                    raise TargetError(
+                        f"attach: {where} must be in memory, got weights on the meta device; offload the model before "
+                        "attaching"
+                    ) from error
 
 
 class ModuleCopies(SwitchableModules):
@@ -210,15 +232,35 @@ class ModuleCopies(SwitchableModules):
         return None if answer is None else answer(base, args, kwargs, output)
 
 
-def apply_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+def apply_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any = _NO_OUTPUT) -> Any:
     """Forward hook of an adapted module. A plain function: copies and pickles of a model so find their own adapters."""
-    # Straight from the table of children: as an attribute the search would take a quarter of the hook's time.
-    return module._modules[ADAPTERS].adapt(module, args, kwargs, output)
+    try:
+        # Straight from the table of children: as an attribute the search would take a quarter of the hook's time.
+        adapters = module._modules[ADAPTERS]
+    except KeyError:
+        raise _replaced(module) from None
+    return adapters.adapt(module, args, kwargs, output)
 
 
-def apply_copies(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+def apply_copies(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any = _NO_OUTPUT) -> Any:
     """Forward hook of a module of which adapters train copies."""
-    return module._modules[COPIES].replace_output(module, args, kwargs, output)
+    try:
+        copies = module._modules[COPIES]
+    except KeyError:
+        raise _replaced(module) from None
+    return copies.replace_output(module, args, kwargs, output)
+
+
+def _replaced(module: nn.Module) -> TargetError:
+    # A quantiser hands the hooks on to the module that it puts in place, without what hangs there.
+    return TargetError(
+        f"attach: model must keep the modules that adapters hang on, one was replaced by {_class_of(module)}, and its "
+        "adapters are lost; quantise the model before attaching, or detach them"
+    )
+
+
+def _class_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def switchable_modules(model: nn.Module) -> list[SwitchableModules]:

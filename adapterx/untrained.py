@@ -25,29 +25,41 @@ def warn_of_fresh_heads(model: nn.Module, trained: Sequence[str]) -> None:
     if fresh:
         names = ", ".join(map(repr, fresh))
         warnings.warn(
-            f"{speaker()}: {names} of the {type(model).__name__} was in no file that was loaded: it holds random "
-            f"numbers, and attaching freezes it; name it in modules_to_save=({names},), or load a model with its head",
+            f"{speaker()}: {names} of the {type(model).__name__} was in no file that transformers loaded and may hold "
+            f"random numbers, which attaching freezes; name it in modules_to_save=({names},), or attach to the base alone",
             UserWarning,
             stacklevel=4,
         )
 
 
 def fresh_heads(model: nn.Module) -> list[str]:
-    """Return the qualified names of the outermost heads that `from_pretrained` could not find in its files."""
-    base = getattr(model, str(getattr(model, "base_model_prefix", None) or "_"), None)
-    if not isinstance(base, nn.Module) or base is model:
+    """Return the qualified names of the outermost trainable modules beside a loaded base that were in no file of it."""
+    base = _loaded_base(model)
+    if base is None:
         return []
     inside = {id(parameter) for parameter in base.parameters()}
-    heads: dict[str, bool] = {}
-    for path, module in base_modules(model).items():
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) not in inside:
-                head = path.split(".")[0]
-                heads[head] = heads.get(head, False) or not getattr(parameter, _LOADED, False)
-    loaded_by_parameter = any(getattr(parameter, _LOADED, False) for parameter in model.parameters())
-    if not loaded_by_parameter and not _changed_task(model):
-        return []
-    return [head for head, is_fresh in heads.items() if is_fresh and head]
+    found = {
+        path.split(".")[0]: None
+        for path, module in base_modules(model).items()
+        for parameter in module.parameters(recurse=False)
+        if path and id(parameter) not in inside and parameter.requires_grad and not getattr(parameter, _LOADED, False)
+    }
+    return list(found)
+
+
+def _loaded_base(model: nn.Module) -> nn.Module | None:
+    """Return the part of a model that was read from files, if another part was not."""
+    prefix = getattr(model, "base_model_prefix", None)
+    if prefix is None:  # a wrapper around a model of transformers
+        others = (module for path, module in base_modules(model).items() if path)
+        return next((module for module in others if hasattr(module, "base_model_prefix") and _is_loaded(module)), None)
+    base = getattr(model, str(prefix) or "_", None)
+    marked = any(getattr(parameter, _LOADED, False) for parameter in model.parameters())
+    return base if isinstance(base, nn.Module) and (marked or _changed_task(model)) else None
+
+
+def _is_loaded(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "_name_or_path", ""))
 
 
 def _changed_task(model: nn.Module) -> bool:

@@ -43,7 +43,7 @@ def test_a_grad_scaler_trains_them(model, dtype, placement):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     scaler = torch.amp.GradScaler("cpu")
     for _ in range(2):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
             loss = loss_of(model, inputs)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
