@@ -204,6 +204,11 @@ class AdapterSet(SwitchableModules):
 
     def _explain(self, error: Exception, hidden_states: Tensor) -> None:
         """Say in words what others have done to adapters: their weights are read and their projections never called."""
+        if hidden_states.is_nested:
+            raise TypeError(
+                f"attach: adapters on {self.where} must receive strided tensors, got a nested one; build the model "
+                "with enable_nested_tensor=False"
+            ) from error
         for name, adapter in self.items():
             for projection in (adapter.down_proj, adapter.up_proj):
                 where = f"adapter {name!r} of {self.where}"

@@ -26,7 +26,7 @@ def warn_of_fresh_heads(model: nn.Module, trained: Sequence[str]) -> None:
         names = ", ".join(map(repr, fresh))
         warnings.warn(
             f"{speaker()}: {names} of the {type(model).__name__} was in no file that transformers loaded and may hold "
-            f"random numbers, which attaching freezes; name it in modules_to_save=({names},), or attach to the base alone",
+            f"random numbers, which attaching freezes; name it in modules_to_save=({names},), or attach to its base",
             UserWarning,
             stacklevel=4,
         )
