@@ -141,6 +141,22 @@ def test_the_usual_trainings_say_nothing(tmp_path):
             train(model, tmp_path)
 
 
+def test_info_names_them(tmp_path, monkeypatch):
+    pytest.importorskip("typer")
+    from adapterx.cli import inspection
+
+    folder = tiny_training.save_tiny_model(tmp_path / "base")
+    assert "gradient" not in inspection.describe(str(folder))
+    assert "tried" not in inspection.describe(str(folder))
+    base = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    monkeypatch.setattr(inspection, "load_base", lambda _: base)
+    base.encoder.layer[1].output.forward = lambda states, residual: residual
+    told = inspection.describe(str(folder)).splitlines()[-1]
+    assert told == "no gradient reaches those on encoder.layer.1.output.dense: they would learn nothing"
+    monkeypatch.setattr(inspection, "load_base", lambda _: wavlm())
+    assert "run could not be tried: " in inspection.describe(str(folder)).splitlines()[-1]
+
+
 def wavlm():
     config = transformers.WavLMConfig(
         **{key: value for key, value in SIZES.items() if key != "vocab_size"},
