@@ -39,11 +39,11 @@ def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Comp
     """
     with speaking_as("set_active"):
         check_not_mixed(model)
-        check_whole(model)
+        switchables = check_whole(model)
         composition = parse_composition(names)
         wanted = adapter_names_in(composition)
-        check_known(model, wanted)
-        switchables = switchable_modules(model)
+        if not set(wanted) <= {name for switchable in switchables for name in switchable}:
+            check_known(model, wanted)
         check_runnable(composition, _sublayers(switchables))
     _remember(model, composition)
     for switchable in switchables:

@@ -9,7 +9,7 @@ from torch import nn
 from adapterx.compose import Composition, Stack, adapter_names_in
 from adapterx.errors import TargetError, UnknownAdapterError, speaker, speaking_as
 from adapterx.host import COPIES, SwitchableModules, switchable_modules
-from adapterx.records import Attachment, rosters_of
+from adapterx.records import Attachment, Roster, rosters_of
 from adapterx.targets import Target
 
 
@@ -115,15 +115,24 @@ def check_known(model: nn.Module, names: Sequence[str]) -> None:
         )
 
 
-def check_whole(model: nn.Module) -> None:
-    """Raise TargetError unless everything that `attach` has hung on the model is still there and fits its module."""
-    recorded = [roster for module in model.modules() for roster in rosters_of(module)]
-    if not recorded:
-        return
+def check_whole(model: nn.Module) -> list[SwitchableModules]:
+    """Return everything that adapterx has hung on the model, in the model's order.
+
+    Raises:
+        TargetError: some of what `attach` has hung there is gone, or does not fit its module any more.
+    """
+    switchables: list[SwitchableModules] = []
+    recorded: list[Roster] = []
     found: dict[int, set[str]] = {}
-    for switchable in switchable_modules(model):
-        for place in switchable.places.values():
-            found.setdefault(id(place.roster), set()).add(place.module)
+    copied: list[nn.Module] = []
+    for module in model.modules():  # once: switching asks each time
+        recorded += rosters_of(module)
+        if COPIES in module._modules:
+            copied.append(module)
+        if isinstance(module, SwitchableModules):
+            switchables.append(module)
+            for place in module.places.values():
+                found.setdefault(id(place.roster), set()).add(place.module)
     for roster in recorded:
         if lost := sorted(roster.modules - found.get(id(roster), set())):
             shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
@@ -132,21 +141,22 @@ def check_whole(model: nn.Module) -> None:
                 f"{'was' if len(lost) == 1 else 'were'} replaced or taken out after `attach`, and what was trained "
                 "there with it; resize, prune and quantise before attaching, or detach the adapter first"
             )
-    _check_copies(model)
+    for base in copied if recorded else ():
+        _check_sizes(base)
+    return switchables
 
 
-def _check_copies(model: nn.Module) -> None:
-    """Raise TargetError where a base module was resized in place and its trained copies were not."""
-    for base in model.modules():
-        for name, copied in base._modules.get(COPIES, {}).items() if COPIES in base._modules else ():
-            for key, parameter in copied.named_parameters():
-                own = _parameter_at(base, key)
-                if own is not None and own.is_floating_point() and own.shape != parameter.shape:
-                    raise TargetError(
-                        f"{speaker()}: model must keep the sizes of modules that have trained copies, "
-                        f"{base._modules[COPIES].where}.{key} is {tuple(own.shape)} now and {tuple(parameter.shape)} "
-                        f"in adapter {name!r}; resize before attaching, or detach the adapter first"
-                    )
+def _check_sizes(base: nn.Module) -> None:
+    """Raise TargetError if a base module was resized in place and its trained copies were not."""
+    for name, copied in base._modules[COPIES].items():
+        for key, parameter in copied.named_parameters():
+            own = _parameter_at(base, key)
+            if own is not None and own.is_floating_point() and own.shape != parameter.shape:
+                raise TargetError(
+                    f"{speaker()}: model must keep the sizes of modules that have trained copies, "
+                    f"{base._modules[COPIES].where}.{key} is {tuple(own.shape)} now and {tuple(parameter.shape)} "
+                    f"in adapter {name!r}; resize before attaching, or detach the adapter first"
+                )
 
 
 def _parameter_at(module: nn.Module, key: str) -> nn.Parameter | None:
