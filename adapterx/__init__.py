@@ -29,8 +29,10 @@ from adapterx.errors import (
     UnknownAdapterError,
 )
 from adapterx.heads import ClassificationHead, SequenceClassifier
-from adapterx.host import AdapterSet, Attachment
+from adapterx.host import AdapterSet
 from adapterx.ops import build_info
+from adapterx.records import Attachment
+from adapterx.training import unused_adapters
 
 __all__ = [
     "AdapterConfig",
@@ -71,4 +73,5 @@ __all__ = [
     "save_head",
     "set_active",
     "summary",
+    "unused_adapters",
 ]

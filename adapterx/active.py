@@ -1,12 +1,12 @@
 """Say which of the attached adapters take part in the forward pass, and how: for good, or inside a `with` block."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from adapterx.adapters import check_known
+from adapterx.adapters import check_known, check_whole
 from adapterx.compose import Composition, Pick, Stack, adapter_names_in, parse_composition
 from adapterx.compose.batch import MixedBatch
 from adapterx.compose.expression import keep_names
@@ -34,14 +34,16 @@ def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Comp
         UnknownAdapterError: a name is not attached.
         ConfigError: a name is repeated, `names` is none of the above, or adapters would not run in the order given.
         NotImplementedError: the composition cannot be run.
+        TargetError: base modules that were adapted have been replaced, and their adapters with them.
         RuntimeError: the model is inside a `mixed` block.
     """
     with speaking_as("set_active"):
         check_not_mixed(model)
+        switchables = check_whole(model)
         composition = parse_composition(names)
         wanted = adapter_names_in(composition)
-        check_known(model, wanted)
-        switchables = switchable_modules(model)
+        if not set(wanted) <= {name for switchable in switchables for name in switchable}:
+            check_known(model, wanted)
         check_runnable(composition, _sublayers(switchables))
     _remember(model, composition)
     for switchable in switchables:
@@ -54,32 +56,31 @@ def _sublayers(switchables: Sequence[SwitchableModules]) -> dict[str, dict[tuple
     """Return by adapter name what its ports read, by block and position, where both are known."""
     found: dict[str, dict[tuple[int, str], str]] = {}
     for switchable in switchables:
-        for name, (_, _, target) in switchable.places.items():
-            read = found.setdefault(name, {})
+        for name, place in switchable.places.items():
+            read, target = found.setdefault(name, {}), place.target
             if target is not None and target.block is not None and target.position != "named":
                 read[target.block, target.position] = target.port.reads
     return found
 
 
-def take_over(model: nn.Module, added: Mapping[str, Sequence[SwitchableModules]]) -> None:
+def take_over(model: nn.Module, added: Sequence[SwitchableModules]) -> None:
     """Let what is new in the model follow the compositions and the overrides around it.
 
     Args:
         model: what `attach` was called on.
-        added: what hangs there newly, by qualified name of its base module.
+        added: what hangs there newly.
     """
     overrides = [(override, set(map(id, override.model.modules()))) for override in _OVERRIDES]
-    for path, switchables in added.items():
+    for switchable in added:
         chain = [model]
-        for part in path.split(".") if path else ():
+        for part in switchable.where.split(".") if switchable.where else ():
             chain.append(chain[-1]._modules[part])
         nearest = next((module for module in reversed(chain) if _COMPOSITION in vars(module)), None)
         around = tuple(override for override, inside in overrides if id(chain[-1]) in inside)
         composition = Stack() if nearest is None else vars(nearest)[_COMPOSITION]
-        for switchable in switchables:
-            for override in around:
-                override.switchables.append(switchable)
-            switchable.change_route(composition=composition, overrides=around)
+        for override in around:
+            override.switchables.append(switchable)
+        switchable.change_route(composition=composition, overrides=around)
 
 
 def keep_compositions(model: nn.Module, names: Sequence[str]) -> None:
@@ -131,9 +132,12 @@ def _open(override: Override) -> Iterator[None]:
         yield
     finally:
         _OVERRIDES.remove(override)
+        trained = override.trained()
         for switchable in override.switchables:  # not the model's: a part may have been taken out meanwhile
             others = tuple(other for other in switchable.route.overrides if other is not override)
             switchable.change_route(overrides=others)
+        if override.batch is not None:
+            override.batch.refrozen = [parameter for parameter in trained if not parameter.requires_grad]
 
 
 @contextmanager
@@ -186,22 +190,7 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
         check_known(model, adapter_names_in(batch.pick))
     steps = register_optimizer_step_post_hook(batch.note_optimizer_step)
     try:
-        with _trained_by(batch, switchable_modules(model)), _open(Override(model, batch)):
+        with _open(Override(model, batch)):
             yield model
     finally:
         steps.remove()
-
-
-@contextmanager
-def _trained_by(batch: MixedBatch, switchables: Sequence[SwitchableModules]) -> Iterator[None]:
-    """Let the parameters of the picked adapters, and of no others, require gradients; give all flags back."""
-    children = [(name, child) for switchable in switchables for name, child in switchable.items()]
-    former = [(p, p.requires_grad, name in batch.names) for name, child in children for p in child.parameters()]
-    try:
-        for parameter, _, wanted in former:
-            parameter.requires_grad_(wanted)
-        yield
-    finally:
-        batch.refrozen = [parameter for parameter, flag, _ in former if parameter.requires_grad and not flag]
-        for parameter, flag, _ in former:
-            parameter.requires_grad_(flag)

@@ -7,14 +7,21 @@ from typing import NoReturn
 from torch import nn
 
 from adapterx.compose import Composition, Stack, adapter_names_in
-from adapterx.errors import UnknownAdapterError, speaker, speaking_as
-from adapterx.host import Attachment, SwitchableModules, switchable_modules
+from adapterx.errors import TargetError, UnknownAdapterError, speaker, speaking_as
+from adapterx.host import COPIES, SwitchableModules, switchable_modules
+from adapterx.records import Attachment, Roster, rosters_of
 from adapterx.targets import Target
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of all adapters in the model, active or not, in order of attachment per module."""
     return tuple(dict.fromkeys(name for switchable in switchable_modules(model) for name in switchable))
+
+
+def recorded_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of all adapters in the model, and of those that were attached to it and have vanished."""
+    recorded = (roster.name for module in model.modules() for roster in rosters_of(module))
+    return tuple(dict.fromkeys([*adapter_names(model), *recorded]))
 
 
 def active_adapters(model: nn.Module) -> tuple[str, ...]:
@@ -41,7 +48,12 @@ def adapters(model: nn.Module) -> dict[str, Attachment]:
     Returns:
         For each adapter its configuration, targets, rule, blocks, trained copies, and the active composition that it
         takes part in.
+
+    Raises:
+        TargetError: base modules that were adapted have been replaced, and their adapters with them.
     """
+    with speaking_as("adapters"):
+        check_whole(model)
     found: dict[str, tuple[Attachment, list[Target], list[str]]] = {}
     for path, switchable in model.named_modules():
         if not isinstance(switchable, SwitchableModules):
@@ -96,10 +108,64 @@ def check_known(model: nn.Module, names: Sequence[str]) -> None:
     known = adapter_names(model)
     unknown = sorted(set(names) - set(known))
     if unknown:
+        check_whole(model)  # it may have been lost, which is the better answer
         raise UnknownAdapterError(
             f"{speaker()}: name must be an attached adapter, got {', '.join(map(repr, unknown))}; "
             f"attached are {', '.join(map(repr, sorted(known))) or 'none'}"
         )
+
+
+def check_whole(model: nn.Module) -> list[SwitchableModules]:
+    """Return everything that adapterx has hung on the model, in the model's order.
+
+    Raises:
+        TargetError: some of what `attach` has hung there is gone, or does not fit its module any more.
+    """
+    switchables: list[SwitchableModules] = []
+    recorded: list[Roster] = []
+    found: dict[int, set[str]] = {}
+    copied: list[nn.Module] = []
+    for module in model.modules():  # once: switching asks each time
+        recorded += rosters_of(module)
+        if COPIES in module._modules:
+            copied.append(module)
+        if isinstance(module, SwitchableModules):
+            switchables.append(module)
+            for place in module.places.values():
+                found.setdefault(id(place.roster), set()).add(place.module)
+    for roster in recorded:
+        if lost := sorted(roster.modules - found.get(id(roster), set())):
+            shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
+            raise TargetError(
+                f"{speaker()}: model must keep the modules that adapter {roster.name!r} hangs on, {shown} "
+                f"{'was' if len(lost) == 1 else 'were'} replaced or taken out after `attach`, and what was trained "
+                "there with it; resize, prune and quantise before attaching, or detach the adapter first"
+            )
+    for base in copied if recorded else ():
+        _check_sizes(base)
+    return switchables
+
+
+def _check_sizes(base: nn.Module) -> None:
+    """Raise TargetError if a base module was resized in place and its trained copies were not."""
+    for name, copied in base._modules[COPIES].items():
+        for key, parameter in copied.named_parameters():
+            own = _parameter_at(base, key)
+            if own is not None and own.is_floating_point() and own.shape != parameter.shape:
+                raise TargetError(
+                    f"{speaker()}: model must keep the sizes of modules that have trained copies, "
+                    f"{base._modules[COPIES].where}.{key} is {tuple(own.shape)} now and {tuple(parameter.shape)} "
+                    f"in adapter {name!r}; resize before attaching, or detach the adapter first"
+                )
+
+
+def _parameter_at(module: nn.Module, key: str) -> nn.Parameter | None:
+    *path, last = key.split(".")
+    for part in path:
+        module = module._modules.get(part)
+        if module is None:
+            return None
+    return module._parameters.get(last)
 
 
 @dataclass(frozen=True)
@@ -138,7 +204,12 @@ def summary(model: nn.Module) -> Summary:
 
     Returns:
         How many there are, how many train, and what the adapters take; print it.
+
+    Raises:
+        TargetError: base modules that were adapted have been replaced, and their adapters with them.
     """
+    with speaking_as("summary"):
+        check_whole(model)
     in_adapters = {id(parameter): parameter for _, parameter in adapter_parameters(model)}
     everything = {id(parameter): parameter for parameter in model.parameters()}
     trainable = sum(p.numel() for p in everything.values() if p.requires_grad)

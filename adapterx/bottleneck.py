@@ -14,6 +14,13 @@ from adapterx.config import check_branch, check_size
 NEAR_ZERO_SIGMA = 1e-4
 
 
+class Projection(nn.Linear):
+    """A linear map of an adapter, which reads its weights and never calls it.
+
+    The class tells those who exchange modules by their exact class, as `torch.ao.quantization` does, to leave it.
+    """
+
+
 class BottleneckAdapter(nn.Module):
     """Compute `residual + scaling * up_proj(activation(down_proj(hidden_states)))`.
 
@@ -74,8 +81,8 @@ class BottleneckAdapter(nn.Module):
         self.activation, self.dropout, self.init, self.init_up = activation, dropout, init, init_up
         # skip_init: nn.Linear's own initialisation would draw from the global random numbers for nothing.
         place = {"device": device or "cpu", "dtype": dtype}
-        self.down_proj = nn.utils.skip_init(nn.Linear, input_size, bottleneck_dim, bias=down_bias, **place)
-        self.up_proj = nn.utils.skip_init(nn.Linear, bottleneck_dim, hidden_size, bias=up_bias, **place)
+        self.down_proj = nn.utils.skip_init(Projection, input_size, bottleneck_dim, bias=down_bias, **place)
+        self.up_proj = nn.utils.skip_init(Projection, bottleneck_dim, hidden_size, bias=up_bias, **place)
         if isinstance(scaling, str):
             self.scaling = nn.Parameter(torch.empty(1 if scaling == "learned" else hidden_size, **place))
         else:

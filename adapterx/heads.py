@@ -1,13 +1,16 @@
 """A classification head on any Hugging Face encoder or decoder: pool the hidden states, drop out, one linear layer."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapterx.errors import ConfigError
+from adapterx.errors import ConfigError, DataError
 
 POOLINGS = ("mean", "cls", "last")
+IGNORED = -100  # the label of an example that the loss leaves out
 
 
 class ClassificationHead(nn.Module):
@@ -133,6 +136,72 @@ class SequenceClassifier(nn.Module):
         """The configuration of the base model, or None if it has none."""
         return getattr(self.base_model, "config", None)
 
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the base model can give up activations and compute them again in the backward pass."""
+        return bool(getattr(self.base_model, "supports_gradient_checkpointing", False))
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether it does so now."""
+        base = self.base_model
+        newer = hasattr(type(base), "is_activation_checkpointing")
+        return bool(getattr(base, "is_activation_checkpointing" if newer else "is_gradient_checkpointing", False))
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The same, under its older name."""
+        return self.is_activation_checkpointing
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, object] | None = None, **options: Any
+    ) -> None:
+        """Let the base model compute activations again in the backward pass, which saves memory and costs time.
+
+        Args:
+            activation_checkpointing_kwargs: for `torch.utils.checkpoint`; None takes `use_reentrant=False`, since the
+                reentrant kind gives no gradient to adapters behind frozen embeddings.
+            **options: what the base model's method takes besides.
+
+        Raises:
+            ConfigError: the base model has no such method.
+        """
+        kwargs = activation_checkpointing_kwargs
+        kwargs = {"use_reentrant": False} if kwargs is None else kwargs
+        if kwargs.get("use_reentrant", True):
+            self._of_base("enable_input_require_grads")()
+        if hasattr(self.base_model, "activation_checkpointing_enable"):  # transformers 5
+            self.base_model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs, **options)
+        else:
+            self._of_base("gradient_checkpointing_enable")(gradient_checkpointing_kwargs=kwargs, **options)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Let the base model keep its activations again."""
+        newer = hasattr(self.base_model, "activation_checkpointing_disable")
+        self._of_base("activation_checkpointing_disable" if newer else "gradient_checkpointing_disable")()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, object] | None = None, **options: Any
+    ) -> None:
+        """Do what `activation_checkpointing_enable` does, under its older name."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Do what `activation_checkpointing_disable` does, under its older name."""
+        self.activation_checkpointing_disable()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the base model's token embeddings; NEFTune adds noise there."""
+        return self._of_base("get_input_embeddings")()
+
+    def _of_base(self, method: str) -> Callable[..., Any]:
+        found = getattr(self.base_model, method, None)
+        if found is None:
+            raise ConfigError(
+                f"SequenceClassifier: base_model must have {method}, {type(self.base_model).__name__} has none"
+            )
+        return found
+
     def forward(
         self,
         input_ids: Tensor,
@@ -147,6 +216,9 @@ class SequenceClassifier(nn.Module):
             attention_mask: `(batch, tokens)`, 1 for a token and 0 for padding; None when nothing is padded.
             token_type_ids: `(batch, tokens)`; left out for base models that have none, such as DistilBERT.
             labels: class ids `(batch,)`, int64; the loss is the mean cross entropy, -100 is left out.
+
+        Raises:
+            DataError: the labels are no class ids; multi-label targets and regression need a loss of the caller's.
         """
         extra = dict(self._fixed)
         if self._takes_token_types and token_type_ids is not None:
@@ -155,4 +227,43 @@ class SequenceClassifier(nn.Module):
         logits = self.head(hidden_states, attention_mask)
         if labels is None:
             return {"logits": logits}
-        return {"loss": nn.functional.cross_entropy(logits.float(), labels), "logits": logits}
+        check_labels(labels, logits)
+        return {"loss": nn.functional.cross_entropy(logits.float(), labels.long()), "logits": logits}
+
+
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Refuse labels that cross entropy would take for something else, or that no device reports in words.
+
+    Args:
+        labels: what should be class ids `(batch,)`.
+        logits: `(batch, num_labels)`.
+
+    Raises:
+        DataError: shape, dtype or range is wrong, or there is one class only, of which the loss is always 0.
+    """
+    num_labels = logits.shape[-1]
+    own = "; for multi-label targets or regression leave labels out and compute the loss from the logits"
+    if num_labels < 2:
+        raise DataError(
+            f"SequenceClassifier: num_labels must be at least 2 where labels are given, got {num_labels}, of which the "
+            f"loss is always 0{own}"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.dim() != 1:
+        raise DataError(
+            f"SequenceClassifier: labels must be class ids of shape (batch,), int64, got {tuple(labels.shape)}, "
+            f"{str(labels.dtype).removeprefix('torch.')}{own}"
+        )
+    if labels.shape[0] != logits.shape[0]:
+        raise DataError(
+            f"SequenceClassifier: labels must be as many as there are texts, got {labels.shape[0]} for "
+            f"{logits.shape[0]}"
+        )
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or labels.is_meta:
+        return  # the values are not known
+    # Compared at once, so that a device is waited for once.
+    if bool((((labels < 0) & (labels != IGNORED)) | (labels >= num_labels)).any()):
+        wrong = sorted(set(labels.tolist()) - set(range(num_labels)) - {IGNORED})
+        raise DataError(
+            f"SequenceClassifier: labels must lie from 0 to {num_labels - 1}, or be {IGNORED} to be left out, "
+            f"got {', '.join(map(str, wrong[:8]))}"
+        )

@@ -5,7 +5,7 @@ holds adapters by name, `adapterx_copies` trained copies. What such a child runs
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -14,57 +14,14 @@ from adapterx.compose.batch import MixedBatch
 from adapterx.compose.copies import Answer, build_answer
 from adapterx.compose.expression import Composition, Stack
 from adapterx.compose.program import Member, Step, build_steps, readers, run_steps
-from adapterx.config import AdapterConfig
-from adapterx.targets import Target
+from adapterx.errors import TargetError
+from adapterx.records import Place
 from adapterx.targets.ports import Call, Capture, Port
 
 ADAPTERS = "adapterx"
 COPIES = "adapterx_copies"
 NOTHING = Stack()
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """One adapter of a model: what `attach` has done, and what `adapters` tells; print it.
-
-    Attributes:
-        name: the adapter's name.
-        rule: how the modules were chosen, in words.
-        config: the adapter's configuration.
-        targets: the adapted modules.
-        modules_to_save: the modules of which the adapter trains a copy.
-        composition: the active composition that the adapter takes part in; None where it is inactive.
-    """
-
-    name: str
-    rule: str
-    config: AdapterConfig
-    targets: tuple[Target, ...]
-    modules_to_save: tuple[str, ...]
-    composition: Composition | None = None
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Indices of the blocks that hold adapted modules."""
-        return tuple(sorted({target.block for target in self.targets} - {None}))
-
-    def __str__(self) -> str:
-        lines = [f"adapter {self.name!r} on {len(self.targets)} modules, chosen by {self.rule}"]
-        for target in self.targets:
-            width = self.config.resolve_bottleneck_dim(target.hidden_size)
-            source = f", reads the input of {target.input_module}" if target.input_module else ""
-            sizes = f"{target.input_size} -> {width} -> {target.hidden_size}"
-            lines.append(f"  {target.module} ({target.position}): {sizes}{source}")
-        lines += [f"  {name}: trained copy" for name in self.modules_to_save]
-        return "\n".join(lines)
-
-
-class Place(NamedTuple):
-    """Why something hangs on a module: the attachment, and the target there (None for a trained copy)."""
-
-    attachment: Attachment
-    module: str
-    target: Target | None
+_NO_OUTPUT = object()  # whoever hands a hook on may forget that it takes keyword arguments
 
 
 class Override:
@@ -80,6 +37,10 @@ class Override:
     def __init__(self, model: nn.Module, batch: MixedBatch | None = None) -> None:
         self.model, self.batch = model, batch
         self.switchables: list[SwitchableModules] = []  # on which it is open
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that require gradients now where this override is open."""
+        return [p for switchable in self.switchables for p in switchable.parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True)
@@ -120,6 +81,7 @@ class SwitchableModules(nn.ModuleDict):
         self.where = where
         self.places: dict[str, Place] = {}
         self.route = Route()
+        self.former_flags: dict[str, bool] = {}  # `requires_grad` by parameter, from before the open `mixed` blocks
         self.handle: RemovableHandle | None = None  # of the forward hook on the base module
 
     def hang(self, name: str, module: nn.Module, place: Place) -> None:
@@ -130,12 +92,32 @@ class SwitchableModules(nn.ModuleDict):
 
     def remove(self, name: str) -> None:
         """Take it off again."""
-        del self[name], self.places[name]
+        del self[name]
+        place = self.places.pop(name)
+        place.roster.modules.discard(place.module)
         self.change_route()
 
     def change_route(self, **changes: Any) -> None:
         """Exchange the composition or the overrides of the route, and build what runs from it."""
         self.route = self._build(replace(self.route, **changes))
+        if "overrides" in changes:
+            self._set_flags()
+
+    def _set_flags(self) -> None:
+        """Let parameters require gradients as the innermost `mixed` block says, and after the last one as before."""
+        batches = [override.batch for override in self.route.overrides if override.batch is not None]
+        if batches:
+            flags = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
+            self.former_flags = flags | self.former_flags
+            for name, module in self.items():
+                module.requires_grad_(name in batches[-1].names)
+        elif self.former_flags:
+            self._restore_flags()
+
+    def _restore_flags(self) -> None:
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(self.former_flags.get(name, parameter.requires_grad))
+        self.former_flags = {}
 
     def _build(self, route: Route) -> Route:
         raise NotImplementedError(f"{type(self).__name__}: _build must be defined by what hangs on a module")
@@ -145,7 +127,14 @@ class SwitchableModules(nn.ModuleDict):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._restore_flags()
         self.change_route()
+
+    def __copy__(self) -> "SwitchableModules":  # shares the parameters, which must keep what open blocks gave them
+        twin = type(self).__new__(type(self))
+        twin.__dict__ |= self.__dict__ | {"route": Route(self.route.composition), "former_flags": {}}
+        twin.change_route()
+        return twin
 
 
 class AdapterSet(SwitchableModules):
@@ -158,20 +147,26 @@ class AdapterSet(SwitchableModules):
     def __init__(self, where: str = "") -> None:
         super().__init__(where)
         self.captures: dict[str, Capture] = {}
-        self.capture_handles: dict[str, RemovableHandle] = {}
+        self.capture_handles: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
 
     def remove(self, name: str) -> None:
         """Take an adapter off, and the hook that served it."""
         super().remove(name)
         self.captures.pop(name, None)
-        if name in self.capture_handles:
-            self.capture_handles.pop(name).remove()
+        for handle in self.capture_handles.pop(name, ()):
+            handle.remove()
 
-    def capture(self, name: str, source: str, module: nn.Module) -> None:
-        """Carry what another module, of the name `source`, receives to the adapter of this name."""
+    def capture(self, name: str, source: str, module: nn.Module, around: nn.Module) -> None:
+        """Carry what another module, of the name `source`, receives to the adapter of this name.
+
+        `around` runs them both; at its end, also by an exception, nothing that was not read is kept.
+        """
         capture = Capture(source, f"adapter {name!r} of {self.where}")
         self.captures[name] = capture
-        self.capture_handles[name] = module.register_forward_pre_hook(capture.store, with_kwargs=True)
+        self.capture_handles[name] = (
+            module.register_forward_pre_hook(capture.store, with_kwargs=True),
+            around.register_forward_hook(capture.drop, always_call=True),
+        )
 
     def _build(self, route: Route) -> Route:
         members = {name: Member(self[name], place.target.port) for name, place in self.places.items()}
@@ -196,12 +191,37 @@ class AdapterSet(SwitchableModules):
                 f"{self.where} returns {type(hidden_states).__name__}"
             )
         call = Call(module, args, kwargs, hidden_states, self._modules, self.captures)
-        hidden_states = route.port.finish(call, run_steps(route.steps, call, route.port.start(call)))
+        try:
+            hidden_states = route.port.finish(call, run_steps(route.steps, call, route.port.start(call)))
+        except (AttributeError, RuntimeError) as error:
+            self._explain(error, hidden_states)
+            raise
         if not is_tuple:
             return hidden_states
         if hasattr(output, "_replace"):  # a named tuple
             return output._replace(**{output._fields[0]: hidden_states})
         return (hidden_states, *output[1:])
+
+    def _explain(self, error: Exception, hidden_states: Tensor) -> None:
+        """Say in words what others have done to adapters: their weights are read and their projections never called."""
+        if hidden_states.is_nested:
+            raise TypeError(
+                f"attach: adapters on {self.where} must receive strided tensors, got a nested one; build the model "
+                "with enable_nested_tensor=False"
+            ) from error
+        for name, adapter in self.items():
+            for projection in (adapter.down_proj, adapter.up_proj):
+                where = f"adapter {name!r} of {self.where}"
+                if not isinstance(projection.weight, Tensor):
+                    raise TargetError(
+                        f"attach: {where} must keep its linear maps, one was replaced by "
+                        f"{_class_of(projection)}; quantise the model before attaching"
+                    ) from error
+                if projection.weight.is_meta and not hidden_states.is_meta:
+                    raise TargetError(
+                        f"attach: {where} must be in memory, got weights on the meta device; offload the model before "
+                        "attaching"
+                    ) from error
 
 
 class ModuleCopies(SwitchableModules):
@@ -211,21 +231,41 @@ class ModuleCopies(SwitchableModules):
         composition, batch = route.in_effect()
         return replace(route, answer=build_answer(composition, self._modules, self.where, batch))
 
-    def replace_output(self, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def replace_output(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Return what answers in place of the base module; None leaves the base module's output."""
         answer = self.route.answer
-        return None if answer is None else answer(args, kwargs, output)
+        return None if answer is None else answer(base, args, kwargs, output)
 
 
-def apply_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+def apply_adapters(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any = _NO_OUTPUT) -> Any:
     """Forward hook of an adapted module. A plain function: copies and pickles of a model so find their own adapters."""
-    # Straight from the table of children: as an attribute the search would take a quarter of the hook's time.
-    return module._modules[ADAPTERS].adapt(module, args, kwargs, output)
+    try:
+        # Straight from the table of children: as an attribute the search would take a quarter of the hook's time.
+        adapters = module._modules[ADAPTERS]
+    except KeyError:
+        raise _replaced(module) from None
+    return adapters.adapt(module, args, kwargs, output)
 
 
-def apply_copies(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+def apply_copies(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any = _NO_OUTPUT) -> Any:
     """Forward hook of a module of which adapters train copies."""
-    return module._modules[COPIES].replace_output(args, kwargs, output)
+    try:
+        copies = module._modules[COPIES]
+    except KeyError:
+        raise _replaced(module) from None
+    return copies.replace_output(module, args, kwargs, output)
+
+
+def _replaced(module: nn.Module) -> TargetError:
+    # A quantiser hands the hooks on to the module that it puts in place, without what hangs there.
+    return TargetError(
+        f"attach: model must keep the modules that adapters hang on, one was replaced by {_class_of(module)}, and its "
+        "adapters are lost; quantise the model before attaching, or detach them"
+    )
+
+
+def _class_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def switchable_modules(model: nn.Module) -> list[SwitchableModules]:

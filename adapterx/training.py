@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adapterx.adapters import adapter_parameters
 from adapterx.errors import ConfigError, DataError, TrainingError
+from adapterx.host import SwitchableModules
 
 
 def seed_everything(seed: int) -> None:
@@ -71,6 +72,28 @@ def parameter_groups(
             sorted_parameters.items(), key=lambda item: (item[0][0], not item[0][1])
         )
     ]
+
+
+def unused_adapters(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return what trains to nothing: active adapters and trained copies that no gradient has reached.
+
+    Ask after `backward()` and before `zero_grad()`. A module that is read and never called, a branch that is not taken,
+    or an expert that no token was routed to does not run what hangs on it.
+
+    Args:
+        model: any module that encloses adapted ones.
+
+    Returns:
+        By name of the adapter, the qualified names of the modules on which it got no gradient; empty where all did.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for path, switchable in model.named_modules():
+        if isinstance(switchable, SwitchableModules):
+            for name, module in switchable.items():
+                trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+                if trained and all(parameter.grad is None for parameter in trained):
+                    found[name].append(path.rpartition(".")[0])
+    return {name: tuple(paths) for name, paths in found.items()}
 
 
 def check_finite_loss(loss: Tensor | float, *, step: int, epoch: float | None, learning_rate: float) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from adapterx.adapters import active_adapters, adapter_names, adapters, check_known
-from adapterx.attachment import Plan, check_dtype, check_name, plan_attachment
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.checkpoint.base import check_base as check_base_model
 from adapterx.checkpoint.base import record_base
@@ -26,7 +25,9 @@ from adapterx.errors import (
     speaker,
     speaking_as,
 )
-from adapterx.host import ADAPTERS, COPIES, AdapterSet, Attachment, ModuleCopies, base_modules
+from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules
+from adapterx.planning import Plan, check_dtype, check_name, plan_attachment
+from adapterx.records import Attachment
 from adapterx.targets import Target, find_targets
 
 _SPARE = 2**20  # numbers that a configuration may need beyond those in the files

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from adapterx import ops
 from adapterx.adapters import summary
@@ -14,7 +15,10 @@ from adapterx.cli.models import load_base, quiet_transformers
 from adapterx.cli.recipes import BOTTLENECK_DIM
 from adapterx.cli.records import METRICS, read_metrics, versions
 from adapterx.cli.runs import read_record, state_of, tidy
+from adapterx.cli.tables import first_line
 from adapterx.config import AdapterConfig
+from adapterx.errors import unspoken
+from adapterx.training import unused_adapters
 
 
 def installation() -> dict[str, Any]:
@@ -73,4 +77,15 @@ def _base_model(model: str) -> str:
     base = load_base(model)
     width = min(BOTTLENECK_DIM, getattr(base.config, "hidden_size", BOTTLENECK_DIM))  # toy models are narrower
     attached = attach(base, AdapterConfig(bottleneck_dim=width))
-    return f"{attached}\n{summary(base)}"
+    return "\n".join(filter(None, (str(attached), str(summary(base)), _what_does_not_run(base))))
+
+
+def _what_does_not_run(base: nn.Module) -> str:
+    """Try the adapters on four tokens; name the modules on which none ran, or why it could not be tried."""
+    try:
+        with unspoken():
+            base(input_ids=torch.ones(1, 4, dtype=torch.int64))[0].float().sum().backward()
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return f"whether all of them run could not be tried: {first_line(error)}"
+    unused = [path for paths in unused_adapters(base).values() for path in paths]
+    return f"no gradient reaches those on {', '.join(unused)}: they would learn nothing" if unused else ""

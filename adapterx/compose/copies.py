@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from adapterx.compose.batch import MixedBatch, lasting, split_sequences
 from adapterx.compose.expression import Average, Composition, Stack
 
-# Takes positional and keyword arguments of a call and what the base module returned; None stands for the latter.
-Answer = Callable[[tuple, dict[str, Any], Any], Any]
+# Takes the base module, positional and keyword arguments of a call, and what it returned; None stands for the latter.
+Answer = Callable[[nn.Module, tuple, dict[str, Any], Any], Any]
 
 
 def build_answer(
@@ -49,8 +49,8 @@ class _CopyAnswer:
     def __init__(self, copies: Mapping[str, nn.Module], name: str) -> None:
         self.copies, self.name = copies, name
 
-    def __call__(self, args: tuple, kwargs: dict[str, Any], _output: Any) -> Any:
-        return self.copies[self.name](*args, **kwargs)
+    def __call__(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        return run_copy(self.copies[self.name], base, args, kwargs, output)
 
 
 class _MeanAnswer:
@@ -59,12 +59,57 @@ class _MeanAnswer:
     def __init__(self, answers: tuple[Answer | None, ...], factors: tuple[float, ...], where: str) -> None:
         self.answers, self.factors, self.where = answers, factors, where
 
-    def __call__(self, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        outputs = [output if answer is None else answer(args, kwargs, output) for answer in self.answers]
+    def __call__(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        outputs = [output if answer is None else answer(base, args, kwargs, output) for answer in self.answers]
         return join_outputs(outputs, self._mean, "set_active", self.where)
 
     def _mean(self, tensors: list[Tensor]) -> Tensor:
         return sum(factor * tensor for factor, tensor in zip(self.factors, tensors, strict=True)).to(tensors[0].dtype)
+
+
+def run_copy(module: nn.Module, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    """Run a copy in its own dtype, and return what it gives in the dtypes of what the base module gave.
+
+    A module in 16 bits has a copy in float32, unless the user chose otherwise; those around it know nothing of that.
+    """
+    own, wanted = _floating_dtype(module), _floating_dtype(base)
+    if own is None or own == wanted:
+        return module(*args, **kwargs)
+    answer = module(*_cast(args, own), **_cast(kwargs, own))
+    return _cast_like(answer, output)
+
+
+def _floating_dtype(module: nn.Module) -> torch.dtype | None:
+    for parameter in module.parameters():
+        return parameter.dtype
+    return None
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Cast the floating-point tensors in a value, and in plain containers, to a dtype."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_cast(item, dtype) for item in value)
+    return {key: _cast(item, dtype) for key, item in value.items()} if type(value) is dict else value
+
+
+def _cast_like(value: Any, like: Any) -> Any:
+    """Cast the floating-point tensors in a value, and in containers, to the dtypes of those at the same places."""
+    if isinstance(value, Tensor):
+        is_floating = isinstance(like, Tensor) and value.is_floating_point() and like.is_floating_point()
+        return value.to(like.dtype) if is_floating else value
+    if type(value) is not type(like):
+        return value
+    if isinstance(value, Mapping):
+        cast = copy.copy(value)
+        for key in value:
+            cast[key] = _cast_like(value[key], like.get(key))
+        return cast
+    if isinstance(value, (tuple, list)) and len(value) == len(like):
+        items = [_cast_like(item, other) for item, other in zip(value, like, strict=True)]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
 
 
 def join_outputs(outputs: list[Any], join: Callable[[list[Tensor]], Tensor], owner: str, where: str) -> Any:
@@ -123,7 +168,7 @@ class CopyGroup:
             self.own = [torch.tensor(rows, device=device) for rows in own]
             self.position = torch.tensor([position[row] for row in range(batch.size)], device=device)
 
-    def __call__(self, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def __call__(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Return the output in which each sequence's entry comes from its own copy.
 
         A copy runs on its own sequences where the module receives a single tensor, and on the whole batch otherwise:
@@ -134,17 +179,17 @@ class CopyGroup:
             TypeError: the copies return different things that are not tensors.
         """
         if self.others is None and len(self.copies) == 1:
-            return self._run(self.copies[0], args, kwargs)
+            return self._run(self.copies[0], base, args, kwargs, output)
         single = self._single_tensor(args, kwargs)
         outputs, places = ([], []) if self.others is None else ([output], [_Rows(self.others, is_cut=False)])
         for module, rows in zip(self.copies, self.own, strict=True):
             inputs = (args, kwargs) if single is None else _replaced(args, kwargs, single, self._cut(single, rows))
-            outputs.append(self._run(module, *inputs))
+            outputs.append(self._run(module, base, *inputs, output))
             places.append(_Rows(rows, is_cut=single is not None))
         return join_outputs(outputs, partial(self._merge, places), "mixed", self.where)
 
-    def _run(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        answer = module(*args, **kwargs)
+    def _run(self, module: nn.Module, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        answer = run_copy(module, base, args, kwargs, output)
         first = answer
         while isinstance(first, (tuple, list, Mapping)) and first:
             first = next(iter(first.values() if isinstance(first, Mapping) else first))

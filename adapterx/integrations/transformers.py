@@ -29,6 +29,8 @@ from adapterx.training import check_finite_loss, check_finite_parameters, parame
 try:
     from transformers import Trainer, TrainerState
     from transformers.utils import logging
+
+    from adapterx.integrations.unused import UnusedAdapters
 except ImportError as error:
     raise ExtensionError(
         f"adapterx.integrations.transformers: transformers and accelerate must be installed ({error}): "
@@ -47,6 +49,7 @@ class AdapterTrainer(Trainer):
       killed while saving loses at most the checkpoint being written.
     - `resume_from_checkpoint=True` takes the newest sealed checkpoint; `load_best_model_at_end` works as usual.
     - Training stops with an error at the first loss that is not finite, and a state that is not finite is never saved.
+    - Adapters that no gradient reaches are named after the first step and at the end (`adapterx.unused_adapters`).
     - The base may be quantised: adapters only read its activations.
 
     Args:
@@ -72,6 +75,10 @@ class AdapterTrainer(Trainer):
         finally:
             if pretend:
                 del model._hf_peft_config_loaded
+        self.add_callback(UnusedAdapters)
+        if not hasattr(self.args, "activation_checkpointing") and self.args.gradient_checkpointing_kwargs is None:
+            # The default of transformers 4, reentrant, gives no gradient to what sits behind frozen modules only.
+            self.args.gradient_checkpointing_kwargs = {"use_reentrant": False}
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise TrainingError(
                 "AdapterTrainer: FSDP and DeepSpeed are not supported; use DistributedDataParallel (torchrun)"

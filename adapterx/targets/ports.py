@@ -168,10 +168,14 @@ class Capture:
         self.wanted = False  # whether the adapter takes part in the forward pass
         self.captured = _PerThread()
 
-    def store(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the module that receives the input."""
+    def store(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+        """Forward pre-hook of the module that receives the input; a quantiser may hand it on without its options."""
         if self.wanted:
-            self.captured.hidden_states = first_input(args, kwargs)
+            self.captured.hidden_states = first_input(args, kwargs or {})
+
+    def drop(self, *_: Any) -> None:
+        """Forward hook of the module that runs source and reader: a reader that did not run must not keep a tensor."""
+        self.captured.hidden_states = None
 
     def take(self) -> Tensor:
         """Return the captured hidden states and forget them."""

@@ -6,10 +6,31 @@ from torch import Tensor, nn
 
 from adapterx.errors import TargetError, speaker
 
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # never called
+# Modules of transformers that read the weights of children and never call them, so that no hook on those would run: the
+# names of the children. Of an attention that reads all of its projections the whole counts as one projection.
+_READ_NOT_CALLED = {
+    "WavLMAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "TDNNLayer": ("kernel",),
+    "VideoMAESelfAttention": ("query", "key", "value"),
+    "MambaMixer": ("dt_proj",),
+    "MobileBertLMPredictionHead": ("decoder", "dense"),
+    "LongcatFlashTopkRouter": ("classifier",),
+    "DetrMHAttentionMap": ("k_linear", "k_proj"),
+    "ConditionalDetrMHAttentionMap": ("k_linear", "k_proj"),
+    "DabDetrMHAttentionMap": ("k_linear",),
+    "MaskFormerDetrMHAttentionMap": ("k_linear", "k_proj"),
+}
+
+
+def reads_all_projections(module: nn.Module) -> bool:
+    """Tell whether a module is an attention that reads the weights of all its projections and calls none."""
+    return isinstance(module, nn.MultiheadAttention) or type(module).__name__ == "WavLMAttention"
+
 
 def in_out_sizes(module: nn.Module) -> tuple[int, int] | None:
     """Return the input and output widths of a linear map (`nn.Linear` and its quantised kin, `Conv1D`), or None."""
-    if isinstance(module, nn.MultiheadAttention):
+    if reads_all_projections(module):
         return module.embed_dim, module.embed_dim
     for names in (("in_features", "out_features"), ("nx", "nf")):
         sizes = tuple(getattr(module, name, None) for name in names)
@@ -55,11 +76,12 @@ def _refuse_unsuitable(modules: Mapping[str, nn.Module], name: str) -> None:
     module, parent = modules[name], modules.get(name.rpartition(".")[0])
     kind = type(module).__name__
     reason = None
-    if isinstance(parent, nn.MultiheadAttention):
-        reason = (
-            f"torch.nn.MultiheadAttention reads its weights without calling it; name {name.rpartition('.')[0]} instead"
-        )
-    elif isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
+    if isinstance(parent, nn.MultiheadAttention) or name.rpartition(".")[2] in _READ_NOT_CALLED.get(
+        type(parent).__name__, ()
+    ):
+        owner = "torch.nn.MultiheadAttention" if isinstance(parent, nn.MultiheadAttention) else type(parent).__name__
+        reason = f"{owner} reads its weights without calling it; name {name.rpartition('.')[0]} instead"
+    elif isinstance(module, CONTAINERS):
         reason = f"a {kind} is never called"
     elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         reason = f"the last axis of a {kind} is not its channels"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from adapterx.errors import TargetError, speaker
-from adapterx.targets.sizes import in_out_sizes, norm_size
+from adapterx.targets.sizes import in_out_sizes, norm_size, reads_all_projections
 
 _ATTENTION_NAME = re.compile(r"att(n|ention)", re.IGNORECASE)
 _NORM_NAME = re.compile(r"norm|^ln", re.IGNORECASE)
@@ -108,7 +108,7 @@ def _inspect(modules: Mapping[str, nn.Module], prefix: str) -> tuple[list[Projec
         if not name.startswith(f"{prefix}."):
             continue
         relative = name[len(prefix) + 1 :]
-        if _inside(relative, roots) and isinstance(modules[f"{prefix}.{roots[-1]}"], nn.MultiheadAttention):
+        if _inside(relative, roots) and reads_all_projections(modules[f"{prefix}.{roots[-1]}"]):
             continue  # it never calls its own projections, so it counts as one itself
         sizes = in_out_sizes(module)
         if sizes is not None:

@@ -28,13 +28,15 @@ def test_seed_is_reproducible_and_leaves_the_global_random_numbers():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @PLACEMENTS
-def test_adapters_take_the_dtype_of_their_module(config, dtype):
+def test_adapters_are_trained_in_float32_or_what_is_wider(config, dtype):
     model = build("bert").to(dtype)
     inputs = inputs_for("bert", model)
     base = run(model, inputs)
     attach(model, config)
-    assert {parameter.dtype for _, parameter in adapter_parameters(model)} == {dtype}
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {parameter.dtype for _, parameter in adapter_parameters(model)} == {wanted}
     assert torch.equal(run(model, inputs), base)
+    assert run(model, inputs).dtype == dtype
     randomise(model)
     run(model, inputs).sum().backward()
     assert all(parameter.grad is not None for _, parameter in adapter_parameters(model))

@@ -58,8 +58,8 @@ def test_names_are_relative_to_what_is_asked():
 
 def test_dtype_of_the_adapters():
     model = build("bert").bfloat16()
-    attach(model, AdapterConfig(bottleneck_dim=4), "own")
-    attach(model, AdapterConfig(bottleneck_dim=4), "exact", dtype=torch.float32)
+    attach(model, AdapterConfig(bottleneck_dim=4), "exact")
+    attach(model, AdapterConfig(bottleneck_dim=4), "own", dtype=torch.bfloat16)
     dense = model.encoder.layer[0].output.dense
     assert dense.adapterx["own"].down_proj.weight.dtype == torch.bfloat16
     assert dense.adapterx["exact"].down_proj.weight.dtype == torch.float32

@@ -166,7 +166,7 @@ def test_a_taken_or_bad_name_is_refused(saved):
 
 def test_other_dtypes_are_converted(saved):
     model = plain_model().bfloat16()
-    load_adapter(model, saved)
+    load_adapter(model, saved, dtype=torch.bfloat16)
     assert {parameter.dtype for _, parameter in adapter_parameters(model)} == {torch.bfloat16}
     for (_, low), (_, full) in zip(adapter_parameters(model), adapter_parameters(adapted_plain()), strict=True):
         assert torch.equal(low, full.bfloat16())

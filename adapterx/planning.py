@@ -1,0 +1,174 @@
+"""Plan an attachment: choose the modules, build and check everything, and only then touch the model."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from adapterx.active import check_not_mixed, keep_compositions, set_active, take_over
+from adapterx.adapters import adapter_names, check_whole
+from adapterx.bottleneck import BottleneckAdapter
+from adapterx.config import AdapterConfig
+from adapterx.devices import ADAPTER_DTYPES, copy_in_memory, device_and_dtype, trained_dtype
+from adapterx.errors import ConfigError, TargetError, speaker
+from adapterx.hanging import freeze, hang, remove_adapters
+from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules, switchable_modules
+from adapterx.records import Attachment, Place, Roster, keep_rosters, rosters_of
+from adapterx.targets import Target, find_targets
+from adapterx.untrained import warn_of_fresh_heads
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `attach` will hang on the model, built and checked; the model is still as it was."""
+
+    model: nn.Module
+    report: Attachment
+    adapters: dict[str, BottleneckAdapter]  # by qualified name of the base module
+    copies: dict[str, nn.Module]  # likewise
+
+    def commit(self, *, active: bool) -> Attachment:
+        """Hang the planned modules on the model, freeze the rest, and report."""
+        report, model = self.report, self.model
+        warn_of_fresh_heads(model, report.modules_to_save)
+        keep_compositions(model, adapter_names(model))
+        freeze(model)
+        roster = Roster(report.name, {*self.adapters, *self.copies})
+        keep_rosters(model, (*rosters_of(model), roster))
+        before = set(map(id, switchable_modules(model)))
+        for target in report.targets:
+            place = Place(report, target.module, target, roster)
+            hang(model, AdapterSet, self.adapters[target.module], place)
+        for path, module in self.copies.items():
+            hang(model, ModuleCopies, module, Place(report, path, None, roster))
+        take_over(model, [switchable for switchable in switchable_modules(model) if id(switchable) not in before])
+        if active:
+            set_active(model, report.name)
+        return report
+
+
+def plan_attachment(
+    model: nn.Module,
+    config: AdapterConfig,
+    name: str,
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    saved: Sequence[str] | None = None,
+) -> Plan:
+    """Build and check all that `attach` adds, without touching the model; arguments and errors as there.
+
+    `saved` holds the qualified names of the modules that a checkpoint adapts; see `find_targets`.
+    """
+    if not isinstance(config, AdapterConfig):
+        hint = "; AdapterConfig.from_dict makes one of a mapping" if isinstance(config, Mapping) else ""
+        raise TypeError(f"{speaker()}: config must be an AdapterConfig, got {type(config).__name__}{hint}")
+    check_dtype(dtype)
+    check_not_mixed(model)
+    check_whole(model)
+    check_name(model, name)
+    modules = base_modules(model)
+    targets, rule = find_targets(modules, config, saved=saved)
+    for target in targets:
+        _check_free(modules, target)
+    adapters = {target.module: _build(modules, target, config, generator, dtype) for target in targets}
+    copies = {path: _copy_module(modules, path, targets, dtype) for path in config.modules_to_save}
+    return Plan(model, Attachment(name, rule, config, targets, config.modules_to_save), adapters, copies)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ConfigError unless adapters can have this dtype, or one that follows from their modules (None)."""
+    if dtype is not None and dtype not in ADAPTER_DTYPES:
+        known = ", ".join(str(known).removeprefix("torch.") for known in ADAPTER_DTYPES)
+        raise ConfigError(f"{speaker()}: dtype must be one of {known}, got {dtype!r}")
+
+
+def check_name(model: nn.Module, name: str) -> None:
+    """Raise ConfigError unless a new adapter of the model can have this name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"{speaker()}: name must consist of letters, digits, '_' and '-', got {name!r}")
+    if hasattr(AdapterSet(), name):
+        raise ConfigError(f"{speaker()}: name must not be an attribute of torch.nn.ModuleDict, got {name!r}")
+    if name in adapter_names(model):
+        raise ConfigError(
+            f"{speaker()}: name must be new, got {name!r}, which is attached already; detach it or choose another"
+        )
+
+
+def _check_free(modules: dict[str, nn.Module], target: Target) -> None:
+    """Refuse a module that has a child of our name, or adapters whose ports begin or end in another way."""
+    hung = getattr(modules[target.module], ADAPTERS, None)
+    if hung is None:
+        return
+    if not isinstance(hung, AdapterSet):
+        raise TargetError(f"{speaker()}: {target.module} has an attribute {ADAPTERS!r} of its own")
+    others = {place.target.port.reads for place in hung.places.values()}
+    if others - {target.port.reads}:
+        raise TargetError(
+            f"{speaker()}: adapters of one module must read alike, {target.module} has some that read its "
+            f"{others.pop()}, got one that reads its {target.port.reads}"
+        )
+
+
+def _build(
+    modules: dict[str, nn.Module],
+    target: Target,
+    config: AdapterConfig,
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+) -> BottleneckAdapter:
+    module = modules[target.module]
+    bottleneck_dim = config.resolve_bottleneck_dim(target.hidden_size)
+    if bottleneck_dim > target.hidden_size:
+        raise ConfigError(
+            f"{speaker()}: bottleneck_dim must be at most the hidden size {target.hidden_size} of {target.module}, "
+            f"got {bottleneck_dim}"
+        )
+    device, own_dtype = device_and_dtype(module, modules[""])
+    adapter = BottleneckAdapter(
+        target.input_size,
+        target.hidden_size,
+        bottleneck_dim,
+        activation=config.activation,
+        scaling=config.scaling,
+        dropout=config.dropout,
+        down_bias=config.down_bias,
+        up_bias=config.up_bias,
+        init=config.init,
+        init_up=config.init_up,
+        generator=generator,
+        device=device,
+        dtype=dtype or trained_dtype(own_dtype),
+    )
+    return adapter.train(module.training)
+
+
+def _copy_module(
+    modules: dict[str, nn.Module], path: str, targets: Sequence[Target], dtype: torch.dtype | None
+) -> nn.Module:
+    """Return a copy of a module to be trained by one adapter, free of other adapters and their hooks."""
+    if path not in modules or not path:
+        raise TargetError(
+            f"{speaker()}: modules_to_save must be qualified names of modules, got {path!r}; the top modules are "
+            f"{', '.join(name for name in modules if name and '.' not in name) or 'none'}"
+        )
+    inside = [t.module for t in targets if t.module == path or t.module.startswith(f"{path}.")]
+    if inside:
+        raise TargetError(
+            f"{speaker()}: modules_to_save must not hold modules to be adapted, {path!r} holds {inside[0]!r}"
+        )
+    if not isinstance(getattr(modules[path], COPIES, ModuleCopies()), ModuleCopies):
+        raise TargetError(f"{speaker()}: {path} has an attribute {COPIES!r} of its own")
+    parameters = list(modules[path].parameters())
+    if not parameters or not all(parameter.is_floating_point() for parameter in parameters):
+        raise TargetError(
+            f"{speaker()}: modules_to_save must name modules with floating-point parameters, got {path!r}"
+        )
+    duplicate = copy_in_memory(modules[path], dtype)
+    remove_adapters(duplicate, adapter_names(duplicate))
+    keep_compositions(duplicate, ())
+    return duplicate
