@@ -17,9 +17,11 @@ from pathlib import Path
 
 import torch
 
-from adapterx.cli import inspection
+from adapterx.cli import (
+    inspection,
+    trainer,  # noqa: F401 - imported once here, not in every fork
+)
 from adapterx.cli import train as train_module
-from adapterx.cli import trainer  # noqa: F401 - imported once here, not in every fork
 from adapterx.cli.options import TrainOptions
 from adapterx.errors import ConfigError
 
