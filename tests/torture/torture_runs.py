@@ -101,7 +101,7 @@ def test_killed_at_every_write_and_at_random_moments(stage, tmp_path, times, fig
     seconds, writes = time.monotonic() - started, int(note.read_text())
     draw = random.Random(20190616)
     moments = [("write", n) for n in sorted(draw.sample(range(1, writes + 1), min(writes, times(writes))))]
-    moments += [("time", draw.uniform(0.02, 1.1) * seconds) for _ in range(times(120))]
+    moments += [("time", draw.uniform(0.02, 0.9) * seconds) for _ in range(times(120))]
     counts = dict.fromkeys(("killed", "lost", "different", "leftovers", "raw errors", "speechless"), 0)
 
     def one(index, kind, moment):
