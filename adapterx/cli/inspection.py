@@ -45,7 +45,11 @@ def describe(target: str) -> dict[str, Any] | str:
 
 
 def _sizes(folder: Path) -> dict[str, str]:
-    return {path.name: f"{path.stat().st_size / 1024:,.1f} KiB" for path in sorted(folder.glob("*.safetensors"))}
+    return {
+        path.name: f"{path.stat().st_size / 1024:,.1f} KiB"
+        for path in sorted(folder.glob("*.safetensors"))
+        if path.exists()
+    }
 
 
 def _run_folder(folder: Path) -> dict[str, Any]:

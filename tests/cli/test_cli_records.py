@@ -74,6 +74,12 @@ def test_record_of_0_1_0_is_read_and_may_not_hold_more(tmp_path):
             records.read_record(tmp_path)
 
 
+def test_tensors_that_are_a_dangling_link(run):
+    run_folders.replace_by(run / "head_model.safetensors", "dangling")
+    invoke("info", run)
+    assert "head_model.safetensors" in refused("predict", run, "good")
+
+
 def test_values_of_a_hashed_record_are_checked_too(run):
     rewrite(run / "run.json", method="adapterq")
     assert "method of" in refused("predict", run, "good")
