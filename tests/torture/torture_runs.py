@@ -345,9 +345,8 @@ def mutate(value, draw):
 def kept_base(monkeypatch):
     """Load the base model once: what is damaged here is the run."""
     known = {}
-    for name in ("load_base", "load_tokenizer"):
-        load = getattr(runs, name)
-        monkeypatch.setattr(runs, name, lambda source, load=load: known.setdefault((load, source), load(source)))
+    load = runs.load_text_model
+    monkeypatch.setattr(runs, "load_text_model", lambda source: known.setdefault(source, load(source)))
     monkeypatch.setattr(
         runs, "load_adapter", lambda base, folder: None
     )  # tests/torture has campaigns of its own for it
