@@ -71,6 +71,11 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         raise CheckpointError(
             f"{speaker()}: {model} must hold the vocabulary of its tokenizer, the files are missing or empty ({files})"
         )
+    if not isinstance(tokenizer.model_max_length, (int, float)):  # the library compares it with lengths later
+        raise CheckpointError(
+            f"{speaker()}: the tokenizer of {model} must have a number for model_max_length, "
+            f"got {tokenizer.model_max_length!r}"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise CheckpointError(f"{speaker()}: the tokenizer of {model} must have a padding or an end token")
