@@ -198,7 +198,7 @@ def load_run(folder: Path, *, model: str | None = None, other_base: bool = False
     if "base" in record and not other_base:
         check_base(record["base"], describe_base(base, tokenizer), source)
     if record["method"] == "adapters":
-        load_adapter(base, folder)
+        load_adapter(base, folder, check_base=not other_base)
     head = load_head(folder)
     if head.num_labels != len(record["labels"]):
         raise CheckpointError(

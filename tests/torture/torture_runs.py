@@ -348,7 +348,7 @@ def kept_base(monkeypatch):
     load = runs.load_text_model
     monkeypatch.setattr(runs, "load_text_model", lambda source: known.setdefault(source, load(source)))
     monkeypatch.setattr(
-        runs, "load_adapter", lambda base, folder: None
+        runs, "load_adapter", lambda base, folder, **options: None
     )  # tests/torture has campaigns of its own for it
 
 
