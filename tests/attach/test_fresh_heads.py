@@ -102,5 +102,5 @@ def test_from_pretrained_names_the_adapters_that_it_drops(base, tmp_path):
     pytest.importorskip("typer")
     from adapterx.cli.models import load_base
 
-    with pytest.raises(CheckpointError, match=r"was written by save_pretrained with adapters inside \(bert\.encoder"):
+    with pytest.raises(CheckpointError, match=r"was written by save_pretrained with adapters inside \(\S+\.adapterx"):
         load_base(str(tmp_path / "whole"))
