@@ -25,8 +25,8 @@ def describe_base(base: nn.Module, tokenizer: "PreTrainedTokenizerBase") -> dict
     """Return the SHA-256 of a base model's weights and of its tokenizer's vocabulary and ways.
 
     Args:
-        base: as `load_base` returns it, before anything is attached or trained.
-        tokenizer: as `load_tokenizer` returns it.
+        base: as `load_text_model` returns it, before anything is attached or trained.
+        tokenizer: likewise.
     """
     # A pooler that the file lacks is drawn anew at every loading; nothing here reads it.
     weights = {name: each for name, each in base.named_parameters() if not name.startswith("pooler.")}

@@ -64,6 +64,11 @@ def train_into(
     max_length = resolve_max_length(options.max_length, tokenizer, base)
     classifier = build_classifier(base, options, len(labels))
 
+    # Before an older run is deleted: texts may be refused here.
+    reading = (labels, tokenizer, max_length, embedded_tokens(base))
+    rows, held_out_rows = (part and encoded(part, *reading) for part in (training, held_out))
+    check_known(rows, tokenizer)
+
     found = {"labels": labels, "max_length": max_length, "content of the data": training.digest()}
     if held_out:
         found["content of the evaluation data"] = held_out.digest()
@@ -74,9 +79,6 @@ def train_into(
     elif is_main_process():
         resuming.begin(output, options, found)
 
-    reading = (labels, tokenizer, max_length, embedded_tokens(base))
-    rows, held_out_rows = (part and encoded(part, *reading) for part in (training, held_out))
-    check_known(rows, tokenizer)
     if full := sum(len(row["input_ids"]) >= max_length for row in rows):
         say(f"{full} of {len(rows)} texts reach {max_length} tokens; what lies beyond is not read (--max-length)")
     trainer = build_trainer(classifier, tokenizer, options, rows, held_out_rows, output / CHECKPOINTS)

@@ -114,7 +114,7 @@ def test_folder_that_cannot_be_tidied_is_used_all_the_same(run, monkeypatch):
         raise PermissionError(30, "Read-only file system")
 
     monkeypatch.setattr("adapterx.cli.runs.discard_checkpoints", read_only)
-    assert invoke("predict", run, "good", "--format", "text").stdout.startswith("positive")
+    assert "positive" in invoke("predict", run, "good", "--format", "text").stdout
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143)], ids=["SIGINT", "SIGTERM"])

@@ -93,11 +93,11 @@ def test_run_that_is_replaced_while_it_is_read(model, data, run, tmp_path, monke
     train(model, data, tmp_path / "other", "--bottleneck-dim", "32", "--init", "xavier")
     from adapterx.cli import runs
 
-    load = runs.load_text_model
+    load_text_model = runs.load_text_model
 
     def meanwhile(source):
         shutil.copytree(tmp_path / "other", run, dirs_exist_ok=True)
-        return load(source)
+        return load_text_model(source)
 
     monkeypatch.setattr(runs, "load_text_model", meanwhile)
     assert "was replaced while it was read" in refused("predict", run, "good")
@@ -135,9 +135,8 @@ def test_base_model_with_other_weights(trained, other, data, tmp_path):
     export = ("export", trained, "--format", "torchscript", "--output", tmp_path / "out", "--model", other)
     assert "weights differ" in refused(*export)
     assert not (tmp_path / "out").exists()
-    assert invoke("predict", trained, "good", "--model", other, "--other-base", "--format", "text").stdout.startswith(
-        "positive"
-    )
+    shown = invoke("predict", trained, "good", "--model", other, "--other-base", "--format", "text").stdout
+    assert shown.startswith("positive")
     invoke("evaluate", trained, "--data", data, "--model", other, "--other-base")
 
 

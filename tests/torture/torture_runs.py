@@ -1,5 +1,6 @@
 """Runs under kills, full disks, contests and damage: nothing is lost, nothing is mixed, nothing is left behind."""
 
+import functools
 import json
 import os
 import random
@@ -344,12 +345,8 @@ def mutate(value, draw):
 @pytest.fixture
 def kept_base(monkeypatch):
     """Load the base model once: what is damaged here is the run."""
-    known = {}
-    load = runs.load_text_model
-    monkeypatch.setattr(runs, "load_text_model", lambda source: known.setdefault(source, load(source)))
-    monkeypatch.setattr(
-        runs, "load_adapter", lambda base, folder, **options: None
-    )  # tests/torture has campaigns of its own for it
+    monkeypatch.setattr(runs, "load_text_model", functools.cache(runs.load_text_model))
+    monkeypatch.setattr(runs, "load_adapter", lambda base, folder, **options: None)  # has campaigns of its own
 
 
 def test_damaged_run_folders(stage, tmp_path, times, figure, kept_base):
