@@ -229,9 +229,10 @@ class AdapterTrainer(Trainer):
             with speaking_as("AdapterTrainer"):
                 verify_seal(best)
         except CheckpointError as error:
+            reason = str(error).removeprefix("AdapterTrainer: ")
             raise CheckpointError(
-                f"{error}; it is the best checkpoint so far, without which load_best_model_at_end cannot keep its "
-                "word: bring it back, or start the training anew"
+                f"AdapterTrainer: {reason}; it is the best checkpoint so far, without which load_best_model_at_end "
+                "cannot keep its word: bring it back, or start the training anew"
             ) from error
 
     def _load_best_model(self) -> None:
