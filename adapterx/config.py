@@ -231,7 +231,7 @@ def _check_expression(expression: str) -> None:
         )
     try:
         re.compile(expression)
-    except (re.error, OverflowError, RecursionError, MemoryError) as error:
+    except (re.error, OverflowError, RecursionError, MemoryError, Warning) as error:  # some turn warnings into errors
         raise ConfigError(
             "AdapterConfig: target_modules must be suffixes or a valid regular expression, "
             f"got {expression!r} ({error})"

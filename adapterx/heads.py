@@ -227,21 +227,21 @@ class SequenceClassifier(nn.Module):
         logits = self.head(hidden_states, attention_mask)
         if labels is None:
             return {"logits": logits}
-        check_labels(labels, logits)
+        check_labels(labels, *logits.shape)
         return {"loss": nn.functional.cross_entropy(logits.float(), labels.long()), "logits": logits}
 
 
-def check_labels(labels: Tensor, logits: Tensor) -> None:
+def check_labels(labels: Tensor, batch: int, num_labels: int) -> None:
     """Refuse labels that cross entropy would take for something else, or that no device reports in words.
 
     Args:
         labels: what should be class ids `(batch,)`.
-        logits: `(batch, num_labels)`.
+        batch: number of texts.
+        num_labels: number of classes.
 
     Raises:
         DataError: shape, dtype or range is wrong, or there is one class only, of which the loss is always 0.
     """
-    num_labels = logits.shape[-1]
     own = "; for multi-label targets or regression leave labels out and compute the loss from the logits"
     if num_labels < 2:
         raise DataError(
@@ -253,10 +253,9 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
             f"SequenceClassifier: labels must be class ids of shape (batch,), int64, got {tuple(labels.shape)}, "
             f"{str(labels.dtype).removeprefix('torch.')}{own}"
         )
-    if labels.shape[0] != logits.shape[0]:
+    if labels.shape[0] != batch:
         raise DataError(
-            f"SequenceClassifier: labels must be as many as there are texts, got {labels.shape[0]} for "
-            f"{logits.shape[0]}"
+            f"SequenceClassifier: labels must be as many as there are texts, got {labels.shape[0]} for {batch}"
         )
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or labels.is_meta:
         return  # the values are not known

@@ -193,7 +193,7 @@ class AdapterSet(SwitchableModules):
         call = Call(module, args, kwargs, hidden_states, self._modules, self.captures)
         try:
             hidden_states = route.port.finish(call, run_steps(route.steps, call, route.port.start(call)))
-        except (AttributeError, RuntimeError) as error:
+        except (AttributeError, RuntimeError, ValueError) as error:
             self._explain(error, hidden_states)
             raise
         if not is_tuple:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from adapterx.adapters import active_adapters, adapter_names, adapters, check_known
 from adapterx.bottleneck import BottleneckAdapter
-from adapterx.checkpoint.base import check_base as check_base_model
-from adapterx.checkpoint.base import record_base
+from adapterx.checkpoint.base import check_same_base, record_base
 from adapterx.checkpoint.contents import Contents, check_targets, describe_target, read_contents, renamed_to_fit
 from adapterx.checkpoint.document import describe_base
 from adapterx.checkpoint.fitting import check_fit, copy_into
@@ -108,19 +107,19 @@ def load_adapter(
     check_dtype(dtype)
     modules = base_modules(model)
     contents = renamed_to_fit(contents, model, modules)
+    saved = list(contents.modules)
     with _fitting(folder):
-        targets, _ = find_targets(modules, contents.config, saved=list(contents.modules))
+        targets, _ = find_targets(modules, contents.config, saved=saved)
     _check_extent(modules, targets, contents, folder)
     with _fitting(folder):
         # A generator of its own, so that loading does not move the global random numbers.
         generator = torch.Generator(device="cpu").manual_seed(0)
-        saved = list(contents.modules)
         plan = plan_attachment(model, contents.config, name, generator=generator, dtype=dtype, saved=saved)
     own = _plan_tensors(plan)
     check_fit(own, contents.tensors, folder)
     check_targets(contents, targets)
     if check_base:
-        check_base_model(model, contents.base, contents.described, str(folder))
+        check_same_base(model, contents.base, contents.described, str(folder))
     copy_into(own, contents.tensors)
     return plan.commit(active=active)
 
@@ -164,7 +163,7 @@ def fitting_tensors(
     check_fit(state, contents.tensors, folder)
     check_targets(contents, attachment.targets)
     if check_base:
-        check_base_model(model, contents.base, contents.described, str(folder), trained=True)
+        check_same_base(model, contents.base, contents.described, str(folder), trained=True)
     return state, contents.tensors
 
 

@@ -29,7 +29,7 @@ _SMALLEST = 2.0**-24  # what float16 can tell from zero
 
 
 def record_base(model: nn.Module, paths: Iterable[str]) -> dict[str, Any]:
-    """Return what a file records of the model that an adapter was trained on, for `check_base`.
+    """Return what a file records of the model that an adapter was trained on, for `check_same_base`.
 
     Args:
         model: the model that the adapter's names are relative to.
@@ -61,7 +61,7 @@ def check_record(record: Any, source: str) -> None:
             )
 
 
-def check_base(
+def check_same_base(
     model: nn.Module, record: Mapping[str, Any], described: Mapping[str, Any], source: str, *, trained: bool = False
 ) -> None:
     """Refuse a base model that is not the one which a file was written for.

@@ -84,7 +84,7 @@ def check_targets(contents: Contents, targets: Sequence[Target]) -> None:
         if json.dumps(recorded, sort_keys=True) != json.dumps(found, sort_keys=True):  # tells 1 from True
             raise CheckpointError(
                 f"{speaker()}: {contents.source} must describe the modules of the model, {path!r} is {found}, "
-                f"got {recorded}"
+                f"got {recorded!r}"
             )
 
 

@@ -16,6 +16,7 @@ from adapterx.cli.base_folder import check_base_folder, check_tokenizer_files, u
 from adapterx.cli.hub import reachable
 from adapterx.cli.recipes import MAX_LENGTH
 from adapterx.errors import CheckpointError, ConfigError, DataError, speaker
+from adapterx.host import ADAPTERS, COPIES
 from adapterx.positions import max_positions
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         raise CheckpointError(
             f"{speaker()}: {model} must hold the vocabulary of its tokenizer, the files are missing or empty ({files})"
         )
+    if not isinstance(tokenizer.model_max_length, (int, float)):  # the library compares it with lengths later
+        raise CheckpointError(
+            f"{speaker()}: the tokenizer of {model} must have a number for model_max_length, "
+            f"got {tokenizer.model_max_length!r}"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise CheckpointError(f"{speaker()}: the tokenizer of {model} must have a padding or an end token")
@@ -99,6 +105,12 @@ def load_base(model: str) -> nn.Module:
         unneeded = _unneeded(base)
         if _has_decoder(base):
             base = base.get_encoder()
+    dropped = sorted(key for key in info["unexpected_keys"] if {ADAPTERS, COPIES} & set(key.split(".")))
+    if dropped:
+        raise CheckpointError(
+            f"{speaker()}: model must be a base without adapters, {model} was written by save_pretrained with adapters "
+            f"inside ({dropped[0]}), which loading would drop; name the base, and save adapters by save_adapter"
+        )
     missing = sorted(name for name in info["missing_keys"] if name not in unneeded and not name.startswith("pooler."))
     wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
     if wrong:

@@ -109,4 +109,6 @@ def telling_how_to_go_on(output: Path) -> Iterator[None]:
             raise
         done = f"the run in {output} is complete"
         say(f"interrupted; {done if state == 'complete' else 'continue with the same command and --resume'}")
-        raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from stop
+        if isinstance(stop, KeyboardInterrupt):
+            raise SystemExit(130) from stop
+        raise

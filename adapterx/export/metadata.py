@@ -1,6 +1,5 @@
 """What an exported file says about itself, and how to read it without running the file."""
 
-import json
 import os
 import sys
 import zipfile
@@ -16,11 +15,11 @@ from torch import nn
 from adapterx.adapters import active_composition, adapters
 from adapterx.checkpoint import folder as files
 from adapterx.checkpoint.document import (
+    FORMAT_VERSION,
     HASH,
-    MAX_DOCUMENT_BYTES,
     PACKAGE_VERSION,
-    check_hash,
-    hashed,
+    check_version,
+    json_document,
     parse_json,
     public_name,
 )
@@ -28,8 +27,6 @@ from adapterx.compose import adapter_names_in, composition_to_dict
 from adapterx.errors import CheckpointError, ExportError, speaker, speaking_as
 from adapterx.export.embedded import DOCUMENT, document_in
 from adapterx.export.positional import Prepared
-
-FORMAT_VERSION = 2  # 1, of adapterx 0.1.0, has no hash
 
 
 def describe(model: nn.Module, prepared: Prepared, **facts: Any) -> dict[str, Any]:
@@ -55,12 +52,9 @@ def text_of(document: Mapping[str, Any]) -> str:
     """Return the text that stands in a file for a document, with a hash by which `read_metadata` knows it again.
 
     Raises:
-        ExportError: `read_metadata` would not read as much.
+        CheckpointError: `read_metadata` would not read as much.
     """
-    text = json.dumps(hashed(document), indent=2) + "\n"
-    if len(text.encode()) > MAX_DOCUMENT_BYTES:
-        raise ExportError(f"{speaker()}: the metadata must not exceed {MAX_DOCUMENT_BYTES} bytes, got {len(text)}")
-    return text
+    return json_document(document, "the metadata of an export").decode()
 
 
 @speaking_as("read_metadata")
@@ -80,9 +74,9 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = document_in(path)
         document = parse_json(content, f"the metadata in {path}") if content is not None else {}
-        found = _checked_format(document, path)
-        if found == FORMAT_VERSION or HASH in document:
-            check_hash(document, f"the metadata in {path}")
+        if "format_version" not in document:
+            raise ExportError(f"{speaker()}: {path} has no metadata of adapterx")
+        check_version(document, f"the metadata in {path}")
     except CheckpointError as error:
         raise ExportError(f"{speaker()}: {str(error).removeprefix(f'{speaker()}: ')}") from error
     except FileNotFoundError as error:
@@ -102,18 +96,6 @@ def path_from(value: str | os.PathLike, argument: str) -> Path:
     if not isinstance(value, (str, os.PathLike)) or "\0" in os.fsdecode(value):
         raise ExportError(f"{speaker()}: {argument} must be a path, got {value!r}")
     return Path(os.fsdecode(value))
-
-
-def _checked_format(document: Mapping[str, Any], path: Path) -> int:
-    found = document.get("format_version")
-    if found is None:
-        raise ExportError(f"{speaker()}: {path} has no metadata of adapterx")
-    if type(found) is not int or found not in (1, FORMAT_VERSION):
-        raise ExportError(
-            f"{speaker()}: format_version of {path} must be at most {FORMAT_VERSION}, got {found!r}; "
-            "a newer adapterx may have written it"
-        )
-    return found
 
 
 @contextmanager

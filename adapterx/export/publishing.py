@@ -19,7 +19,7 @@ from adapterx.checkpoint.folder import move_into_place
 from adapterx.checkpoint.lock import locked
 from adapterx.errors import ExportError, speaker
 from adapterx.export.embedded import DOCUMENT
-from adapterx.export.metadata import FORMAT_VERSION, read_metadata, text_of
+from adapterx.export.metadata import read_metadata, text_of
 
 FILES = {"function": "model.onnx", "portable": "model.portable.onnx"}
 TORCHSCRIPT_FILE = "model.pt"
@@ -132,5 +132,5 @@ def _recorded(out_dir: Path) -> dict[str, Any]:
 
 
 def _move_index(staged: Path, out_dir: Path, files: Mapping[str, Any]) -> None:
-    (staged / DOCUMENT).write_text(text_of({"format_version": FORMAT_VERSION, "files": files}), encoding="utf-8")
+    (staged / DOCUMENT).write_text(text_of({"files": files}), encoding="utf-8")
     move_into_place([(staged / DOCUMENT, out_dir / DOCUMENT)])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adapterx import ops
 from adapterx.errors import ExportError, speaker, speaking_as, unspoken
 from adapterx.export.kinds import ONNX, PT2, TORCH_SAVE, TORCHSCRIPT, ZIP, kind_of
-from adapterx.export.metadata import path_from, read_metadata, require
+from adapterx.export.metadata import path_from, read_metadata, require, staging
 from adapterx.export.positional import INPUTS, PER_TOKEN, Prepared, prepared
 from adapterx.heads import SequenceClassifier
 
@@ -47,7 +47,8 @@ with torch.no_grad():
     for tensors in torch.load(inputs, weights_only=True):
         result = module(*tensors)
         results.append([tensor.cpu() for tensor in (result if isinstance(result, tuple) else (result,))])
-torch.save(results, outputs)
+with open(outputs, "wb") as file:  # given a name, torch ends the process where the disk is full
+    torch.save(results, file)
 """
 
 
@@ -119,9 +120,10 @@ def check_torchscript(
     """Run the file in a new process that imports torch and loads the operator library, nothing else."""
     shapes = ready.clip(shapes)
     batches = [ready.inputs_at(*shape) for shape in shapes]
-    with tempfile.TemporaryDirectory() as folder:
-        inputs, outputs = Path(folder, "inputs"), Path(folder, "outputs")
-        torch.save(batches, inputs)
+    with staging(Path(tempfile.gettempdir())) as folder:
+        inputs, outputs = folder / "inputs", folder / "outputs"
+        with inputs.open("wb") as file:
+            torch.save(batches, file)
         command = [sys.executable, "-c", _FRESH_PROCESS, ops.LIBRARY.resolve(), path.resolve(), inputs, outputs]
         done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
         if done.returncode:

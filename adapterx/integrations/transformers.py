@@ -24,6 +24,7 @@ from adapterx.checkpoint.folder import (
 from adapterx.checkpoint.lock import locked
 from adapterx.checkpoint.trained import restore_trained, save_trained
 from adapterx.errors import CheckpointError, ExtensionError, TrainingError, speaker, speaking_as
+from adapterx.heads import SequenceClassifier, check_labels
 from adapterx.training import check_finite_loss, check_finite_parameters, parameter_groups
 
 try:
@@ -131,6 +132,14 @@ class AdapterTrainer(Trainer):
                 f"{self.args.output_dir} holds no complete checkpoint"
             )
         return newest
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss; labels that the Trainer smooths do not reach the model, so they are checked here."""
+        classifier = self.accelerator.unwrap_model(model)
+        smooths = self.label_smoother is not None and self.compute_loss_func is None
+        if smooths and isinstance(classifier, SequenceClassifier) and "labels" in inputs:
+            check_labels(inputs["labels"], len(inputs["input_ids"]), classifier.head.num_labels)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run one step; stop before the optimizer sees a loss that is not finite."""

@@ -120,6 +120,8 @@ def test_refuses_in_words(values, message):
         ({"target_modules": "(" * 900 + ")" * 900}, "target_modules must be suffixes or a valid regular expression"),
         ({"target_modules": "(" * 5000 + ")" * 5000}, "target_modules must be at most 2000 characters long where it"),
         ({"target_modules": "a" * 2**20}, "target_modules must be at most 2000 characters long where it is a regular"),
+        ({"target_modules": "[" * 50}, "target_modules must be suffixes or a valid regular expression"),
+        ({"target_modules": "[[a]"}, "target_modules must be suffixes or a valid regular expression"),  # a warning
         ({"target_modules": "a{99999999999}"}, "target_modules must be suffixes or a valid regular expression"),
     ],
 )  # fmt: skip

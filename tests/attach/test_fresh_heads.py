@@ -8,7 +8,7 @@ import transformers
 from tiny_models import SIZES, SPECIAL
 from torch import nn
 
-from adapterx import AdapterConfig, SequenceClassifier, attach, load_adapter, save_adapter
+from adapterx import AdapterConfig, CheckpointError, SequenceClassifier, attach, load_adapter, save_adapter
 
 CONFIG = AdapterConfig(bottleneck_dim=4)
 WITH_HEAD = AdapterConfig(bottleneck_dim=4, modules_to_save=("classifier",))
@@ -99,3 +99,8 @@ def test_from_pretrained_names_the_adapters_that_it_drops(base, tmp_path):
         _, info = kind.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert any(".adapterx.default." in key for key in info["unexpected_keys"])
     assert any("classifier.adapterx_copies.default" in key for key in info["unexpected_keys"])
+    pytest.importorskip("typer")
+    from adapterx.cli.models import load_base
+
+    with pytest.raises(CheckpointError, match=r"was written by save_pretrained with adapters inside \(\S+\.adapterx"):
+        load_base(str(tmp_path / "whole"))

@@ -70,6 +70,25 @@ def test_embeddings_resized_under_their_copy_are_noticed(tmp_path):
     assert_noticed(model, tmp_path / "a", match)
 
 
+def test_a_resized_head_that_is_tied_is_noticed(tmp_path):
+    config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)
+    model = transformers.LlamaForCausalLM(config).eval()
+    attach(model, AdapterConfig(bottleneck_dim=4, modules_to_save=("lm_head",)))
+    model.resize_token_embeddings(120, mean_resizing=False)
+    assert_noticed(model, tmp_path / "a", r"lm_head\.weight is \(120, 32\) now and \(99, 32\) in adapter 'default'")
+
+
+@torch.no_grad()
+def test_nested_tensors_are_refused_in_words():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1).eval()
+    attach(model, AdapterConfig(bottleneck_dim=4, target_modules=("linear2",)))
+    padding = torch.tensor([[False, True]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(TypeError, match=r"attach: adapters on layers\.0\.linear2 must receive strided tensors"):
+            model(torch.randn(1, 2, 16), src_key_padding_mask=padding)
+
+
 def test_embeddings_resized_under_their_adapter_keep_it():
     model = build("bert")
     attach(model, AdapterConfig(bottleneck_dim=4, init_up="near_zero", target_modules=("word_embeddings",)))

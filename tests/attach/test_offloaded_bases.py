@@ -7,7 +7,17 @@ import torch
 from tiny_adapters import randomise
 from tiny_models import build, inputs_for, run
 
-from adapterx import AdapterConfig, adapter_parameters, attach, detach, disabled, load_adapter, mixed, save_adapter
+from adapterx import (
+    AdapterConfig,
+    TargetError,
+    adapter_parameters,
+    attach,
+    detach,
+    disabled,
+    load_adapter,
+    mixed,
+    save_adapter,
+)
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -73,3 +83,14 @@ def test_a_meta_model_without_hooks_gets_meta_adapters():
         model = build("bert")
     attach(model, AdapterConfig(bottleneck_dim=4, modules_to_save=("pooler",)))
     assert all(parameter.is_meta for _, parameter in adapter_parameters(model))
+
+
+def test_offloading_after_attaching_is_refused_in_words():
+    model = build("bert")
+    inputs = inputs_for("bert", model)
+    attach(model, AdapterConfig(bottleneck_dim=4))
+    accelerate.cpu_offload(model, execution_device="cpu")
+    with pytest.raises(
+        TargetError, match=r"attach: adapter 'default' of encoder\.layer\.0\..* offload the model before"
+    ):
+        run(model, inputs)

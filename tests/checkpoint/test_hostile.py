@@ -94,6 +94,7 @@ def test_configurations(saved, values, message):
             )
             for other in (
                 lambda entry: None,
+                lambda entry: "\x1b[2J",
                 lambda entry: [],
                 lambda entry: {},
                 lambda entry: entry | {"position": "attention"},

@@ -269,8 +269,8 @@ def test_unusable_folder(tmp_path, monkeypatch):
 
 def test_damaged_metadata(tmp_path):
     (tmp_path / "adapterx_export.json").write_text("{")
-    with pytest.raises(ExportError, match="is damaged"):
+    with pytest.raises(ExportError, match="is not valid JSON"):
         read_metadata(tmp_path)
     (tmp_path / "adapterx_export.json").write_text(json.dumps([1]))
-    with pytest.raises(ExportError, match="has no metadata"):
+    with pytest.raises(ExportError, match="must hold a JSON object, got list"):
         read_metadata(tmp_path)

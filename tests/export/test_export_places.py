@@ -4,6 +4,7 @@ import io
 import os
 import resource
 import stat
+import tempfile
 import threading
 
 import pytest
@@ -103,3 +104,12 @@ def test_a_large_model_is_written_past_the_memory(model, tmp_path, monkeypatch):
     monkeypatch.setattr(torchscript, "_IN_MEMORY_UP_TO", 0)
     to_torchscript(model, tmp_path / "model.pt", validate=False)
     assert is_whole((tmp_path / "model.pt").read_bytes())
+
+
+def test_a_full_disk_for_temporary_files(model, tmp_path, largest, monkeypatch):
+    to_torchscript(model, tmp_path / "model.pt", validate=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    largest(1000)
+    with pytest.raises(ExportError, match=r"^validate: cannot write to .*temporary: File too large"):
+        validate(model, tmp_path / "model.pt")
+    assert not list((tmp_path / "temporary").iterdir())

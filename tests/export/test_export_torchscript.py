@@ -306,5 +306,5 @@ def test_read_metadata_refuses_in_words(tmp_path):
         read_metadata(tmp_path / "plain.pt")
     with zipfile.ZipFile(tmp_path / "later.pt", "w") as archive:
         archive.writestr("later/extra/adapterx_export.json", '{"format_version": 3}')
-    with pytest.raises(ExportError, match=r"must be at most 2, got 3; a newer adapterx"):
+    with pytest.raises(ExportError, match=r"must be 1 or 2, got 3; a newer adapterx"):
         read_metadata(tmp_path / "later.pt")

@@ -122,6 +122,8 @@ def test_neftune_adds_noise_to_the_embeddings(tmp_path):
 
 def test_label_smoothing(tmp_path):
     train(classifier(), tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(DataError, match=r"labels must be class ids of shape \(batch,\), int64, got \(4, 2\), int64"):
+        train(classifier(), tmp_path, Rows(lambda i: torch.tensor([1, 0])), label_smoothing_factor=0.1)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,7 @@ BASES = [
         ("{list_tokenizer_config}", "tokenizer_config.json must hold a JSON object"),
         ("{pipe_config}", "config.json must be a regular file"),
         ("{latin}", "not valid JSON"),
+        ("{strange_length}", "must have a number for model_max_length"),
         ("{not_utf8}", "the path of the model folder must be UTF-8"),
         ("\udcff", "no such folder exists: \\udcff"),
     ]
@@ -259,6 +260,7 @@ def prepare(place: Path, model: Path, run: Path, data: Path) -> dict[str, str]:
         (place / name).symlink_to(target)
     (place / "full").symlink_to("/dev/full")
     config = json.loads((model / "config.json").read_bytes())
+    tokenizer = json.loads((model / "tokenizer_config.json").read_bytes())
     weights = (model / "model.safetensors").read_bytes()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
 
@@ -284,6 +286,7 @@ def prepare(place: Path, model: Path, run: Path, data: Path) -> dict[str, str]:
         "list_tokenizer_config": base("list_tokenizer_config", tokenizer_config__json=[]),
         "pipe_config": base("pipe_config", config__json=None),
         "not_utf8": base("not_utf8\udcff"),
+        "strange_length": base("strange_length", tokenizer_config__json=tokenizer | {"model_max_length": {"a": 1}}),
         "latin": base("latin", config__json=b'{"model_type": "\xe9"}'),
     }
     (place / "no_shard/model-00001-of-00002.safetensors").write_bytes(weights)

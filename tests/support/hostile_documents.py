@@ -75,7 +75,13 @@ def _resemble(holder, key, draw):
         alike += [value.replace(".", ".."), value.partition(".")[2], f"encoder.{value}", list(value), value + "\x00"]
         alike += [re.sub(r"\d", lambda digit: str(int(digit[0]) + 1), value)]
     if isinstance(value, list):
-        alike += [value[1:], value * 2, value[::-1], dict(enumerate(map(str, value))), [*value, None]]
+        alike += [
+            value[1:],
+            value * 2,
+            value[::-1],
+            {str(number): each for number, each in enumerate(value)},
+            [*value, None],
+        ]
     if isinstance(value, dict):
         alike += [list(value), list(value.values()), dict(reversed(value.items()))]
     holder[key] = draw.choice(alike)
@@ -110,6 +116,8 @@ CHANGES = (_replace, _replace, _resemble, _resemble, _resemble, _remove, _rename
 def _change_tensors(document: dict[str, Any], path: Path, draw: random.Random) -> str:
     """Change the tensors, and all that the document says of them."""
     tensors = load_file(path)
+    if not tensors:
+        return "nothing is left"
     name = draw.choice(sorted(tensors))
     tensor = tensors[name]
     names = (
@@ -169,6 +177,8 @@ def make_hostile(folder: Path, file: str, draw: random.Random) -> str:
                 continue
             part = document.get(draw.choice(("config", "config", "modules", "base_check", "tensors", "")))
             nodes = _nodes(part if part and isinstance(part, (dict, list)) else document)
+            if not nodes:
+                break
             holder, key = draw.choice(nodes)
             change = draw.choice(CHANGES)
             change(holder, key, draw)

@@ -40,8 +40,9 @@ def assert_refused(folder, message, *, model=None, error=CheckpointError):
     """Loading raises, and the model is as it was."""
     model = plain_model() if model is None else model
     before, hooks = state_of(model), [len(module._forward_hooks) for module in model.modules()]
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         load_adapter(model, folder)
+    assert str(raised.value).isprintable()  # one line, without escape sequences of a stranger's
     assert state_of(model).keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(model).items())
     assert [len(module._forward_hooks) for module in model.modules()] == hooks

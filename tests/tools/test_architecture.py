@@ -35,7 +35,13 @@ HEAVY = {
 }
 # What a group of rooms may never import, whatever floor they came to stand on: knowledge that must not travel.
 FORBIDDEN = {
-    "adapterx.compose": ("adapterx.host", "adapterx.adapters", "adapterx.active", "adapterx.attachment"),
+    "adapterx.compose": (
+        "adapterx.records",
+        "adapterx.host",
+        "adapterx.adapters",
+        "adapterx.active",
+        "adapterx.attachment",
+    ),
     "adapterx.targets": ("adapterx.compose", "adapterx.bottleneck", "adapterx.ops", "adapterx.host"),
     "adapterx.checkpoint": ("adapterx.export", "adapterx.integrations", "adapterx.cli"),
     "adapterx.export": ("adapterx.integrations", "adapterx.cli"),
