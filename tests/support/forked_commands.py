@@ -49,6 +49,8 @@ class Command:
             app(arguments)
         except SystemExit as stop:
             code = stop.code or 0
+        except KeyboardInterrupt:  # before the command took over; `main` ends the same way
+            code = 130
         except BaseException:  # noqa: BLE001 - it ends here, as in a process of its own
             sys.excepthook(*sys.exc_info())
         finally:
