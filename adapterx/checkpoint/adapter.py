@@ -14,7 +14,7 @@ from adapterx.checkpoint.base import check_same_base, record_base
 from adapterx.checkpoint.contents import Contents, check_targets, describe_target, read_contents, renamed_to_fit
 from adapterx.checkpoint.document import describe_base
 from adapterx.checkpoint.fitting import check_fit, copy_into
-from adapterx.checkpoint.pair import stored_metadata, write_pair
+from adapterx.checkpoint.pair import prepare_pair, stored_metadata, write_pair
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
     CheckpointError,
@@ -51,10 +51,19 @@ def save_adapter(
         CheckpointError: the folder cannot be written, or the metadata cannot be stored.
     """
     name = _resolve_name(model, name)
+    write_pair(folder, "adapter", dict(_adapter_tensors(model, name)), _describe(model, name, metadata))
+
+
+def prepare_adapter(model: nn.Module, folder: str | Path, name: str) -> str:
+    """Write an adapter that waits for `settle_pair`; return its hash. Errors as in `save_adapter`."""
+    return prepare_pair(folder, "adapter", dict(_adapter_tensors(model, name)), _describe(model, name, None))
+
+
+def _describe(model: nn.Module, name: str, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     attachment = adapters(model)[name]
     if not attachment.targets:
         raise CheckpointError(f"{speaker()}: adapter {name!r} must have adapted modules inside this model")
-    document = {
+    return {
         "name": name,
         "config": attachment.config.to_dict(),
         "base_model": describe_base(model),
@@ -62,7 +71,6 @@ def save_adapter(
         "modules": {target.module: describe_target(target) for target in attachment.targets},
         "metadata": stored_metadata(metadata),
     }
-    write_pair(folder, "adapter", dict(_adapter_tensors(model, name)), document)
 
 
 @speaking_as("load_adapter")

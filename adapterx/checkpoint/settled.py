@@ -14,9 +14,7 @@ _TICK = 0.02  # seconds; file systems count time in ticks of up to 0.01 s, withi
 _TRIES, _PATIENCE = 200, 30.0  # both are to be used up, the second in seconds
 
 
-def settled(
-    read: Callable[[], _T], watched: Callable[[], Iterable[Path]], busy: Callable[[], bool] = lambda: False
-) -> _T:
+def settled(read: Callable[[], _T], watched: Callable[[], Iterable[Path]]) -> _T:
     """Return what `read` returns; if it fails while others replace the files, it begins again.
 
     Damage is believed only when two attempts in a row, a tick of the clock apart, met the same files.
@@ -24,7 +22,6 @@ def settled(
     Args:
         read: opens the files anew each time.
         watched: returns the files that it may read, whether they are there or not.
-        busy: returns whether a writer is in the middle of files that do not fit together until it is done.
 
     Raises:
         CheckpointError: what `read` raised; or the files never stood still.
@@ -39,9 +36,6 @@ def settled(
             reason = error
         if before != [_state(path) for path in watched()]:
             failed = None
-        elif busy():
-            failed = None
-            time.sleep(_TICK)
         elif before == failed:
             raise reason
         else:

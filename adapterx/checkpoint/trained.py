@@ -1,5 +1,6 @@
 """Whatever a model trains, adapters or not, as one checkpoint of a training run; the frozen rest is never written."""
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapterx.adapters import active_adapters, adapter_parameters
-from adapterx.checkpoint.adapter import fitting_tensors, save_adapter
+from adapterx.checkpoint.adapter import fitting_tensors, prepare_adapter
 from adapterx.checkpoint.fitting import check_fit, copy_into
-from adapterx.checkpoint.lock import is_locked
-from adapterx.checkpoint.pair import pair_files, read_document, read_pair, write_pair, writing
+from adapterx.checkpoint.pair import read_document, read_pair, write_pair
 from adapterx.checkpoint.settled import settled
+from adapterx.checkpoint.waiting import pair_files, settle_pair, writing
 from adapterx.errors import CheckpointError, speaker, speaking_as
 from adapterx.heads import SequenceClassifier
 
@@ -32,9 +33,8 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 def save_trained(model: nn.Module, folder: Path) -> None:
     """Write the active adapters (as `save_adapter` does) and, as `trainable_*`, whatever else is trained.
 
-    Each of these pairs of files is written whole, but they are several. `trainable_config.json` comes last and records
-    which adapters belong to it, so that a mixture is refused; who must not lose what stood there before writes to a new
-    folder and seals it (`adapterx.checkpoint.folder.seal`).
+    These pairs of files change together: the adapters wait beside the old ones until `trainable_config.json` names
+    them, which is the moment of change. A process killed before leaves the old state, after it the new one.
 
     Args:
         model: a `SequenceClassifier`, or any model that was given to `attach`.
@@ -46,10 +46,16 @@ def save_trained(model: nn.Module, folder: Path) -> None:
     folder = Path(folder)
     places = _adapter_folders(model, folder)
     with writing(folder):
-        for name, place in places.items():
-            save_adapter(_adapted(model), place, name)
-        hashes = {_key(place, folder): read_document(place, "adapter")["sha256"] for place in places.values()}
-        write_pair(folder, "trainable", _other_state(model), {"adapters": hashes})
+        _settle(folder, places)  # a process that was killed may have come to the moment of change and no further
+        try:
+            hashes = {
+                _key(place, folder): prepare_adapter(_adapted(model), place, name) for name, place in places.items()
+            }
+            write_pair(folder, "trainable", _other_state(model), {"adapters": hashes})
+            _settle(folder, places)
+        except BaseException:
+            _settle(folder, places)  # what cannot be settled now waits for the next save, and is read meanwhile
+            raise
 
 
 @speaking_as("restore_trained")
@@ -83,13 +89,19 @@ def restore_trained(model: nn.Module, folder: Path, *, check_base: bool = True) 
         adapter_files = [path for place in places.values() for path in pair_files(place, "adapter")]
         return [*pair_files(folder, "trainable"), *adapter_files]
 
-    def busy() -> bool:
-        with suppress(OSError):
-            return is_locked(folder)
-        return False
-
-    for mine, stored in settled(read, watched, busy):
+    for mine, stored in settled(read, watched):
         copy_into(mine, stored)
+
+
+def _settle(folder: Path, places: dict[str, Path]) -> None:
+    """Bring the adapters that `trainable_config.json` names to their places, and delete those that wait in vain."""
+    named: Any = None
+    with suppress(CheckpointError):  # there is none yet, or it is damaged
+        named = read_document(folder, "trainable").get("adapters")
+    for place in places.values():
+        digest = named.get(_key(place, folder)) if isinstance(named, dict) else None
+        if place.is_dir():
+            settle_pair(place, "adapter", digest if isinstance(digest, str) else None)
 
 
 def _adapted(model: nn.Module) -> nn.Module:
@@ -120,6 +132,8 @@ def _adapter_hashes(document: dict[str, Any], places: dict[str, Path], folder: P
             f"{speaker()}: {folder} does not fit the model: it holds adapters in {found} instead of "
             f"{sorted(keys.values())}"
         )
+    if not all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes.values()):
+        raise CheckpointError(f"{speaker()}: {folder} must name its adapters by their hashes, got {hashes}")
     return {name: hashes[key] for name, key in keys.items()}
 
 

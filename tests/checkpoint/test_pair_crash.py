@@ -76,21 +76,21 @@ def test_killed_twice_in_a_row(tmp_path, monkeypatch):
     middle, last = adapted_plain(seed=2), adapted_plain(seed=3)
     expected = {seed: adapted_plain(seed)(HIDDEN_STATES) for seed in (2, 3)}
     for again in (middle, last):
-        for count in range(1, 5):  # the first rename finishes what was cut short
+        for count in range(1, 6):  # the first rename finishes what was cut short
             folder = tmp_path / f"{again is last}-{count}"
             save_adapter(adapted_plain(seed=1), folder)
-            assert run_killed(partial(save_adapter, middle, folder), "replace", 3, monkeypatch)
+            assert run_killed(partial(save_adapter, middle, folder), "replace", 4, monkeypatch)
             assert run_killed(partial(save_adapter, again, folder), "replace", count, monkeypatch)
             model = plain_model()
             load_adapter(model, folder)
-            committed = 3 if again is last and count == 4 else 2
+            committed = 3 if again is last and count == 5 else 2
             assert torch.equal(model(HIDDEN_STATES), expected[committed])
 
 
 def test_an_error_while_repeating_an_interrupted_save(tmp_path, monkeypatch):
     """The same tensors again: the file that waits beside the old one is what the document relies on."""
     save_adapter(adapted_plain(seed=1), tmp_path)
-    assert run_killed(partial(save_adapter, adapted_plain(seed=2), tmp_path), "replace", 3, monkeypatch)
+    assert run_killed(partial(save_adapter, adapted_plain(seed=2), tmp_path), "replace", 4, monkeypatch)
     calls = []
 
     def failing(source, target, function=os.replace):

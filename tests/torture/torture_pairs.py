@@ -146,10 +146,6 @@ def test_killed_at_every_write_point(kind, number, first_time, tmp_path, figure)
         found["kills"] += 1
         values = outcome(lambda folder=folder: kind.load(folder))
         whole = values in ([1.0], [2.0]) or (first_time and "does not exist" in values)
-        if kind is Trained and not whole:  # several pairs: what is mixed is refused, never read (trained.py)
-            assert "belongs to another checkpoint" in values or "does not exist" in values
-            found["refused as mixed"] += 1
-            whole = True
         found["lost or different"] += not whole
         found["leftovers at once"] += bool(folder.exists() and litter(folder))
         kind.save(3.0, folder)
@@ -158,7 +154,7 @@ def test_killed_at_every_write_point(kind, number, first_time, tmp_path, figure)
     assert status == 0
     figure(f"{kind.__name__} {number.name} {'new' if first_time else 'over an old one'}: {dict(found)}")
     assert not found["lost or different"] + found["not saved again"] + found["leftovers after the next save"]
-    if number == signal.SIGINT and not found["refused as mixed"]:
+    if number == signal.SIGINT:
         assert found["leftovers at once"] <= 1  # interrupted while it tidied up
 
 
