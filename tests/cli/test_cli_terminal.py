@@ -87,7 +87,13 @@ def test_our_own_fault_keeps_its_traceback():
 
 
 def test_interrupt_while_libraries_are_imported():
-    running = subprocess.Popen([*COMMAND, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*COMMAND, "info"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=with_ordinary_signals,
+    )
     time.sleep(0.3)
     running.send_signal(signal.SIGINT)
     told = running.communicate()[1]
@@ -97,7 +103,12 @@ def test_interrupt_while_libraries_are_imported():
 def test_signal_in_a_training_gives_the_terminal_back(model, data, tmp_path):
     ours, theirs = pty.openpty()
     options = ("--model", model, "--data", data, "--output", tmp_path / "run", *QUICK, "--epochs", "9999")
-    running = subprocess.Popen([*COMMAND, "train", *map(str, options)], stderr=theirs, stdout=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [*COMMAND, "train", *map(str, options)],
+        stderr=theirs,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=with_ordinary_signals,
+    )
     os.close(theirs)
     read_until(ours, b"\x1b[?25l")  # the bar is shown, the cursor hidden
     running.terminate()
@@ -122,6 +133,12 @@ def read_until(terminal, wanted):
     return shown
 
 
+def with_ordinary_signals():
+    """Let a child end by signals, also where nohup or a job in the background has told this process to ignore them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 # The room needs the standard library only, and a process that loads nothing else starts at once.
 UNSET = {"PYTHONUNBUFFERED": ""}  # it would let every print fail at once
 LOADED = f"""
@@ -134,7 +151,8 @@ spec.loader.exec_module(process)
 
 def run(body, **settings):
     code = LOADED + "with process.prepared():\n    process.ready()\n" + "".join(f"    {line}\n" for line in body)
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | UNSET} | settings
+    usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": with_ordinary_signals}
+    settings = usual | {"env": os.environ | UNSET} | settings
     running = subprocess.Popen([sys.executable, "-c", code], **settings)
     out, told = running.communicate(timeout=60)
     return running.returncode, out, told

@@ -6,6 +6,7 @@ import resource
 import stat
 import tempfile
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -79,22 +80,26 @@ def test_what_is_no_path(function, place, model):
             other(place)
 
 
-@pytest.fixture
-def largest():
-    """Return a function that limits how large a file may become: one size of a full disk."""
+@contextmanager
+def largest(size):
+    """Limit how large a file may become: one size of a full disk. Not for longer: pytest may be writing to a file."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("size", [0, 1000, 30_000])
-def test_torchscript_on_a_full_disk(size, in_memory, model, tmp_path, largest, monkeypatch):
+def test_torchscript_on_a_full_disk(size, in_memory, model, tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     path.write_text("old")
     monkeypatch.setattr(torchscript, "_IN_MEMORY_UP_TO", 2**30 if in_memory else 0)
-    largest(size if in_memory else size // 3)  # below what is reserved for the weights
-    with pytest.raises(ExportError, match=r"^to_torchscript: cannot write to .*: File too large"):
+    limit = size if in_memory else size // 3  # below what is reserved for the weights
+    words = r"^to_torchscript: cannot write to .*: File too large"
+    with largest(limit), pytest.raises(ExportError, match=words):
         to_torchscript(model, path, validate=False)
     assert path.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
@@ -106,10 +111,10 @@ def test_a_large_model_is_written_past_the_memory(model, tmp_path, monkeypatch):
     assert is_whole((tmp_path / "model.pt").read_bytes())
 
 
-def test_a_full_disk_for_temporary_files(model, tmp_path, largest, monkeypatch):
+def test_a_full_disk_for_temporary_files(model, tmp_path, monkeypatch):
     to_torchscript(model, tmp_path / "model.pt", validate=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    largest(1000)
-    with pytest.raises(ExportError, match=r"^validate: cannot write to .*temporary: File too large"):
+    words = r"^validate: cannot write to .*temporary: File too large"
+    with largest(1000), pytest.raises(ExportError, match=words):
         validate(model, tmp_path / "model.pt")
     assert not list((tmp_path / "temporary").iterdir())
