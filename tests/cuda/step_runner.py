@@ -94,6 +94,7 @@ class Running:
                 stdout=self.file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that its children end with it
+                preexec_fn=_hear_interrupts,
             )
         except OSError as error:
             self.error = str(error)
@@ -140,6 +141,11 @@ def limit_of(step: Step, later: Sequence[Step], left_s: float) -> float:
     if step.share:
         limit = min(limit, left_s * step.share / (step.share + sum(other.share for other in later)))
     return limit
+
+
+def _hear_interrupts() -> None:
+    """Let a step be asked to end: what a shell starts in the background inherits that interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_stage(
