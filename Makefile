@@ -32,7 +32,7 @@ demo: install  ## train on real data, compare, export, verify (about ten minutes
 test: install  ## run the whole test suite
 	$(VENV)/bin/python -m pytest
 
-torture: install  ## the long campaigns: kills, full disks, damaged and contested folders (about an hour)
+torture: install  ## the long campaigns: kills, full disks, damaged and contested folders (about half an hour)
 	$(VENV)/bin/python -m pytest tests/torture -o python_files='torture_*.py'
 
 emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about five minutes)
