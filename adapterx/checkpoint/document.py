@@ -61,6 +61,21 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
+def describe_content(file: BinaryIO) -> dict[str, int | str]:
+    """Return size in bytes and SHA-256 of what an open file holds from here on."""
+    digest = hashlib.sha256()
+    size = 0
+    while block := file.read(1 << 20):
+        digest.update(block)
+        size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def has_content(file: BinaryIO, described: Mapping[str, Any]) -> bool:
+    """Return whether an open file holds what `describe_content` described; one of another size is not read."""
+    return os.fstat(file.fileno()).st_size == described["bytes"] and describe_content(file) == described
+
+
 def parse_json(content: bytes | str, source: str) -> dict[str, Any]:
     """Return the JSON object that `content` holds; `source` names it in messages. Errors as in `read_json`."""
     try:

@@ -11,7 +11,6 @@ pair (`pair.py`), the model of an ONNX export, the record of a run, the seal of 
 """
 
 import glob
-import hashlib
 import os
 import re
 import shutil
@@ -20,9 +19,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from adapterx.checkpoint.document import check_version, json_document, named_errors, open_regular, read_json
+from adapterx.checkpoint.document import (
+    check_version,
+    describe_content,
+    has_content,
+    json_document,
+    named_errors,
+    open_regular,
+    read_json,
+)
 from adapterx.checkpoint.lock import is_locked, locked
 from adapterx.errors import CheckpointError, speaker, speaking_as
 
@@ -204,7 +211,7 @@ def _check_seal(folder: Path) -> None:
     for name, digest in _sealed(folder / SEAL).items():
         path = folder / name
         with named_errors(path), open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size != digest["bytes"] or _digest(file) != digest:
+            if not has_content(file, digest):
                 raise CheckpointError(f"{speaker()}: {path} is damaged: its bytes are not those that were saved")
 
 
@@ -228,14 +235,7 @@ def _is_entry(name: str, digest: Any) -> bool:
 def _flushed_digest(path: Path) -> dict[str, int | str]:
     with open_regular(path) as file:
         os.fsync(file.fileno())  # the seal must not reach the disk before what it vouches for
-        return _digest(file)
-
-
-def _digest(file: BinaryIO) -> dict[str, int | str]:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+        return describe_content(file)
 
 
 def _is_nobodys(name: str) -> bool:

@@ -1,22 +1,28 @@
 """The documents of a run: `run.json`, `metrics.json` and `options.json`, written with a hash and read strictly."""
 
-import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping, Set
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from adapterx.checkpoint.document import PACKAGE_VERSION, check_hash, hashed, named_errors, read_json
+from adapterx.checkpoint.document import (
+    FORMAT_VERSION,
+    PACKAGE_VERSION,
+    check_hash,
+    describe_content,
+    has_content,
+    hashed,
+    open_regular,
+    read_json,
+)
 from adapterx.cli.recipes import RECIPES
 from adapterx.errors import CheckpointError, speaker
 
 RECORD, METRICS, CURVE, CHECKPOINTS = "run.json", "metrics.json", "learning_curve.png", "checkpoints"
 STARTED_WITH = "options.json"  # in the checkpoint folder: what an interrupted run was started with
-FORMAT_VERSION = 2  # 1, of adapterx 0.1.0, had no hash
 
 CONTENTS = ("labels", "max_length", "content of the data", "content of the evaluation data")  # of `options.json`
 
@@ -52,17 +58,12 @@ def read_record(folder: Path) -> Json:
     Raises:
         CheckpointError: it is damaged, or of a later format.
     """
-    path = folder / RECORD
-    record = _read(path, _RECORD_1, _REQUIRED)
-    for name, (rule, holds) in _RULES.items():
-        if name in record and not holds(record[name]):
-            raise CheckpointError(f"{speaker()}: {name} of {path} must be {rule}, got {record[name]!r}")
-    return record
+    return _read(folder / RECORD, _RECORD_1, _REQUIRED, _RULES)
 
 
 def read_metrics(folder: Path) -> Json:
     """Read `metrics.json`; errors as in `read_record`."""
-    return _read(folder / METRICS, _METRICS_1, {"method", "history"})
+    return _read(folder / METRICS, _METRICS_1, {"method", "history"}, {})
 
 
 def read_started_with(folder: Path, known: Set[str]) -> Json:
@@ -72,12 +73,7 @@ def read_started_with(folder: Path, known: Set[str]) -> Json:
         folder: of the run.
         known: the keys that a document of version 1 may hold.
     """
-    path = folder / CHECKPOINTS / STARTED_WITH
-    document = _read(path, known, {"method", *CONTENTS[:3]})
-    for name, (rule, holds) in MACHINE.items():
-        if name in document and not holds(document[name]):
-            raise CheckpointError(f"{speaker()}: {name} of {path} must be {rule}, got {document[name]!r}")
-    return document
+    return _read(folder / CHECKPOINTS / STARTED_WITH, known, {"method", *CONTENTS[:3]}, MACHINE)
 
 
 def describe_file(path: Path) -> dict[str, int | str]:
@@ -86,8 +82,8 @@ def describe_file(path: Path) -> dict[str, int | str]:
     Raises:
         CheckpointError: it cannot be read, or is of another kind.
     """
-    with _opened(path) as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": _sha256(file)}
+    with open_regular(path) as file:
+        return describe_content(file)
 
 
 def check_files(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> None:
@@ -98,15 +94,15 @@ def check_files(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> N
     """
     for name, expected in files.items():
         path = folder / name
-        with _opened(path) as file:
-            same = os.fstat(file.fileno()).st_size == expected["bytes"] and _sha256(file) == expected["sha256"]
+        with open_regular(path) as file:
+            same = has_content(file, expected)
         if not same:
             raise CheckpointError(
                 f"{speaker()}: {path} is damaged or belongs to another run: its bytes are not those that {RECORD} names"
             )
 
 
-def _read(path: Path, of_version_1: Set[str], required: Set[str]) -> Json:
+def _read(path: Path, of_version_1: Set[str], required: Set[str], rules: Mapping[str, Rule]) -> Json:
     document = read_json(path)
     found = document.get("format_version", 1)
     if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
@@ -120,24 +116,10 @@ def _read(path: Path, of_version_1: Set[str], required: Set[str]) -> Json:
         raise CheckpointError(f"{speaker()}: {path} is damaged: format_version 1 has no {', '.join(unknown)}")
     if lacking := sorted(required - document.keys()):
         raise CheckpointError(f"{speaker()}: {path} is damaged: it lacks {', '.join(lacking)}")
+    for name, (rule, holds) in rules.items():
+        if name in document and not holds(document[name]):
+            raise CheckpointError(f"{speaker()}: {name} of {path} must be {rule}, got {document[name]!r}")
     return document
-
-
-def _opened(path: Path) -> Any:
-    """Open a regular file for reading; a pipe or a device is refused, not waited for."""
-    with named_errors(path):
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return os.fdopen(descriptor, "rb")
-        os.close(descriptor)
-    raise CheckpointError(f"{speaker()}: {path} must be a regular file")
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _is_text(value: Any) -> bool:

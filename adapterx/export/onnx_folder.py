@@ -1,11 +1,11 @@
 """An ONNX model as a file: its metadata, and the data of a large one in a file beside it, named by their hash."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterx.checkpoint.document import describe_content
 from adapterx.export.embedded import PROPERTY
 from adapterx.export.metadata import require, text_of
 
@@ -33,11 +33,9 @@ def set_property(path: Path, document: Mapping[str, Any]) -> None:
 
 def _name_by_hash(path: Path, data: Path) -> None:
     onnx = require("onnx")
-    digest = hashlib.sha256()
     with data.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    name = f"{path.name}.{digest.hexdigest()[:16]}.data"
+        digest = describe_content(file)["sha256"]
+    name = f"{path.name}.{digest[:16]}.data"
     os.replace(data, data.with_name(name))
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
