@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import tiny_training
+from quick_arguments import quick_arguments
 from torch import nn
 from transformers import BertForSequenceClassification, BertModel, TrainingArguments
 
@@ -56,12 +57,8 @@ def train(model, folder, rows=None, **settings):
         "learning_rate": 1e-2,
         "per_device_train_batch_size": 4,
         "save_strategy": "no",
-        "disable_tqdm": True,
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
     } | settings
-    arguments = TrainingArguments(output_dir=str(folder), **settings)
+    arguments = quick_arguments(folder, **settings)
     AdapterTrainer(model=model, args=arguments, train_dataset=rows or Rows()).train()
     return model
 

@@ -10,7 +10,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import tiny_training
-from transformers import AutoModelForSequenceClassification, BertModel, TrainerCallback, TrainingArguments
+from quick_arguments import quick_arguments
+from transformers import AutoModelForSequenceClassification, BertModel, TrainerCallback
 
 from adapterx import AdapterConfig, attach, load_adapter
 from adapterx.checkpoint import folder as files
@@ -54,15 +55,11 @@ def make_trainer(folder, model, *, callbacks=None, head_learning_rate=1e-2, **se
         "num_train_epochs": 3,
         "per_device_train_batch_size": 8,
         "save_strategy": "epoch",
-        "disable_tqdm": True,
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
         "logging_steps": 1,
     } | settings
     return AdapterTrainer(
         model=model,
-        args=TrainingArguments(output_dir=str(folder), **settings),
+        args=quick_arguments(folder, **settings),
         train_dataset=Rows(),
         eval_dataset=Rows(12, seed=1),
         callbacks=callbacks,

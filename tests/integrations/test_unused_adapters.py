@@ -10,9 +10,10 @@ pytest.importorskip("accelerate")
 
 import tiny_training
 import transformers
+from quick_arguments import quick_arguments
 from tiny_models import SIZES, build, inputs_for, run
 from torch import nn
-from transformers import BertModel, TrainingArguments
+from transformers import BertModel
 
 from adapterx import (
     AdapterConfig,
@@ -44,12 +45,8 @@ def train(model, folder, **settings):
         "max_steps": 2,
         "per_device_train_batch_size": 4,
         "save_strategy": "no",
-        "disable_tqdm": True,
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
     } | settings
-    arguments = TrainingArguments(output_dir=str(folder), **settings)
+    arguments = quick_arguments(folder, **settings)
     trainer = AdapterTrainer(model=model, args=arguments, train_dataset=Rows())
     trainer.train()
     return trainer
