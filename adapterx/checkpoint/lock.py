@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -55,11 +55,7 @@ def locked(folder: Path, *, wait: float = 30.0) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.depth -= 1
-        if lock.depth == 0 and lock.descriptor is not None:
-            os.close(lock.descriptor)  # which unlocks
-            lock.descriptor = None
-        lock.threads.release()
+        _release(lock)
 
 
 def is_locked(folder: Path) -> bool:
@@ -68,8 +64,7 @@ def is_locked(folder: Path) -> bool:
     Raises:
         OSError: the folder cannot be opened.
     """
-    found = folder.stat()
-    lock = _LOCKS.get((found.st_dev, found.st_ino))
+    lock = _LOCKS.get(_identity(folder))
     if lock is not None and lock.depth:
         return True
     try:
@@ -81,9 +76,9 @@ def is_locked(folder: Path) -> bool:
 
 def _acquired(folder: Path, deadline: float) -> _Lock:
     while True:
-        found = folder.stat()
+        identity = _identity(folder)
         with _GUARD:
-            lock = _LOCKS.setdefault((found.st_dev, found.st_ino), _Lock())
+            lock = _LOCKS.setdefault(identity, _Lock())
         if not lock.threads.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise _busy(folder)
         try:
@@ -93,19 +88,24 @@ def _acquired(folder: Path, deadline: float) -> _Lock:
         except BaseException:
             lock.threads.release()
             raise
-        if _is_still(folder, (found.st_dev, found.st_ino)):
-            return lock
+        with suppress(OSError):
+            if _identity(folder) == identity:
+                return lock
         # While this thread waited, the folder was deleted, and perhaps made anew: that one is to be locked.
-        lock.depth -= 1
-        if lock.depth == 0 and lock.descriptor is not None:
-            os.close(lock.descriptor)
-            lock.descriptor = None
-        lock.threads.release()
+        _release(lock)
 
 
-def _is_still(folder: Path, identity: tuple[int, int]) -> bool:
+def _release(lock: _Lock) -> None:
+    lock.depth -= 1
+    if lock.depth == 0 and lock.descriptor is not None:
+        os.close(lock.descriptor)  # which unlocks
+        lock.descriptor = None
+    lock.threads.release()
+
+
+def _identity(folder: Path) -> tuple[int, int]:
     found = folder.stat()
-    return (found.st_dev, found.st_ino) == identity
+    return found.st_dev, found.st_ino
 
 
 def _flocked(folder: Path, deadline: float) -> int | None:
@@ -125,8 +125,9 @@ def _flocked(folder: Path, deadline: float) -> int | None:
             except OSError as error:
                 if error.errno not in _NO_FOLDER_LOCKS or not os.path.isdir(f"/dev/fd/{descriptor}"):
                     raise
+                file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
                 os.close(descriptor)
-                descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+                descriptor = file
     except BaseException:
         os.close(descriptor)
         raise

@@ -92,6 +92,23 @@ def test_a_folder_that_is_made_anew_while_we_wait_is_the_one_that_we_lock(tmp_pa
     holding.join()
 
 
+def test_a_folder_that_is_deleted_while_we_wait_leaves_nothing_open(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    take = lock._flocked
+
+    def late(path, deadline):
+        descriptor = take(path, deadline)
+        path.rmdir()
+        return descriptor
+
+    monkeypatch.setattr(lock, "_flocked", late)
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(FileNotFoundError), locked(folder):
+        pass
+    assert len(os.listdir("/dev/fd")) == before
+
+
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
     with locked(tmp_path):
         child = os.fork()
