@@ -1,4 +1,4 @@
-// Host twins of what csrc/kernels/cuda/ptx.cuh wraps: ldmatrix, mma.sync, cp.async, clusters. Layouts of fragments by
+// Host twins of what csrc/kernels/cuda/ptx.cuh wraps: ldmatrix, stmatrix, mma.sync, cp.async, clusters. Layouts of fragments by
 // PTX ISA 8.0, figures of "Matrix Fragments for mma.m16n8k16" and "ldmatrix".
 #pragma once
 
@@ -58,6 +58,38 @@ inline void load_matrices(uint32_t (&r)[4], const void* row) {
 
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { load_matrices<false>(r, row); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { load_matrices<true>(r, row); }
+
+// Element (row, column) of a matrix that a warp holds as the 32 bits at byte `pair` of each lane's slot.
+inline uint16_t held_element(const unsigned char (*slots)[kSlotBytes], size_t pair, int row, int column) {
+  uint16_t element;
+  std::memcpy(&element, slots[row * 4 + column / 2] + pair + 2 * (column % 2), sizeof element);
+  return element;
+}
+
+inline uint32_t movmatrix_trans(uint32_t pair) {
+  const auto* slots = machine().exchange(pair, "movmatrix");
+  const int lane = machine().current->lane, i = lane / 4, j = lane % 4 * 2;
+  return held_element(slots, 0, j, i) | static_cast<uint32_t>(held_element(slots, 0, j + 1, i)) << 16;
+}
+
+struct StoredRow {
+  void* row;
+  uint32_t r[4];
+};
+
+inline void stmatrix_x4_trans(void* row, const uint32_t (&r)[4]) {
+  check_shared(row, 16);
+  const StoredRow mine = {row, {r[0], r[1], r[2], r[3]}};
+  const auto* slots = machine().exchange(mine, "stmatrix.trans");
+  const int lane = machine().current->lane;
+  if (lane % 8 == 0) count_bank_conflicts(slots, lane / 8);
+  uint16_t elements[8];  // row lane % 8 of matrix lane / 8: the column of what the warp holds
+  for (int i = 0; i < 8; ++i) {
+    elements[i] = held_element(slots, offsetof(StoredRow, r) + 4 * (lane / 8), i, lane % 8);
+  }
+  std::memcpy(row, elements, sizeof elements);
+  machine().note_write(row);
+}
 
 // ---- tensor cores --------------------------------------------------------------------------------------------------
 
@@ -150,7 +182,14 @@ inline void cp_async_wait() {
 // ---- clusters ------------------------------------------------------------------------------------------------------
 
 inline unsigned cluster_rank() { return static_cast<unsigned>(machine().current->block); }
-inline void cluster_sync() { machine().sync_cluster("cluster_sync"); }
+inline void cluster_arrive() { machine().arrive_cluster(); }
+inline void cluster_arrive_relaxed() { machine().arrive_cluster(); }
+inline void cluster_wait() { machine().wait_cluster("cluster_wait"); }
+inline void cluster_sync() {
+  machine().arrive_cluster();
+  machine().wait_cluster("cluster_sync");
+}
+inline void block_barrier(int number, int threads) { machine().sync_named(number, threads); }
 
 template <typename T>
 inline T* cluster_map(T* pointer, unsigned rank) {

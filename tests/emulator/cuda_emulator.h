@@ -8,6 +8,7 @@
 // those). Not modelled: static __shared__ variables, wgmma, TMA, mbarrier, warp votes.
 #pragma once
 
+#include "asynchronous.h"
 #include "collectives.h"
 #include "host_types.h"
 #include "machine.h"
