@@ -8,17 +8,16 @@
 #pragma once
 
 #include "collectives.h"
+#include "landing.h"
 
 namespace emulator {
 
 // ---- mbarriers -----------------------------------------------------------------------------------------------------
 
-inline void check_barrier_place(const uint64_t* barrier) { check_shared(barrier, sizeof *barrier); }
-
 // The barrier at this place of this block. Another thread than its maker needs the maker's fence and a barrier between.
 inline Barrier& barrier_at(const uint64_t* place, Here here) {
   machine().at("an mbarrier", here);
-  check_barrier_place(place);
+  check_place(place, sizeof *place);
   Barrier* barrier = machine().find_barrier(place);
   if (barrier == nullptr) machine().fail("an mbarrier that was not initialised, or was overwritten");
   if (!machine().sees(*barrier)) machine().fail("an mbarrier used before its maker's fence and a barrier behind it");
@@ -27,7 +26,7 @@ inline Barrier& barrier_at(const uint64_t* place, Here here) {
 
 inline void barrier_init(uint64_t* place, unsigned arrivals, Here here = Here::now()) {
   machine().at("barrier_init", here);
-  check_barrier_place(place);
+  check_place(place, sizeof *place);
   if (arrivals < 1 || arrivals > kMaxBarrierCount) machine().fail("an mbarrier of other than 1 to 2^20 - 1 arrivals");
   if (machine().find_barrier(place) != nullptr) machine().fail("an mbarrier initialised twice");
   machine().make_barrier(place, arrivals);
@@ -35,19 +34,9 @@ inline void barrier_init(uint64_t* place, unsigned arrivals, Here here = Here::n
 
 inline void barrier_init_fence() { machine().fence_barriers(); }
 
-inline void arrive(Barrier& barrier) {
-  if (barrier.pending == 0) machine().fail("an arrival too many at an mbarrier");
-  --barrier.pending;
-  machine().end_phase(barrier);
-}
-
-inline void barrier_arrive(uint64_t* place, Here here = Here::now()) { arrive(barrier_at(place, here)); }
-
+inline void barrier_arrive(uint64_t* place, Here here = Here::now()) { machine().arrive(barrier_at(place, here), 0); }
 inline void barrier_expect(uint64_t* place, unsigned bytes, Here here = Here::now()) {
-  Barrier& barrier = barrier_at(place, here);
-  barrier.bytes += bytes;
-  if (barrier.bytes > kMaxBarrierCount) machine().fail("an mbarrier that expects 2^20 bytes or more");
-  arrive(barrier);
+  machine().arrive(barrier_at(place, here), bytes);
 }
 
 // Parity tells two phases apart: the current one and the one before it. Whoever still waits when a second phase has
@@ -74,45 +63,24 @@ inline void barrier_wait_cluster(uint64_t* place, unsigned parity, Here here = H
 
 // ---- transfers that land on an mbarrier ----------------------------------------------------------------------------
 
-inline bool overlap(const void* a, size_t a_bytes, const void* b, size_t b_bytes) {
-  const auto x = reinterpret_cast<uintptr_t>(a), y = reinterpret_cast<uintptr_t>(b);
-  return x < y + b_bytes && y < x + a_bytes;
-}
-
 inline void check_bulk(const void* global, const void* shared, unsigned bytes) {
   if (bytes == 0 || bytes % 16 != 0) machine().fail("a bulk copy of other than whole 16 bytes");
   if (reinterpret_cast<uintptr_t>(global) % 16 != 0) machine().fail("a bulk copy at a misaligned global address");
-  check_shared(shared, 16);
+  check_place(shared, 16);
   if (!machine().block().shared.contains(shared, bytes)) machine().fail("a bulk copy out of shared memory's range");
   // Read here and now what may fault later: inside, every page of the range is mapped or the range is no tensor.
   const auto* first = static_cast<const volatile unsigned char*>(global);
   (void)first[0], (void)first[bytes - 1];
 }
 
-// Nothing else may be on its way to these bytes of block `rank`, and no bulk store may still have to read them.
-inline void check_unused(const void* target, unsigned bytes, int rank) {
-  machine().each_transfer([&](const Transfer& other) {
-    if (overlap(target, bytes, other.target, other.bytes)) machine().fail("two transfers to the same shared memory");
-  });
-  machine().each_storing_thread(rank, [&](const Thread& thread) {
-    const auto check = [&](const BulkStore& store) {
-      if (overlap(target, bytes, store.source, store.bytes)) {
-        machine().fail("a transfer to shared memory that a bulk store has yet to read");
-      }
-    };
-    for (const BulkStore& store : thread.open_stores) check(store);
-    for (const BulkGroup& group : thread.store_groups) {
-      if (group.read) continue;
-      for (const BulkStore& store : group.stores) check(store);
-    }
-  });
-}
-
 inline void bulk_load(void* target, const void* source, unsigned bytes, uint64_t* place, Here here = Here::now()) {
   Barrier& barrier = barrier_at(place, here);
   if (!barrier.fenced) machine().fail("a bulk copy on an mbarrier before barrier_init_fence");
   check_bulk(source, target, bytes);
-  check_unused(target, bytes, machine().current->block);
+  const Block& block = machine().block();
+  if (block.any(block.unfenced, target, bytes)) {
+    machine().fail("a bulk copy over shared memory whose writer has not called async_proxy_fence");
+  }
   machine().counters.copied_bytes += bytes;
   Transfer transfer;
   transfer.target = static_cast<unsigned char*>(target);
@@ -125,11 +93,10 @@ template <typename T>
 inline void store_remote_value(T* pointer, unsigned rank, const T& value, uint64_t* place, Here here) {
   machine().at("store_remote", here);
   auto* target = reinterpret_cast<unsigned char*>(cluster_map(pointer, rank));
-  check_barrier_place(place);
+  check_place(place, sizeof *place);
   Barrier* barrier = machine().find_barrier(cluster_map(place, rank));
   if (barrier == nullptr) machine().fail("a store on an mbarrier that was not initialised, or was overwritten");
   if (!machine().sees(*barrier)) machine().fail("an mbarrier used before its maker's fence and a barrier behind it");
-  check_unused(target, sizeof(T), static_cast<int>(rank));
   Transfer transfer;
   transfer.target = target;
   std::memcpy(transfer.value, &value, sizeof value);
@@ -147,23 +114,30 @@ inline void store_remote(uint2* pointer, unsigned rank, uint2 value, uint64_t* p
 
 // ---- bulk stores ---------------------------------------------------------------------------------------------------
 
-inline void async_proxy_fence() { machine().fence_proxy(); }
+inline void async_proxy_fence() {
+  Block& block = machine().block();
+  for (const size_t unit : machine().current->unfenced) {
+    if (block.unfenced[unit] == machine().current) block.unfenced[unit] = nullptr;
+  }
+  machine().current->unfenced.clear();
+}
 
 inline void bulk_store(void* target, const void* source, unsigned bytes, Here here = Here::now()) {
   machine().at("bulk_store", here);
   check_bulk(target, source, bytes);
-  if (machine().unfenced(source, bytes)) {
+  Block& block = machine().block();
+  if (block.any(block.unfenced, source, bytes)) {
     machine().fail("a bulk store of shared memory whose writer has not called async_proxy_fence");
   }
+  if (block.any(block.incoming, source, bytes)) {
+    machine().fail("a bulk store of shared memory that a transfer is under way to");
+  }
+  block.count(block.unread, source, bytes, 1);
   BulkStore store;
   store.target = static_cast<unsigned char*>(target);
   store.source = static_cast<const unsigned char*>(source);
   store.bytes = bytes;
   if (machine().options.eager_copies) store.read(), store.write();
-  auto& storing = machine().block().storing;
-  if (std::find(storing.begin(), storing.end(), machine().current) == storing.end()) {
-    storing.push_back(machine().current);
-  }
   machine().current->open_stores.push_back(std::move(store));
 }
 
@@ -176,7 +150,14 @@ inline void bulk_commit() {
 template <int kPending>
 inline void bulk_wait_read() {
   auto& groups = machine().current->store_groups;
-  for (size_t i = 0; i + kPending < groups.size(); ++i) groups[i].finish_reading();
+  for (size_t i = 0; i + kPending < groups.size(); ++i) {
+    if (groups[i].read) continue;
+    groups[i].read = true;
+    for (BulkStore& store : groups[i].stores) {
+      store.read();
+      machine().block().count(machine().block().unread, store.source, store.bytes, -1);
+    }
+  }
 }
 
 template <int kPending>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "machine.h"
+#include "thread_barriers.h"
 
 namespace emulator {
 
@@ -15,9 +16,20 @@ namespace emulator {
 
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
-inline void check_shared(const void* pointer, int bytes) {
+inline void check_place(const void* pointer, int bytes) {
   if (!machine().block().shared.contains(pointer, bytes)) machine().fail("shared-memory access out of range");
   if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) machine().fail("misaligned shared-memory access");
+}
+inline void check_shared(const void* pointer, int bytes) {
+  check_place(pointer, bytes);
+  const Block& block = machine().block();
+  if (block.any(block.incoming, pointer, bytes)) machine().fail("shared memory that a transfer is under way to");
+}
+// As check_shared, for a write.
+inline void check_written(const void* pointer, int bytes) {
+  check_shared(pointer, bytes);
+  const Block& block = machine().block();
+  if (block.any(block.unread, pointer, bytes)) machine().fail("shared memory that a bulk store has yet to read");
 }
 
 // The eight rows of one 8x8 matrix are read together: each should lie in another of the eight groups of four banks.
@@ -72,13 +84,23 @@ inline uint32_t movmatrix_trans(uint32_t pair) {
   return held_element(slots, 0, j, i) | static_cast<uint32_t>(held_element(slots, 0, j + 1, i)) << 16;
 }
 
+// Bulk stores see what a thread has written when it has called async_proxy_fence.
+inline void note_write(const void* pointer, unsigned bytes) {
+  Block& block = machine().block();
+  block.unfenced.resize(block.shared.size() / kUnit + 1);
+  for (size_t unit = block.unit_of(pointer), end = unit + bytes / kUnit; unit < end; ++unit) {
+    block.unfenced[unit] = machine().current;
+    machine().current->unfenced.push_back(unit);
+  }
+}
+
 struct StoredRow {
   void* row;
   uint32_t r[4];
 };
 
 inline void stmatrix_x4_trans(void* row, const uint32_t (&r)[4]) {
-  check_shared(row, 16);
+  check_written(row, 16);
   const StoredRow mine = {row, {r[0], r[1], r[2], r[3]}};
   const auto* slots = machine().exchange(mine, "stmatrix.trans");
   const int lane = machine().current->lane;
@@ -88,7 +110,7 @@ inline void stmatrix_x4_trans(void* row, const uint32_t (&r)[4]) {
     elements[i] = held_element(slots, offsetof(StoredRow, r) + 4 * (lane / 8), i, lane % 8);
   }
   std::memcpy(row, elements, sizeof elements);
-  machine().note_write(row);
+  note_write(row, sizeof elements);
 }
 
 // ---- tensor cores --------------------------------------------------------------------------------------------------
@@ -153,7 +175,7 @@ inline void perform(const Copy& copy) {
 }
 
 inline void cp_async16(void* target, const void* source, int bytes) {
-  check_shared(target, 16);
+  check_written(target, 16);
   if (bytes < 0 || bytes > 16) machine().fail("cp.async of other than 0 to 16 bytes");
   if (reinterpret_cast<uintptr_t>(source) % 16 != 0) machine().fail("cp.async from a misaligned address");
   const Copy copy = {static_cast<unsigned char*>(target), static_cast<const unsigned char*>(source), bytes};
@@ -193,7 +215,7 @@ inline void block_barrier(int number, int threads) { machine().sync_named(number
 
 template <typename T>
 inline T* cluster_map(T* pointer, unsigned rank) {
-  check_shared(pointer, sizeof(T));
+  check_place(pointer, sizeof(T));
   if (static_cast<int>(rank) >= machine().cluster_size()) machine().fail("cluster_map to a rank outside the cluster");
   Block& target = machine().block(static_cast<int>(rank));
   if (target.live == 0) machine().fail("distributed shared memory of a block that has ended");

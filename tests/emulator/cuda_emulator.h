@@ -1,11 +1,13 @@
 // CUDA for the host: include it in place of the CUDA headers, define ADAPTERX_EMULATE, and kernels run as fibers.
 //
-// Finds: wrong results on any schedule, missing barriers, missing or miscounted cp.async waits, barriers reached at
+// Finds: wrong results on any schedule, missing barriers, missing or miscounted waits for copies, barriers reached at
 // different places, deadlocks, accesses past the end of global or shared memory, reads of memory that nobody wrote (NaN
-// poison), misaligned ldmatrix and cp.async, launches beyond the limits, shared memory of a block that has ended;
-// counts ldmatrix bank conflicts. Cannot find: anything about speed or registers, races inside a warp that only weak
-// memory ordering shows, the rounding order of the hardware's sums, misaligned plain vector accesses (UBSan finds
-// those). Not modelled: static __shared__ variables, wgmma, TMA, mbarrier, warp votes.
+// poison), misaligned accesses by instructions of ptx.cuh (plain ones are trapped by -fsanitize=alignment, as the suites
+// are built), launches beyond the limits, shared memory of a block that has ended; mbarriers used before they are known,
+// with an arrival or a byte too many or too few; bulk copies of and to what is still being read or written; counts
+// ldmatrix bank conflicts. Cannot find: anything about speed or registers, races inside a warp that only weak memory
+// ordering shows, the rounding order of the hardware's sums, plain stores that a bulk store reads without
+// async_proxy_fence. Not modelled: static __shared__ variables, wgmma, TMA by tensor maps, warp votes.
 #pragma once
 
 #include "asynchronous.h"

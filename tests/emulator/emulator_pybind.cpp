@@ -279,7 +279,8 @@ py::tuple plan_tile_binding(const std::string& dtype, int64_t tokens, int64_t hi
   return py::make_tuple(tile.row_tile, tile.cluster_size, tile.row_tile == 0 ? 0 : tile_shared_memory(problem, tile));
 }
 
-void configure(const std::string& order, bool eager_copies, unsigned seed, const std::string& guard) {
+void configure(const std::string& order, bool eager_copies, unsigned seed, const std::string& guard,
+               bool greedy_blocks) {
   emulator::guarded_edge = guard == "begin" ? emulator::Edge::begin : emulator::Edge::end;
   auto& options = emulator::machine().options;
   options.order = order == "reverse"  ? emulator::Order::reverse
@@ -287,6 +288,7 @@ void configure(const std::string& order, bool eager_copies, unsigned seed, const
                                       : emulator::Order::forward;
   options.eager_copies = eager_copies;
   options.seed = seed;
+  options.greedy_blocks = greedy_blocks;
 }
 
 py::dict take_counters() {
@@ -298,6 +300,8 @@ py::dict take_counters() {
   result["ldmatrix"] = counters.ldmatrix;
   result["bank_conflicts"] = counters.bank_conflicts;
   result["copied_bytes"] = counters.copied_bytes;
+  result["dependents_launches"] = counters.dependents_launches;
+  result["dependency_waits"] = counters.dependency_waits;
   return result;
 }
 
@@ -307,7 +311,7 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   py::register_exception<emulator::Error>(m, "EmulatorError", PyExc_RuntimeError);
   m.def("guarded", &guarded, py::arg("shape"), py::arg("dtype"));
   m.def("configure", &configure, py::arg("order") = "forward", py::arg("eager_copies") = false, py::arg("seed") = 1,
-        py::arg("guard") = "end");
+        py::arg("guard") = "end", py::arg("greedy_blocks") = false);
   m.def("take_counters", &take_counters);
   m.def("half_bits", py::vectorize(&emulator::half_bits));
   m.def("half_float", py::vectorize(&emulator::half_float));

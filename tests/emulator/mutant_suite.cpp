@@ -21,18 +21,21 @@ void test_forward(const Case& c, bool separate_residual, bool has_residual) {
     exact[i] = kScaling * (exact[i] + bu[i % d]) + (has_residual ? (separate_residual ? r[i] : h[i]) : 0.0);
   }
   const Tensor th(h), tr(r), twd(wd), twu(wu), tbd(bd), tbu(bu);
-  on_every_schedule(c.name, [&](bool check) {
-    const Tensor output(t * d), pre_activation(t * m);
-    ForwardTensors tensors = {th.bits(),     static_cast<int64_t>(d),
-                              nullptr,       static_cast<int64_t>(d),
-                              twd.bits(),    tbd.bits(),
-                              twu.bits(),    tbu.bits(),
-                              output.bits(), pre_activation.bits()};
-    if (has_residual) tensors.residual = separate_residual ? tr.bits() : th.bits();
-    run_path<ForwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
-    if (check) require_close(output.values(), exact, c.name), require_close(pre_activation.values(), u, c.name);
-    return std::vector{output.copy(), pre_activation.copy()};
-  });
+  on_every_schedule(
+      c.name,
+      [&](bool check) {
+        const Tensor output(t * d), pre_activation(t * m);
+        ForwardTensors tensors = {th.bits(),     static_cast<int64_t>(d),
+                                  nullptr,       static_cast<int64_t>(d),
+                                  twd.bits(),    tbd.bits(),
+                                  twu.bits(),    tbu.bits(),
+                                  output.bits(), pre_activation.bits()};
+        if (has_residual) tensors.residual = separate_residual ? tr.bits() : th.bits();
+        run_path<ForwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
+        if (check) require_close(output.values(), exact, c.name), require_close(pre_activation.values(), u, c.name);
+        return std::vector{output.copy(), pre_activation.copy()};
+      },
+      c.tile.cluster_size);
 }
 
 // wanted: a bit for grad_input, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias.
@@ -48,25 +51,28 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
   for (double& x : dwu) x *= kScaling;
   const Values exact[] = {dh, matmul(du, h, m, t, d, true, false), dbd, dwu, dbu};
   const Tensor tdy(dy), th(h), tu(u), twd(wd), twu(wu);
-  on_every_schedule(c.name, [&](bool check) {
-    std::vector<Tensor> results;
-    void* pointers[5];
-    for (int i = 0; i < 5; ++i) {
-      results.emplace_back(exact[i].size());
-      pointers[i] = wanted >> i & 1 ? results.back().bits() : nullptr;
-    }
-    const auto stride = static_cast<int64_t>(d);
-    const BackwardTensors tensors = {tdy.bits(),  stride,      th.bits(),       stride,      tu.bits(),
-                                     twd.bits(),  twu.bits(),  add_grad_output, pointers[0], pointers[1],
-                                     pointers[2], pointers[3], pointers[4]};
-    run_path<BackwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
-    std::vector<std::vector<uint16_t>> bits;
-    for (int i = 0; i < 5; ++i) {
-      if (check && pointers[i]) require_close(results[i].values(), exact[i], c.name);
-      bits.push_back(results[i].copy());
-    }
-    return bits;
-  });
+  on_every_schedule(
+      c.name,
+      [&](bool check) {
+        std::vector<Tensor> results;
+        void* pointers[5];
+        for (int i = 0; i < 5; ++i) {
+          results.emplace_back(exact[i].size());
+          pointers[i] = wanted >> i & 1 ? results.back().bits() : nullptr;
+        }
+        const auto stride = static_cast<int64_t>(d);
+        const BackwardTensors tensors = {tdy.bits(),  stride,      th.bits(),       stride,      tu.bits(),
+                                         twd.bits(),  twu.bits(),  add_grad_output, pointers[0], pointers[1],
+                                         pointers[2], pointers[3], pointers[4]};
+        run_path<BackwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
+        std::vector<std::vector<uint16_t>> bits;
+        for (int i = 0; i < 5; ++i) {
+          if (check && pointers[i]) require_close(results[i].values(), exact[i], c.name);
+          bits.push_back(results[i].copy());
+        }
+        return bits;
+      },
+      c.tile.cluster_size);
 }
 
 constexpr double kBig = 32768;  // kBig^2 + 1 == kBig^2 in fp32: a sum of such terms shows its order

@@ -114,12 +114,14 @@ inline Problem problem_of(const Case& c) {
           static_cast<int64_t>(c.m)};
 }
 
-// Runs `body` on every schedule and requires the same bits each time.
+// Runs `body` on every schedule and requires the same bits each time: each order with copies early and late, and each
+// with one block of a cluster running as far as it can before another.
 template <class Body>
-void on_every_schedule(const char* name, const Body& body) {
+void on_every_schedule(const char* name, const Body& body, int cluster_size = 1) {
   std::vector<std::vector<uint16_t>> first;
-  for (int schedule = 0; schedule < 6; ++schedule) {
-    emulator::machine().options = {static_cast<emulator::Order>(schedule % 3), schedule >= 3, 7u + schedule};
+  for (int schedule = 0; schedule < (cluster_size > 1 ? 9 : 6); ++schedule) {
+    emulator::machine().options = {static_cast<emulator::Order>(schedule % 3), schedule / 3 == 1, 7u + schedule,
+                                   schedule / 3 == 2};
     const std::vector<std::vector<uint16_t>> result = body(schedule == 0);
     if (schedule == 0) first = result;
     require(result == first, name);

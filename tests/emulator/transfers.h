@@ -36,6 +36,21 @@ struct Transfer {
   unsigned bytes = 0;
   bool remote = false;  // from another block
 
+  // Takes `count` bytes off its beginning or its end.
+  Transfer split(unsigned count, bool at_end) {
+    Transfer piece = *this;
+    piece.bytes = count;
+    bytes -= count;
+    if (bytes == 0) return piece;
+    if (at_end) {
+      piece.target += bytes;
+      piece.source += bytes;
+    } else {
+      target += count;
+      source += count;
+    }
+    return piece;
+  }
   void land() const { std::memcpy(target, source != nullptr ? source : value, bytes); }
 };
 
@@ -72,11 +87,6 @@ struct BulkStore {
 struct BulkGroup {
   std::vector<BulkStore> stores;
   bool read = false;  // its thread has waited for that
-
-  void finish_reading() {
-    for (BulkStore& store : stores) store.read();
-    read = true;
-  }
 };
 
 }  // namespace emulator

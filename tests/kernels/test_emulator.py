@@ -140,11 +140,14 @@ def test_no_bank_conflicts(emulator, bottleneck, row_tile):
 
 @pytest.mark.parametrize(("row_tile", "cluster_size"), [(16, 1), (64, 1), (16, 4), (64, 2)])
 def test_every_schedule_gives_the_same_bits(emulator, row_tile, cluster_size):
-    """Whatever the order of warps and lanes, whenever copies happen: a difference is a race."""
+    """Whatever the order of blocks, warps and lanes, whenever copies happen: a difference is a race."""
     case = Case(emulator, 40, 328, 24)
     results = []
-    for order, eager in itertools.product(["forward", "reverse", "random"], [False, True]):
-        emulator.configure(order, eager, seed=len(results))
+    schedules = itertools.product(["forward", "reverse", "random"], [False, True], [False, True])
+    for order, eager, greedy in schedules:
+        if greedy and cluster_size == 1:
+            continue
+        emulator.configure(order, eager, seed=len(results), greedy_blocks=greedy)
         options = {"row_tile": row_tile, "cluster_size": cluster_size}
         results.append([*case.forward(residual="other", **options), *case.backward(**options)])
     for result in results[1:]:

@@ -45,8 +45,8 @@ def _build(source: Path, build: Path, target: str, options: dict[str, str]) -> N
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def build_emulator() -> ModuleType:
-    """Build `adapterx_emulator` and import it."""
+def _build_here(target: str) -> None:
+    """Build a target of tests/emulator."""
     pybind11 = pytest.importorskip("pybind11")
     options = {
         "CMAKE_PREFIX_PATH": pybind11.get_cmake_dir(),
@@ -54,7 +54,18 @@ def build_emulator() -> ModuleType:
         "PYBIND11_FINDPYTHON": "ON",
         "ADAPTERX_SANITIZE": "ON" if SANITIZE else "OFF",
     }
-    _build(SOURCE, BUILD, "adapterx_emulator", options)
+    _build(SOURCE, BUILD, target, options)
+
+
+def build_scenarios() -> Path:
+    """Build the emulator's own test; return its path."""
+    _build_here("scenarios")
+    return BUILD / "scenarios"
+
+
+def build_emulator() -> ModuleType:
+    """Build `adapterx_emulator` and import it."""
+    _build_here("adapterx_emulator")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return load_module("adapterx_emulator", BUILD / f"adapterx_emulator{suffix}")
 
