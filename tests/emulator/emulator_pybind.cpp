@@ -275,7 +275,7 @@ py::tuple plan_tile_binding(const std::string& dtype, int64_t tokens, int64_t hi
   const Problem problem = {type, Activation::gelu, 1.0, tokens, hidden_size, hidden_size, bottleneck_dim};
   const Device device = {capability, shared_memory};
   const Direction direction = name == "backward" ? Direction::backward : Direction::forward;
-  const TileShape tile = plan_tile(problem, device, direction, num_adapters);
+  const TileShape tile = plan_tile(problem, device, direction, num_adapters, true);
   return py::make_tuple(tile.row_tile, tile.cluster_size, tile.row_tile == 0 ? 0 : tile_shared_memory(problem, tile));
 }
 

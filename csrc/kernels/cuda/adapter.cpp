@@ -1,6 +1,7 @@
 #include "adapter.h"
 
 #include "cublas_path.h"
+#include "resident_path.h"
 #include "segment_path.h"
 #include "tile_path.h"
 
@@ -53,7 +54,8 @@ Plan plan_call(Problem problem, const Tensors& tensors, const AdapterIndices& in
                std::string_view pin) {
   problem = with_all_sizes(problem);
   if (problem.bottleneck_dim == 0) pin = {};
-  Plan plan = plan_path(problem, device, direction_of(tensors), indices.num_adapters, pin);
+  Plan plan =
+      plan_path(problem, device, direction_of(tensors), indices.num_adapters, has_bulk_rows(problem, tensors), pin);
   if (!plan.refusal.empty()) return plan;
   Arena arena;
   PathCall<Tensors> call = {problem, tensors};

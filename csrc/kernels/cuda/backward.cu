@@ -1,6 +1,7 @@
 // Launches the backward of the bottleneck adapter on tensor cores.
 #include <algorithm>
 
+#include "resident_path.h"
 #include "rowwise.h"
 #include "tile_kernels.cuh"
 #include "tile_path.h"
@@ -129,12 +130,15 @@ void lay_out_tile(const PathCall<BackwardTensors>& call, Arena& arena) { lay_out
 Status run_tile(const PathCall<BackwardTensors>& call, Arena& arena, cudaStream_t stream) {
   const Problem& problem = call.problem;
   const BackwardTensors& tensors = call.tensors;
-  if (!has_tile_kernel(problem, call.tile)) return cudaErrorNotSupported;
+  const bool resident = call.tile.row_tile == kResidentRowTile;
+  if (!resident && !has_tile_kernel(problem, call.tile)) return cudaErrorNotSupported;
   const int64_t adapters = call.sorted == nullptr ? 1 : call.sorted->num_adapters;
   if (problem.num_tokens == 0) return clear_weight_gradients(problem, tensors, adapters, stream);
   const TileBackward own = lay_out_for(call, arena);
   cudaError_t error = cudaSuccess;
-  if (own.grad_pre_activation) {
+  if (own.grad_pre_activation && resident) {
+    error = run_resident(call, own.gradient, own.activated, stream);
+  } else if (own.grad_pre_activation) {
     error = visit_tile(problem, call.tile, [&](auto tag) {
       return launch_input_gradient<typename decltype(tag)::Type>(call, own, stream);
     });

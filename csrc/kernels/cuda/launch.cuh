@@ -1,6 +1,9 @@
 // One way to launch a kernel, on the GPU and in the host emulator.
 #pragma once
 
+#include <map>
+#include <mutex>
+#include <tuple>
 #include <utility>
 
 #include "ptx.cuh"
@@ -23,9 +26,48 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
                           Parameters(std::forward<Arguments>(arguments))...);
 }
 
+template <typename... Parameters>
+cudaError_t max_active_clusters(void (*)(Parameters...), const LaunchShape&, int64_t& clusters) {
+  clusters = emulator::max_active_clusters;
+  return cudaSuccess;
+}
+
 #else
 
 inline constexpr int64_t kSharedMemoryWithoutOptIn = 48 * 1024;  // more must be asked for, kernel by kernel
+
+// The most clusters of this kernel that run on the current device at once; the grid is not looked at. Asked once a kernel,
+// cluster size and device.
+template <typename... Parameters>
+cudaError_t max_active_clusters(void (*kernel)(Parameters...), const LaunchShape& shape, int64_t& clusters) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int>, int> known;
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const auto* pointer = reinterpret_cast<const void*>(kernel);
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& count = known[{pointer, device, shape.cluster_size}];
+  if (count == 0) {
+    error = cudaFuncSetAttribute(pointer, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shape.shared_memory));
+    if (error != cudaSuccess) return error;
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster_size), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(shape.cluster_size));
+    config.blockDim = shape.block;
+    config.dynamicSmemBytes = static_cast<size_t>(shape.shared_memory);
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    error = cudaOccupancyMaxActiveClusters(&count, pointer, &config);
+    if (error != cudaSuccess) return error;
+    if (count == 0) return cudaErrorNotSupported;
+  }
+  clusters = count;
+  return cudaSuccess;
+}
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,

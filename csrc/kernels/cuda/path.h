@@ -15,10 +15,12 @@ struct cublasLtContext;  // of cublasLt.h, which the kernels do without
 
 namespace adapterx::cuda {
 
+inline constexpr int32_t kResidentRowTile = 32;
+
 // The tile of the tile kernels. A cluster_size of 1 is one block; more is a thread-block cluster that shares the
 // columns of a tile through distributed shared memory (from compute capability 9.0).
 struct TileShape {
-  int32_t row_tile = 0;  // tokens of a tile: 16 or 64; 0: no tile kernel
+  int32_t row_tile = 0;  // tokens of a tile: 16 or 64; kResidentRowTile: the resident kernel; 0: no tile kernel
   int32_t cluster_size = 1;
 };
 

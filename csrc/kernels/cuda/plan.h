@@ -33,8 +33,8 @@ inline constexpr const char* kPinVariable = "ADAPTERX_CUDA_PATH";
 
 // The path for `problem` by the table, or the one that `pin` names: "auto" (or empty), "tile" (with the tile of the
 // table, or the first that fits), "tile:<row_tile>x<cluster_size>", "cublas", "segments". num_adapters 0: without
-// adapter indices. The workspace is not looked at.
-Plan plan_path(const Problem& problem, const Device& device, Direction direction, int64_t num_adapters,
+// adapter indices. `bulk_rows`: resident_path.h's has_bulk_rows. The workspace is not looked at.
+Plan plan_path(const Problem& problem, const Device& device, Direction direction, int64_t num_adapters, bool bulk_rows,
                std::string_view pin);
 
 // ---- the tile path's part: tile_plan.cu ----
@@ -43,10 +43,11 @@ inline constexpr int64_t kMaxBottleneckDim = 128;  // of the tile kernels
 inline constexpr int32_t kMaxClusterSize = 8;      // the portable limit
 
 // Null where the tile kernels serve `problem` on `device` with `tile`, else the reason why not.
-const char* tile_refusal(const Problem& problem, const TileShape& tile, const Device& device);
+const char* tile_refusal(const Problem& problem, const TileShape& tile, const Device& device, bool bulk_rows);
 
 // The tile for `problem` on `device` by plan_table.h; row_tile 0: another path is faster, or the only one.
-TileShape plan_tile(const Problem& problem, const Device& device, Direction direction, int64_t num_adapters);
+TileShape plan_tile(const Problem& problem, const Device& device, Direction direction, int64_t num_adapters,
+                    bool bulk_rows);
 
 // Where the table comes from: "roofline" or "measured on <device>".
 const char* plan_table_source();

@@ -1,0 +1,486 @@
+// The bottleneck adapter at the speed of memory, forward and backward, from compute capability 9.0 on. The same two
+// products as in bottleneck_tile.cuh, computed transposed, so that the weights are the operands that stay:
+//     middle^T = f(first weight @ tile^T),   output^T = base^T + scale * (second weight @ middle^T + bias).
+//
+// Grid: as many clusters as run at once; each walks over tiles of kTokens tokens. Block `rank` of a cluster owns the
+//     columns [rank * slice, (rank + 1) * slice) of every tile, and the weights that belong to them.
+// Block: kWarps warps.
+//     First product: a warp owns 16 rows of the middle, a share of the slice's terms, a share of the tokens.
+//     Second product: a warp owns slice / kWarps columns of the output, all tokens.
+//     Copies: a warp moves kTokens / kWarps rows of each tile, in and out.
+// Thread: its part of both weights as mma A operands, for as long as the adapter does not change; accumulators.
+// Shared memory: a ring of kStages tiles, which arrive by bulk copies, are overwritten by the output and leave by bulk
+//     copies; partial sums and the middle of two tiles, in the order of mma fragments.
+// Pipeline: first product of tile i + 1, second product of tile i, share of tile i + 1. So what the blocks of a cluster
+//     send each other is on its way while they compute; barriers count the bytes, and no block waits for another one
+//     at a barrier of the cluster. Two buffers suffice: who sends partial sums of tile i + 2 has the middle of tile i,
+//     to which every block contributed after it had read the partial sums of tile i.
+// Accumulation: fp32; sums over warps and blocks in a fixed order.
+#pragma once
+
+#include "resident_middle.cuh"
+#include "sort_tokens.h"
+#include "tile.cuh"
+
+namespace adapterx::cuda {
+
+template <typename Element_, int kBottleneck_, int kSlice_>
+struct ResidentConfig {
+  using Element = Element_;
+  static constexpr int kBottleneck = kBottleneck_;  // bottleneck_dim padded; the padding is zero
+  static constexpr int kSlice = kSlice_;            // most columns of a block; those that it lacks are zero
+  static constexpr int kTokens = 32;
+  static constexpr int kWarps = 8;  // two on each quarter of an SM: each may then have all of its 255 registers
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kCopyRows = kTokens / kWarps;  // rows of a tile that a warp copies
+  static constexpr int kRowTiles = kBottleneck / 16;  // of the middle
+  static constexpr int kTermGroups = kRowTiles == kWarps ? 1 : 2;
+  static constexpr int kTokenGroups = kWarps / (kRowTiles * kTermGroups);
+  static constexpr int kSteps = kSlice / 16 / kTermGroups;        // mma steps of the first product
+  static constexpr int kTokenTiles = kTokens / 8 / kTokenGroups;  // mma tiles of a warp's tokens there
+  static constexpr int kColumnTiles = kSlice / 16 / kWarps;       // mma tiles of a warp's columns in the second
+  static constexpr int kUnits = kTokens / 8 * kRowTiles;          // mma tiles of the middle
+  static constexpr int kStride = kSlice + kRowPadding;            // of a tile in shared memory
+  static constexpr int kStageElements = kTokens * kStride;
+  static constexpr int kExchangeBytes = 2 * kUnits * 32 * (16 + 8 + (kTermGroups > 1 ? 16 : 0));
+  static constexpr int kBarrierBytes = 256;
+  static constexpr int kRoom = 227 * 1024 - kExchangeBytes - kBarrierBytes;
+  static constexpr int kStages = kRoom / (2 * kStageElements) < 8 ? kRoom / (2 * kStageElements) : 8;
+  static constexpr int64_t kSharedMemory = 2 * kStages * kStageElements + kExchangeBytes + kBarrierBytes;
+  static_assert(kTokenTiles % 2 == 0 && kStages >= 3 && 8 * (2 * kStages + 4) <= kBarrierBytes);
+};
+
+template <typename Element>
+struct ResidentArguments {
+  Matrix<Element> tile;  // its rows are copied in bulk: 16-byte aligned, and columns a multiple of 8
+  const Element* down_weight = nullptr;
+  const Element* up_weight = nullptr;
+  const Element* output_bias = nullptr;  // may be null
+  Element* output = nullptr;             // contiguous; aligned as the tile
+  bool add_base = false;
+  float scale = 1.f;
+  int bottleneck_dim = 0;
+  bool down_pairs = false, up_pairs = false;  // the weight's rows are aligned for 4-byte access
+  int slice = 0;                              // columns of a block; the last one may have fewer
+  int cluster_size = 1;
+  int64_t tiles = 0;                    // where there is one adapter
+  const Segment* segments = nullptr;    // grouped: which sorted tokens a tile holds
+  const int64_t* tokens = nullptr;      // grouped: the sorted tokens
+  const int32_t* used_tiles = nullptr;  // grouped: how many tiles there are
+};
+
+// The tiles of one cluster. Tiles of one adapter are dealt out in turns, which keeps neighbours in flight together;
+// grouped ones in runs, so that the weights change seldom.
+struct TileRun {
+  int64_t first = 0, step = 1, count = 0;
+
+  __device__ __forceinline__ int64_t operator[](int64_t i) const { return first + i * step; }
+};
+
+template <typename Element>
+__device__ __forceinline__ TileRun tile_run(const ResidentArguments<Element>& arguments) {
+  const int64_t clusters = gridDim.x / arguments.cluster_size, cluster = blockIdx.x / arguments.cluster_size;
+  if (arguments.segments == nullptr) {
+    return {cluster, clusters, (arguments.tiles - cluster + clusters - 1) / clusters};
+  }
+  const int64_t used = *arguments.used_tiles, first = used * cluster / clusters;
+  return {first, 1, used * (cluster + 1) / clusters - first};
+}
+
+// One tile: its tokens and their adapter.
+struct TileTokens {
+  int64_t first = 0, end = 0;
+  const int64_t* sorted = nullptr;  // null: the tokens themselves
+  int adapter = 0;                  // or kNoAdapter
+
+  // The token in row `row`; -1: none.
+  __device__ __forceinline__ int64_t operator()(int row) const {
+    const int64_t place = first + row;
+    if (place >= end) return -1;
+    return sorted == nullptr ? place : sorted[place];
+  }
+  __device__ __forceinline__ int rows() const { return static_cast<int>(min(end - first, int64_t{1} << 16)); }
+};
+
+template <class Config>
+__device__ __forceinline__ TileTokens tile_tokens(const ResidentArguments<typename Config::Element>& arguments,
+                                                  int64_t tile) {
+  if (arguments.segments == nullptr) return {tile * Config::kTokens, arguments.tile.rows, nullptr, 0};
+  const Segment segment = arguments.segments[tile];
+  return {segment.begin, segment.end, arguments.tokens, segment.adapter};
+}
+
+// This block's shared memory and its place in the cluster.
+template <class Config>
+struct ResidentBlock {
+  using Element = typename Config::Element;
+  Element* stages;             // kStages x kTokens x kStride
+  float4* received;            // 2 x kUnits x 32: partial sums [source block][unit of this block][lane]
+  uint2* middle;               // 2 x kUnits x 32: B operands of the second product
+  float4* plane;               // 2 x kUnits x 32: what the two groups of terms give each other
+  uint64_t* full;              // of each stage: the tile has landed
+  uint64_t* done;              // of each stage: the output may leave
+  uint64_t* sums_in;           // of each buffer: all partial sums of this block's units have come
+  uint64_t* middle_in;         // of each buffer: the whole middle has come
+  int rank, column0, columns;  // columns of this block
+
+  __device__ __forceinline__ ResidentBlock(unsigned char* memory, const ResidentArguments<Element>& arguments) {
+    stages = reinterpret_cast<Element*>(memory);
+    received = reinterpret_cast<float4*>(stages + Config::kStages * Config::kStageElements);
+    middle = reinterpret_cast<uint2*>(received + 2 * Config::kUnits * 32);
+    full = reinterpret_cast<uint64_t*>(middle + 2 * Config::kUnits * 32);
+    done = full + Config::kStages;
+    sums_in = done + Config::kStages;
+    middle_in = sums_in + 2;
+    plane = reinterpret_cast<float4*>(full + Config::kBarrierBytes / 8);
+    rank = static_cast<int>(cluster_rank());
+    column0 = rank * arguments.slice;
+    columns = min(arguments.tile.columns - column0, arguments.slice);
+  }
+
+  __device__ __forceinline__ Element* stage(int index) const { return stages + index * Config::kStageElements; }
+
+  // Sets the barriers up and clears the columns that no copy fills: the first product reads them.
+  __device__ __forceinline__ void prepare(int64_t tiles) const {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < Config::kStages; ++i) {
+        barrier_init(full + i, Config::kWarps), barrier_init(done + i, Config::kWarps);
+      }
+      for (int i = 0; i < 2; ++i) {
+        barrier_init(sums_in + i, 1), barrier_init(middle_in + i, 1);
+        if (i < tiles) expect_sums(i), expect_middle(i);
+      }
+      barrier_init_fence();
+    }
+    const int padding = Config::kSlice - columns;
+    for (int i = threadIdx.x; i < Config::kStages * Config::kTokens * (padding / 8); i += Config::kThreads) {
+      Element* row = stages + i / (padding / 8) * Config::kStride + columns;
+      *reinterpret_cast<uint4*>(row + i % (padding / 8) * 8) = make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  __device__ __forceinline__ void expect_sums(int buffer) const {
+    barrier_expect(sums_in + buffer, Config::kUnits * 32 * sizeof(float4));
+  }
+  __device__ __forceinline__ void expect_middle(int buffer) const {
+    barrier_expect(middle_in + buffer, Config::kUnits * 32 * sizeof(uint2));
+  }
+};
+
+// The part of a stored weight that belongs to this block's columns.
+template <typename Element>
+struct WeightSlice {
+  const Element* data;
+  PairMatrix<Element> matrix;
+  int rows;
+
+  // The 8x8 block from (row, column) on: lane l holds (l / 4, 2 * (l % 4)) and the one right of it.
+  __device__ __forceinline__ uint32_t block(int row, int column, int lane) const {
+    row += lane / 4;
+    return matrix.load(data, row < rows ? row : -1, column + lane % 4 * 2);
+  }
+
+  // The A operand of rows from `row` on and terms from `term` on; stored as [row][term], or as [term][row].
+  template <bool kTransposed>
+  __device__ __forceinline__ void load(uint32_t (&a)[4], int row, int term, int lane) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = row + i % 2 * 8, t = term + i / 2 * 8;
+      a[i] = kTransposed ? movmatrix_trans(block(t, r, lane)) : block(r, t, lane);
+    }
+  }
+};
+
+// A warp that computes: its place and its part of the weights.
+template <class Config, bool kBackward>
+struct ResidentWarp {
+  using Element = typename Config::Element;
+  const ResidentBlock<Config>& block;
+  const ResidentArguments<Element>& arguments;
+  int lane, warp, row_tile, term_group, token_group;
+  uint32_t first[Config::kSteps][4];
+  uint32_t second[Config::kColumnTiles][Config::kRowTiles][4];
+  float bias[Config::kColumnTiles][2];
+
+  __device__ __forceinline__ ResidentWarp(const ResidentBlock<Config>& own_block,
+                                          const ResidentArguments<Element>& own_arguments)
+      : block(own_block), arguments(own_arguments) {
+    lane = threadIdx.x % 32;
+    warp = threadIdx.x / 32;
+    row_tile = warp % Config::kRowTiles;
+    term_group = warp / Config::kRowTiles % Config::kTermGroups;
+    token_group = warp / (Config::kRowTiles * Config::kTermGroups);
+  }
+
+  // The weight with the columns of the tile along its rows (up_weight) or its columns (down_weight).
+  template <bool kUp>
+  __device__ __forceinline__ WeightSlice<Element> weight(int adapter) const {
+    const int m = arguments.bottleneck_dim, d = arguments.tile.columns;
+    const int64_t offset = static_cast<int64_t>(adapter) * m * d + static_cast<int64_t>(block.column0) * (kUp ? m : 1);
+    const Element* data = (kUp ? arguments.up_weight : arguments.down_weight) + offset;
+    if (kUp) return {data, {m, m, arguments.up_pairs}, block.columns};
+    return {data, {d, block.columns, arguments.down_pairs}, m};
+  }
+
+  __device__ __forceinline__ void load_first(int adapter) {
+    const auto slice = weight<kBackward>(adapter);
+#pragma unroll
+    for (int step = 0; step < Config::kSteps; ++step) {
+      slice.template load<kBackward>(first[step], row_tile * 16, (term_group * Config::kSteps + step) * 16, lane);
+    }
+  }
+
+  __device__ __forceinline__ void load_second(int adapter) {
+    const auto slice = weight<!kBackward>(adapter);
+    const int64_t row = static_cast<int64_t>(adapter) * arguments.tile.columns + block.column0;
+#pragma unroll
+    for (int c = 0; c < Config::kColumnTiles; ++c) {
+      const int column = (warp * Config::kColumnTiles + c) * 16;
+#pragma unroll
+      for (int r = 0; r < Config::kRowTiles; ++r) {
+        slice.template load<kBackward>(second[c][r], column, r * 16, lane);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int own = column + lane / 4 + i * 8;
+        const bool wanted = arguments.output_bias != nullptr && own < block.columns;
+        bias[c][i] = wanted ? to_compute(arguments.output_bias[row + own]) : 0.f;
+      }
+    }
+  }
+
+  // Copies this warp's rows of a tile to a stage.
+  __device__ __forceinline__ void copy_in(const TileTokens& tokens, int stage) const {
+    const int row = warp * Config::kCopyRows + lane;
+    const unsigned bytes = block.columns * 2;
+    if (lane == 0) {
+      const int rows = min(max(tokens.rows() - row, 0), Config::kCopyRows);
+      barrier_expect(block.full + stage, rows * bytes);
+    }
+    __syncwarp();
+    const int64_t token = lane < Config::kCopyRows ? tokens(row) : -1;
+    if (token >= 0) {
+      bulk_load(block.stage(stage) + row * Config::kStride,
+                arguments.tile.data + token * arguments.tile.stride + block.column0, bytes, block.full + stage);
+    }
+    __syncwarp();
+  }
+
+  // Copies this warp's rows of the finished tile in a stage to the output.
+  __device__ __forceinline__ void copy_out(const TileTokens& tokens, int stage) const {
+    const int row = warp * Config::kCopyRows + lane;
+    const int64_t token = lane < Config::kCopyRows ? tokens(row) : -1;
+    if (token >= 0) {
+      bulk_store(arguments.output + token * arguments.tile.columns + block.column0,
+                 block.stage(stage) + row * Config::kStride, block.columns * 2);
+    }
+    bulk_commit();
+    __syncwarp();
+  }
+
+  // The unit (mma tile of the middle) of this warp's rows and token tile `n`.
+  __device__ __forceinline__ int unit(int n) const {
+    return (token_group * Config::kTokenTiles + n) * Config::kRowTiles + row_tile;
+  }
+
+  // Sends the partial sums of a unit to the block that finishes it.
+  __device__ __forceinline__ void send(int number, const float (&sums)[4], int buffer) const {
+    const int units = Config::kUnits / arguments.cluster_size;
+    float4* place = block.received + (buffer * Config::kUnits + block.rank * units + number % units) * 32 + lane;
+    store_remote(place, number / units, make_float4(sums[0], sums[1], sums[2], sums[3]), block.sums_in + buffer);
+  }
+
+  // First product of the tile in `stage`; its partial sums go to the blocks that finish them. With two groups of terms,
+  // each gives the other the sums of half its tokens.
+  __device__ __forceinline__ void multiply_first(const Element* stage, int buffer) const {
+    float sums[Config::kTokenTiles][4] = {};
+    const Element* tile =
+        stage + token_group * Config::kTokenTiles * 8 * Config::kStride + term_group * Config::kSteps * 16;
+#pragma unroll
+    for (int step = 0; step < Config::kSteps; ++step) {
+#pragma unroll
+      for (int n = 0; n < Config::kTokenTiles; n += 2) {
+        uint32_t b[4];
+        cuda::load_b<false>(b, tile + n * 8 * Config::kStride + step * 16, Config::kStride, lane);
+        mma<Element>(sums[n], first[step], b[0], b[1]);
+        mma<Element>(sums[n + 1], first[step], b[2], b[3]);
+      }
+    }
+    if constexpr (Config::kTermGroups == 1) {
+#pragma unroll
+      for (int n = 0; n < Config::kTokenTiles; ++n) send(unit(n), sums[n], buffer);
+    } else {
+      constexpr int kHalf = Config::kTokenTiles / 2;
+      float4* plane = block.plane + buffer * Config::kUnits * 32 + lane;
+      const int own = term_group * kHalf, other = kHalf - own;
+#pragma unroll
+      for (int n = 0; n < kHalf; ++n) {
+        float4& place = plane[unit(other + n) * 32];
+        place = term_group == 0
+                    ? make_float4(sums[kHalf + n][0], sums[kHalf + n][1], sums[kHalf + n][2], sums[kHalf + n][3])
+                    : make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+      }
+      // The two warps of these rows and tokens; two planes, so that the next sums do not meet readers of these.
+      block_barrier(1 + token_group * Config::kRowTiles + row_tile, 64);
+#pragma unroll
+      for (int n = 0; n < kHalf; ++n) {
+        const float4 part = plane[unit(own + n) * 32];
+        float total[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) total[i] = term_group == 0 ? sums[n][i] : sums[kHalf + n][i];
+        total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
+        send(unit(own + n), total, buffer);
+      }
+    }
+  }
+
+  // Finishes this block's units of the middle and gives every block of the cluster the result.
+  template <class Middle>
+  __device__ __forceinline__ void finish_middle(const Middle& middle, const TileTokens& tokens, int buffer,
+                                                unsigned parity, bool expect) const {
+    const int units = Config::kUnits / arguments.cluster_size;
+    for (int own = warp; own < units; own += Config::kWarps) {
+      const int number = block.rank * units + own, row = number % Config::kRowTiles * 16;
+      const int64_t token = tokens(number / Config::kRowTiles * 8 + lane / 4);
+      const int column = row + lane % 4 * 2;
+      const auto ahead = middle.ask(token, column, row + lane / 4, tokens.adapter);
+      barrier_wait_cluster(block.sums_in + buffer, parity);
+      if (own == 0 && expect && lane == 0) block.expect_sums(buffer);
+      const float4* from = block.received + (buffer * Config::kUnits + own) * 32 + lane;
+      float values[4] = {};
+      for (int source = 0; source < arguments.cluster_size; ++source) {
+        const float4 part = from[source * units * 32];
+        values[0] += part.x, values[1] += part.y, values[2] += part.z, values[3] += part.w;
+      }
+      const ColumnPairs pairs = middle(ahead, values, token, column, row + lane / 4, tokens.adapter);
+      uint2* place = block.middle + (buffer * Config::kUnits + number) * 32 + lane;
+      for (int target = 0; target < arguments.cluster_size; ++target) {
+        store_remote(place, target, pairs, block.middle_in + buffer);
+      }
+    }
+  }
+
+  // Second product of the tile in `stage`: 16 tokens and 16 columns at a time, written over the tile.
+  __device__ __forceinline__ void multiply_second(Element* stage, int buffer, bool has_adapter) const {
+#pragma unroll
+    for (int t = 0; t < Config::kTokens; t += 16) {
+      const uint2* from = block.middle + (buffer * Config::kUnits + t / 8 * Config::kRowTiles) * 32 + lane;
+      uint2 b[2][Config::kRowTiles];
+#pragma unroll
+      for (int i = 0; i < 2 * Config::kRowTiles; ++i) b[i / Config::kRowTiles][i % Config::kRowTiles] = from[i * 32];
+#pragma unroll
+      for (int c = 0; c < Config::kColumnTiles; ++c) {
+        const int column = (warp * Config::kColumnTiles + c) * 16;
+        if (column >= block.columns) break;  // the same for the whole warp
+        float product[2][4];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) product[i / 4][i % 4] = bias[c][i % 4 / 2];
+#pragma unroll
+        for (int r = 0; r < Config::kRowTiles; ++r) {
+          mma<Element>(product[0], second[c][r], b[0][r].x, b[0][r].y);
+          mma<Element>(product[1], second[c][r], b[1][r].x, b[1][r].y);
+        }
+        finish_output(stage + t * Config::kStride + column, product, block.columns - column, has_adapter);
+      }
+    }
+  }
+
+  // output = base + scale * product for 16 tokens and 16 columns, of which `columns` exist; the others stay zero.
+  __device__ __forceinline__ void finish_output(Element* tile, const float (&product)[2][4], int columns,
+                                                bool has_adapter) const {
+    auto* place = const_cast<Element*>(columns_first(tile, Config::kStride, lane));
+    uint32_t base[4];
+    ldmatrix_x4_trans(base, place);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto two = *reinterpret_cast<const Vector<Element, 2>*>(&base[i]);
+      float values[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float term = arguments.scale * product[i / 2][i % 2 * 2 + j];
+        const float old = arguments.add_base ? to_compute(two.values[j]) : 0.f;
+        values[j] = has_adapter ? old + term : old;
+      }
+      base[i] = i % 2 * 8 < columns ? pack<Element>(values[0], values[1]) : 0;
+    }
+    stmatrix_x4_trans(place, base);
+  }
+};
+
+template <class Config, class Middle>
+__device__ __forceinline__ void run_tiles(const ResidentBlock<Config>& block,
+                                          const ResidentArguments<typename Config::Element>& arguments,
+                                          const Middle& middle, const TileRun& run) {
+  constexpr int kStages = Config::kStages;
+  ResidentWarp<Config, Middle::kBackward> warp(block, arguments);
+  for (int i = 0; i < kStages && i < run.count; ++i) warp.copy_in(tile_tokens<Config>(arguments, run[i]), i);
+  int first_adapter = kUnusedSegment, second_adapter = kUnusedSegment;
+  TileTokens tokens, before;  // of tiles i and i - 1
+  // Stages of tiles i, i - 1 and i - 2.
+  int stage = 0, stage_before = 0, stage_last = 0;
+  unsigned parity = 0, parity_before = 0;
+  for (int64_t i = 0; i <= run.count; ++i) {
+    const int buffer = static_cast<int>(i % 2);
+    if (i < run.count) {
+      tokens = tile_tokens<Config>(arguments, run[i]);
+      if (tokens.adapter >= 0 && tokens.adapter != first_adapter) warp.load_first(first_adapter = tokens.adapter);
+      if (i == 0) cluster_wait();  // the barriers of the other blocks are there
+      barrier_wait(block.full + stage, parity);
+      warp.multiply_first(block.stage(stage), buffer);
+    }
+    if (i >= 2 && i - 2 + kStages < run.count) {
+      bulk_wait_read<0>();
+      __syncwarp();
+      warp.copy_in(tile_tokens<Config>(arguments, run[i - 2 + kStages]), stage_last);
+    }
+    if (i >= 1) {
+      if (before.adapter >= 0 && before.adapter != second_adapter) warp.load_second(second_adapter = before.adapter);
+      barrier_wait_cluster(block.middle_in + (buffer ^ 1), static_cast<unsigned>((i - 1) / 2 % 2));
+      if (threadIdx.x == 0 && i + 1 < run.count) block.expect_middle(buffer ^ 1);
+      warp.multiply_second(block.stage(stage_before), buffer ^ 1, before.adapter >= 0);
+      async_proxy_fence();  // the copies read what this thread has written
+      __syncwarp();
+      if (warp.lane == 0) barrier_arrive(block.done + stage_before);
+    }
+    if (i < run.count) {
+      warp.finish_middle(middle, tokens, buffer, static_cast<unsigned>(i / 2 % 2), i + 2 < run.count);
+    }
+    if (i >= 1) {
+      barrier_wait(block.done + stage_before, parity_before);
+      warp.copy_out(before, stage_before);
+    }
+    before = tokens, stage_last = stage_before, stage_before = stage, parity_before = parity;
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+  bulk_wait<0>();
+}
+
+template <class Config, class Middle>
+__device__ __forceinline__ void run_resident(const ResidentArguments<typename Config::Element>& arguments,
+                                             const Middle& middle) {
+  ADAPTERX_SHARED_MEMORY(memory);
+  const ResidentBlock<Config> block(memory, arguments);
+  const TileRun run = tile_run(arguments);
+  block.prepare(run.count);
+  cluster_arrive();
+  __syncthreads();
+  if (run.count > 0) {
+    run_tiles(block, arguments, middle, run);
+  } else {
+    cluster_wait();
+  }
+  cluster_arrive_relaxed();  // a block stays until no other one stores to it
+  cluster_wait();
+}
+
+template <class Config, class Middle>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    resident_tile_kernel(const ResidentArguments<typename Config::Element> arguments, const Middle middle) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  __trap();  // no clusters and no bulk copies here: tile_refusal() keeps callers away
+#else
+  run_resident<Config>(arguments, middle);
+#endif
+}
+
+}  // namespace adapterx::cuda
