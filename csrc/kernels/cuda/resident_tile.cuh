@@ -155,7 +155,7 @@ struct ResidentBlock {
     const int padding = Config::kSlice - columns;
     for (int i = threadIdx.x; i < Config::kStages * Config::kTokens * (padding / 8); i += Config::kThreads) {
       Element* row = stages + i / (padding / 8) * Config::kStride + columns;
-      *reinterpret_cast<uint4*>(row + i % (padding / 8) * 8) = make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(row + i % (padding / 8) * 8) = uint4{};
     }
   }
 
