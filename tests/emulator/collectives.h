@@ -14,6 +14,8 @@ namespace emulator {
                  "` failed.");
 }
 
+inline int lane_number() { return machine().current->lane; }
+
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
 inline void check_place(const void* pointer, int bytes) {

@@ -156,4 +156,32 @@ __device__ __forceinline__ Real activation_derivative(Activation activation, Rea
   return Real(1);
 }
 
+// values[i] = activation(values[i]) with one switch for all, so that their arithmetic overlaps.
+template <int kCount>
+__device__ __forceinline__ void activate(Activation activation, float (&values)[kCount]) {
+  switch (activation) {
+#define ADAPTERX_CASE(name) \
+  case Activation::name: _Pragma("unroll") for (float& x : values) x = Formula<Activation::name>::value(x); break;
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
+  }
+}
+
+// gradients[i] *= activation'(values[i]), values[i] = activation(values[i]).
+template <int kCount>
+__device__ __forceinline__ void differentiate(Activation activation, float (&values)[kCount],
+                                              float (&gradients)[kCount]) {
+  switch (activation) {
+#define ADAPTERX_CASE(name)                                             \
+  case Activation::name:                                                \
+    _Pragma("unroll") for (int i = 0; i < kCount; ++i) {                \
+      gradients[i] *= Formula<Activation::name>::derivative(values[i]); \
+      values[i] = Formula<Activation::name>::value(values[i]);          \
+    }                                                                   \
+    break;
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
+  }
+}
+
 }  // namespace adapterx::cuda

@@ -51,7 +51,8 @@ cudaError_t launch_resident(ResidentArguments<typename Config::Element> argument
   arguments.bottleneck_dim = static_cast<int>(problem.bottleneck_dim);
   arguments.slice = static_cast<int>(resident_slice(problem.hidden_size, cluster_size));
   arguments.cluster_size = static_cast<int>(cluster_size);
-  arguments.tiles = ceil_div(problem.num_tokens, Config::kTokens);
+  while (Config::kUnits >> (arguments.unit_bits + 1) >= cluster_size) ++arguments.unit_bits;
+  arguments.tiles = static_cast<int>(ceil_div(problem.num_tokens, Config::kTokens));
   int64_t most = arguments.tiles;
   if (call.sorted != nullptr) {
     arguments.segments = call.sorted->tiles;

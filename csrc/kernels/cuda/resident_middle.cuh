@@ -1,6 +1,7 @@
 // What happens between the two products of the resident kernel: bias and activation, or their derivative. A lane holds
-// four values of the middle as an mma accumulator of middle^T: rows (of the bottleneck) lane / 4 and + 8, tokens
-// 2 * (lane % 4) and + 1. Memory is [token][bottleneck], so pairs are transposed on their way.
+// two values of the middle, as in an mma accumulator of middle^T: row (of the bottleneck) lane / 4, tokens
+// 2 * (lane % 4) and + 1. Memory is [token][bottleneck], so pairs are transposed on their way: a lane then holds token
+// lane / 4, columns 2 * (lane % 4) and + 1, which is also its part of the B operand of the second product.
 #pragma once
 
 #include "activation.cuh"
@@ -37,15 +38,13 @@ struct PairMatrix {
   }
 };
 
-// The pair of columns 2 * (lane % 4) that a lane holds of token lane / 4, as B operand and as it lies in memory: column
-// tiles of 8 at the lane's own column and 8 behind it.
-using ColumnPairs = uint2;
-
-// Turns accumulators (two rows, two tokens) into pairs of columns.
-template <typename Element>
-__device__ __forceinline__ ColumnPairs to_columns(const float (&v)[4]) {
-  return make_uint2(movmatrix_trans(pack<Element>(v[0], v[1])), movmatrix_trans(pack<Element>(v[2], v[3])));
-}
+// Where a lane's values belong.
+struct MiddlePlace {
+  int64_t token;  // of its pair in memory; -1: none
+  int column;     // likewise, the first of two
+  int row;        // of its accumulators
+  int adapter;
+};
 
 // Forward: pre-activation = sum + bias (stored where it is wanted), middle = activation(pre-activation).
 template <typename Element>
@@ -56,32 +55,21 @@ struct ResidentForward {
   const Element* bias = nullptr;
   Element* pre_activation = nullptr;
 
-  struct Ahead {
-    float bias[2];
-  };
-
-  // Asks for what the middle needs before its sums are there. `row`: the lane's row of the middle.
-  __device__ __forceinline__ Ahead ask(int64_t, int, int row, int adapter) const {
-    Ahead ahead;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool wanted = bias != nullptr && adapter >= 0 && row + 8 * i < matrix.columns;
-      ahead.bias[i] = wanted ? to_compute(bias[int64_t{adapter} * matrix.columns + row + 8 * i]) : 0.f;
-    }
-    return ahead;
+  // What the middle needs besides its sums, asked for before they are there.
+  __device__ __forceinline__ float ask(const MiddlePlace& place) const {
+    if (bias == nullptr || place.adapter < 0 || place.row >= matrix.columns) return 0.f;
+    return to_compute(bias[static_cast<int64_t>(place.adapter) * matrix.columns + place.row]);
   }
 
-  // `token` and `column`: of the lane's pairs of columns; `row`: of its accumulators.
-  __device__ __forceinline__ ColumnPairs operator()(const Ahead& ahead, float (&v)[4], int64_t token, int column,
-                                                    int row, int adapter) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] += ahead.bias[i / 2];
-    const ColumnPairs before = adapter < 0 ? make_uint2(0, 0) : to_columns<Element>(v);
-    matrix.store(pre_activation, token, column, before.x);
-    matrix.store(pre_activation, token, column + 8, before.y);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = row + i / 2 * 8 < matrix.columns ? activate(activation, v[i]) : 0.f;
-    return to_columns<Element>(v);
+  // From sums to the lane's part of the second product's operand.
+  __device__ __forceinline__ uint32_t operator()(float ahead, float (&values)[2], const MiddlePlace& place) const {
+    values[0] += ahead, values[1] += ahead;
+    if (pre_activation != nullptr) {
+      const uint32_t before = movmatrix_trans(pack<Element>(values[0], values[1]));
+      matrix.store(pre_activation, place.token, place.column, place.adapter < 0 ? 0 : before);
+    }
+    activate(activation, values);
+    return movmatrix_trans(place.row < matrix.columns ? pack<Element>(values[0], values[1]) : 0);
   }
 };
 
@@ -97,33 +85,24 @@ struct ResidentBackward {
   Element* grad_pre_activation = nullptr;  // may be null
   Element* activated = nullptr;            // may be null
 
-  struct Ahead {
-    ColumnPairs pre_activation;
-  };
-
-  __device__ __forceinline__ Ahead ask(int64_t token, int column, int, int) const {
-    return {make_uint2(matrix.load(pre_activation, token, column), matrix.load(pre_activation, token, column + 8))};
+  __device__ __forceinline__ uint32_t ask(const MiddlePlace& place) const {
+    return matrix.load(pre_activation, place.token, place.column);
   }
 
-  __device__ __forceinline__ ColumnPairs operator()(const Ahead& ahead, float (&v)[4], int64_t token, int column,
-                                                    int row, int adapter) const {
-    const uint32_t pairs[2] = {movmatrix_trans(ahead.pre_activation.x), movmatrix_trans(ahead.pre_activation.y)};
-    float u[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const auto two = *reinterpret_cast<const Vector<Element, 2>*>(&pairs[i / 2]);
-      u[i] = to_compute(two.values[i % 2]);
-      v[i] *= scaling * activation_derivative(activation, u[i]);
-      if (row + i / 2 * 8 >= matrix.columns) v[i] = 0.f;
-      u[i] = activate(activation, u[i]);
+  __device__ __forceinline__ uint32_t operator()(uint32_t ahead, float (&values)[2], const MiddlePlace& place) const {
+    const uint32_t pair = movmatrix_trans(ahead);
+    const auto two = *reinterpret_cast<const Vector<Element, 2>*>(&pair);
+    float active[2] = {to_compute(two.values[0]), to_compute(two.values[1])};
+    values[0] *= scaling, values[1] *= scaling;
+    differentiate(activation, active, values);
+    const bool inside = place.row < matrix.columns;
+    const uint32_t gradient = movmatrix_trans(inside ? pack<Element>(values[0], values[1]) : 0);
+    if (activated != nullptr) {
+      const uint32_t transposed = movmatrix_trans(pack<Element>(active[0], active[1]));
+      if (place.adapter >= 0) matrix.store(activated, place.token, place.column, transposed);
     }
-    const ColumnPairs gradient = to_columns<Element>(v), active = to_columns<Element>(u);
-    if (adapter >= 0) {  // the weight gradients skip the other tokens
-      matrix.store(grad_pre_activation, token, column, gradient.x);
-      matrix.store(grad_pre_activation, token, column + 8, gradient.y);
-      matrix.store(activated, token, column, active.x);
-      matrix.store(activated, token, column + 8, active.y);
-    }
+    // The weight gradients skip tokens without adapter.
+    if (place.adapter >= 0) matrix.store(grad_pre_activation, place.token, place.column, gradient);
     return gradient;
   }
 };

@@ -44,9 +44,10 @@ struct ResidentConfig {
   static constexpr int kStageElements = kTokens * kStride;
   static constexpr int kExchangeBytes = 2 * kUnits * 32 * (16 + 8 + (kTermGroups > 1 ? 16 : 0));
   static constexpr int kBarrierBytes = 256;
-  static constexpr int kRoom = 227 * 1024 - kExchangeBytes - kBarrierBytes;
+  static constexpr int kBiasBytes = 4 * kSlice;
+  static constexpr int kRoom = 227 * 1024 - kExchangeBytes - kBarrierBytes - kBiasBytes;
   static constexpr int kStages = kRoom / (2 * kStageElements) < 8 ? kRoom / (2 * kStageElements) : 8;
-  static constexpr int64_t kSharedMemory = 2 * kStages * kStageElements + kExchangeBytes + kBarrierBytes;
+  static constexpr int64_t kSharedMemory = 2 * kStages * kStageElements + kExchangeBytes + kBarrierBytes + kBiasBytes;
   static_assert(kTokenTiles % 2 == 0 && kStages >= 3 && 8 * (2 * kStages + 4) <= kBarrierBytes);
 };
 
@@ -63,7 +64,8 @@ struct ResidentArguments {
   bool down_pairs = false, up_pairs = false;  // the weight's rows are aligned for 4-byte access
   int slice = 0;                              // columns of a block; the last one may have fewer
   int cluster_size = 1;
-  int64_t tiles = 0;                    // where there is one adapter
+  int unit_bits = 0;                    // log2 of the units that a block finishes
+  int tiles = 0;                        // where there is one adapter
   const Segment* segments = nullptr;    // grouped: which sorted tokens a tile holds
   const int64_t* tokens = nullptr;      // grouped: the sorted tokens
   const int32_t* used_tiles = nullptr;  // grouped: how many tiles there are
@@ -72,19 +74,18 @@ struct ResidentArguments {
 // The tiles of one cluster. Tiles of one adapter are dealt out in turns, which keeps neighbours in flight together;
 // grouped ones in runs, so that the weights change seldom.
 struct TileRun {
-  int64_t first = 0, step = 1, count = 0;
+  int first = 0, step = 1, count = 0;
 
-  __device__ __forceinline__ int64_t operator[](int64_t i) const { return first + i * step; }
+  __device__ __forceinline__ int operator[](int i) const { return first + i * step; }
 };
 
 template <typename Element>
 __device__ __forceinline__ TileRun tile_run(const ResidentArguments<Element>& arguments) {
-  const int64_t clusters = gridDim.x / arguments.cluster_size, cluster = blockIdx.x / arguments.cluster_size;
-  if (arguments.segments == nullptr) {
-    return {cluster, clusters, (arguments.tiles - cluster + clusters - 1) / clusters};
-  }
-  const int64_t used = *arguments.used_tiles, first = used * cluster / clusters;
-  return {first, 1, used * (cluster + 1) / clusters - first};
+  const int clusters = gridDim.x / arguments.cluster_size, cluster = blockIdx.x / arguments.cluster_size;
+  if (arguments.segments == nullptr) return {cluster, clusters, (arguments.tiles - cluster + clusters - 1) / clusters};
+  const int64_t used = *arguments.used_tiles;
+  const int first = static_cast<int>(used * cluster / clusters);
+  return {first, 1, static_cast<int>(used * (cluster + 1) / clusters) - first};
 }
 
 // One tile: its tokens and their adapter.
@@ -104,8 +105,9 @@ struct TileTokens {
 
 template <class Config>
 __device__ __forceinline__ TileTokens tile_tokens(const ResidentArguments<typename Config::Element>& arguments,
-                                                  int64_t tile) {
-  if (arguments.segments == nullptr) return {tile * Config::kTokens, arguments.tile.rows, nullptr, 0};
+                                                  int tile) {
+  if (arguments.segments == nullptr)
+    return {static_cast<int64_t>(tile) * Config::kTokens, arguments.tile.rows, nullptr, 0};
   const Segment segment = arguments.segments[tile];
   return {segment.begin, segment.end, arguments.tokens, segment.adapter};
 }
@@ -118,11 +120,13 @@ struct ResidentBlock {
   float4* received;            // 2 x kUnits x 32: partial sums [source block][unit of this block][lane]
   uint2* middle;               // 2 x kUnits x 32: B operands of the second product
   float4* plane;               // 2 x kUnits x 32: what the two groups of terms give each other
+  float* bias;                 // of this block's columns; a warp reads what it has written itself
   uint64_t* full;              // of each stage: the tile has landed
   uint64_t* done;              // of each stage: the output may leave
   uint64_t* sums_in;           // of each buffer: all partial sums of this block's units have come
   uint64_t* middle_in;         // of each buffer: the whole middle has come
   int rank, column0, columns;  // columns of this block
+  int unit_bits;               // log2 of the units that a block finishes
 
   __device__ __forceinline__ ResidentBlock(unsigned char* memory, const ResidentArguments<Element>& arguments) {
     stages = reinterpret_cast<Element*>(memory);
@@ -132,16 +136,20 @@ struct ResidentBlock {
     done = full + Config::kStages;
     sums_in = done + Config::kStages;
     middle_in = sums_in + 2;
-    plane = reinterpret_cast<float4*>(full + Config::kBarrierBytes / 8);
+    bias = reinterpret_cast<float*>(full + Config::kBarrierBytes / 8);
+    plane = reinterpret_cast<float4*>(bias + Config::kSlice);
     rank = static_cast<int>(cluster_rank());
     column0 = rank * arguments.slice;
     columns = min(arguments.tile.columns - column0, arguments.slice);
+    unit_bits = arguments.unit_bits;
   }
+
+  __device__ __forceinline__ int units() const { return 1 << unit_bits; }  // of this block
 
   __device__ __forceinline__ Element* stage(int index) const { return stages + index * Config::kStageElements; }
 
   // Sets the barriers up and clears the columns that no copy fills: the first product reads them.
-  __device__ __forceinline__ void prepare(int64_t tiles) const {
+  __device__ __forceinline__ void prepare(int tiles) const {
     if (threadIdx.x == 0) {
       for (int i = 0; i < Config::kStages; ++i) {
         barrier_init(full + i, Config::kWarps), barrier_init(done + i, Config::kWarps);
@@ -175,21 +183,37 @@ struct WeightSlice {
   int rows;
 
   // The 8x8 block from (row, column) on: lane l holds (l / 4, 2 * (l % 4)) and the one right of it.
+  template <bool kPairs>
   __device__ __forceinline__ uint32_t block(int row, int column, int lane) const {
-    row += lane / 4;
-    return matrix.load(data, row < rows ? row : -1, column + lane % 4 * 2);
+    row += lane / 4, column += lane % 4 * 2;
+    if constexpr (kPairs) {
+      uint32_t pair = 0;  // a predicated load: the loads of all blocks are under way together
+      const int offset = row * static_cast<int>(matrix.stride) + column;
+      if (row < rows && column < matrix.columns) pair = *reinterpret_cast<const uint32_t*>(data + offset);
+      return pair;
+    } else {
+      return matrix.load(data, row < rows ? row : -1, column);
+    }
   }
 
-  // The A operand of rows from `row` on and terms from `term` on; stored as [row][term], or as [term][row].
-  template <bool kTransposed>
+  // The A operand of rows from `row` on and terms from `term` on; stored as [row][term], or as [term][row]: then each
+  // block must be transposed afterwards.
+  template <bool kTransposed, bool kPairs>
   __device__ __forceinline__ void load(uint32_t (&a)[4], int row, int term, int lane) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int r = row + i % 2 * 8, t = term + i / 2 * 8;
-      a[i] = kTransposed ? movmatrix_trans(block(t, r, lane)) : block(r, t, lane);
+      a[i] = kTransposed ? block<kPairs>(t, r, lane) : block<kPairs>(r, t, lane);
     }
   }
 };
+
+// Transposes every block of `kCount` operands, after all have been asked for.
+template <int kCount>
+__device__ __forceinline__ void transpose_blocks(uint32_t (&a)[kCount][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * kCount; ++i) a[i / 4][i % 4] = movmatrix_trans(a[i / 4][i % 4]);
+}
 
 // A warp that computes: its place and its part of the weights.
 template <class Config, bool kBackward>
@@ -200,7 +224,6 @@ struct ResidentWarp {
   int lane, warp, row_tile, term_group, token_group;
   uint32_t first[Config::kSteps][4];
   uint32_t second[Config::kColumnTiles][Config::kRowTiles][4];
-  float bias[Config::kColumnTiles][2];
 
   __device__ __forceinline__ ResidentWarp(const ResidentBlock<Config>& own_block,
                                           const ResidentArguments<Element>& own_arguments)
@@ -222,32 +245,46 @@ struct ResidentWarp {
     return {data, {d, block.columns, arguments.down_pairs}, m};
   }
 
+  // Both loads are rare; with lane_number() their addresses take no registers from the loop over the tiles.
   __device__ __forceinline__ void load_first(int adapter) {
+    const int own_lane = lane_number();
     const auto slice = weight<kBackward>(adapter);
+    const auto load = [&](auto pairs) {
 #pragma unroll
-    for (int step = 0; step < Config::kSteps; ++step) {
-      slice.template load<kBackward>(first[step], row_tile * 16, (term_group * Config::kSteps + step) * 16, lane);
-    }
+      for (int step = 0; step < Config::kSteps; ++step) {
+        slice.template load<kBackward, decltype(pairs)::value>(first[step], row_tile * 16,
+                                                               (term_group * Config::kSteps + step) * 16, own_lane);
+      }
+    };
+    slice.matrix.pairs ? load(std::true_type()) : load(std::false_type());
+    if constexpr (kBackward) transpose_blocks(first);
   }
 
   __device__ __forceinline__ void load_second(int adapter) {
+    const int own_lane = lane_number();
     const auto slice = weight<!kBackward>(adapter);
     const int64_t row = static_cast<int64_t>(adapter) * arguments.tile.columns + block.column0;
+    const auto load = [&](auto pairs) {
+#pragma unroll
+      for (int i = 0; i < Config::kColumnTiles * Config::kRowTiles; ++i) {
+        const int c = i / Config::kRowTiles, r = i % Config::kRowTiles;
+        slice.template load<kBackward, decltype(pairs)::value>(second[c][r], first_column() + c * 16, r * 16, own_lane);
+      }
+    };
+    slice.matrix.pairs ? load(std::true_type()) : load(std::false_type());
 #pragma unroll
     for (int c = 0; c < Config::kColumnTiles; ++c) {
-      const int column = (warp * Config::kColumnTiles + c) * 16;
-#pragma unroll
-      for (int r = 0; r < Config::kRowTiles; ++r) {
-        slice.template load<kBackward>(second[c][r], column, r * 16, lane);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int own = column + lane / 4 + i * 8;
-        const bool wanted = arguments.output_bias != nullptr && own < block.columns;
-        bias[c][i] = wanted ? to_compute(arguments.output_bias[row + own]) : 0.f;
-      }
+      if constexpr (kBackward) transpose_blocks(second[c]);
     }
+    for (int i = first_column() + own_lane; i < first_column() + Config::kColumnTiles * 16; i += 32) {
+      const bool wanted = arguments.output_bias != nullptr && i < block.columns;
+      block.bias[i] = wanted ? to_compute(arguments.output_bias[row + i]) : 0.f;
+    }
+    __syncwarp();
   }
+
+  // The first of this warp's columns of the output, counted in the slice.
+  __device__ __forceinline__ int first_column() const { return warp * Config::kColumnTiles * 16; }
 
   // Copies this warp's rows of a tile to a stage.
   __device__ __forceinline__ void copy_in(const TileTokens& tokens, int stage) const {
@@ -285,9 +322,9 @@ struct ResidentWarp {
 
   // Sends the partial sums of a unit to the block that finishes it.
   __device__ __forceinline__ void send(int number, const float (&sums)[4], int buffer) const {
-    const int units = Config::kUnits / arguments.cluster_size;
-    float4* place = block.received + (buffer * Config::kUnits + block.rank * units + number % units) * 32 + lane;
-    store_remote(place, number / units, make_float4(sums[0], sums[1], sums[2], sums[3]), block.sums_in + buffer);
+    const int owner = number >> block.unit_bits, own = number & (block.units() - 1);
+    float4* place = block.received + (buffer * Config::kUnits + (block.rank << block.unit_bits) + own) * 32 + lane;
+    store_remote(place, owner, make_float4(sums[0], sums[1], sums[2], sums[3]), block.sums_in + buffer);
   }
 
   // First product of the tile in `stage`; its partial sums go to the blocks that finish them. With two groups of terms,
@@ -334,76 +371,91 @@ struct ResidentWarp {
     }
   }
 
-  // Finishes this block's units of the middle and gives every block of the cluster the result.
+  // Finishes this block's units of the middle and gives every block of the cluster the result. A warp takes half a unit:
+  // two values a lane.
   template <class Middle>
   __device__ __forceinline__ void finish_middle(const Middle& middle, const TileTokens& tokens, int buffer,
                                                 unsigned parity, bool expect) const {
-    const int units = Config::kUnits / arguments.cluster_size;
-    for (int own = warp; own < units; own += Config::kWarps) {
-      const int number = block.rank * units + own, row = number % Config::kRowTiles * 16;
-      const int64_t token = tokens(number / Config::kRowTiles * 8 + lane / 4);
-      const int column = row + lane % 4 * 2;
-      const auto ahead = middle.ask(token, column, row + lane / 4, tokens.adapter);
+    for (int own = warp; own < 2 * block.units(); own += Config::kWarps) {
+      const int half = own % 2, number = (block.rank << block.unit_bits) + own / 2;
+      const int row = number % Config::kRowTiles * 16 + half * 8;
+      const MiddlePlace place = {tokens(number / Config::kRowTiles * 8 + lane / 4), row + lane % 4 * 2, row + lane / 4,
+                                 tokens.adapter};
+      const auto ahead = middle.ask(place);
       barrier_wait_cluster(block.sums_in + buffer, parity);
       if (own == 0 && expect && lane == 0) block.expect_sums(buffer);
-      const float4* from = block.received + (buffer * Config::kUnits + own) * 32 + lane;
-      float values[4] = {};
+      const float4* from = block.received + (buffer * Config::kUnits + own / 2) * 32 + lane;
+      float values[2] = {};
+#pragma unroll 8
       for (int source = 0; source < arguments.cluster_size; ++source) {
-        const float4 part = from[source * units * 32];
-        values[0] += part.x, values[1] += part.y, values[2] += part.z, values[3] += part.w;
+        const float2 part = reinterpret_cast<const float2*>(from + (source << block.unit_bits) * 32)[half];
+        values[0] += part.x, values[1] += part.y;
       }
-      const ColumnPairs pairs = middle(ahead, values, token, column, row + lane / 4, tokens.adapter);
-      uint2* place = block.middle + (buffer * Config::kUnits + number) * 32 + lane;
+      const uint32_t pair = middle(ahead, values, place);
+      auto* to = reinterpret_cast<uint32_t*>(block.middle + (buffer * Config::kUnits + number) * 32 + lane) + half;
       for (int target = 0; target < arguments.cluster_size; ++target) {
-        store_remote(place, target, pairs, block.middle_in + buffer);
+        store_remote(to, target, pair, block.middle_in + buffer);
       }
     }
   }
 
-  // Second product of the tile in `stage`: 16 tokens and 16 columns at a time, written over the tile.
-  __device__ __forceinline__ void multiply_second(Element* stage, int buffer, bool has_adapter) const {
+  // Second product of the tile in `stage`, 16 tokens and 32 columns at a time, written over the tile.
+  __device__ __forceinline__ void multiply_second(Element* stage, int buffer) const {
+    constexpr int kTogether = 2;
+    static_assert(Config::kColumnTiles % kTogether == 0);
 #pragma unroll
     for (int t = 0; t < Config::kTokens; t += 16) {
       const uint2* from = block.middle + (buffer * Config::kUnits + t / 8 * Config::kRowTiles) * 32 + lane;
-      uint2 b[2][Config::kRowTiles];
 #pragma unroll
-      for (int i = 0; i < 2 * Config::kRowTiles; ++i) b[i / Config::kRowTiles][i % Config::kRowTiles] = from[i * 32];
+      for (int c = 0; c < Config::kColumnTiles; c += kTogether) {
+        float product[kTogether][2][4];
 #pragma unroll
-      for (int c = 0; c < Config::kColumnTiles; ++c) {
-        const int column = (warp * Config::kColumnTiles + c) * 16;
-        if (column >= block.columns) break;  // the same for the whole warp
-        float product[2][4];
+        for (int i = 0; i < kTogether * 2; ++i) {
+          const float bias = block.bias[first_column() + c * 16 + i * 8 + lane / 4];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) product[i / 4][i % 4] = bias[c][i % 4 / 2];
+          for (int j = 0; j < 4; ++j) product[i / 2][j / 2][i % 2 * 2 + j % 2] = bias;
+        }
 #pragma unroll
         for (int r = 0; r < Config::kRowTiles; ++r) {
-          mma<Element>(product[0], second[c][r], b[0][r].x, b[0][r].y);
-          mma<Element>(product[1], second[c][r], b[1][r].x, b[1][r].y);
+          const uint2 b0 = from[r * 32], b1 = from[(Config::kRowTiles + r) * 32];
+#pragma unroll
+          for (int i = 0; i < kTogether; ++i) {
+            mma<Element>(product[i][0], second[c + i][r], b0.x, b0.y);
+            mma<Element>(product[i][1], second[c + i][r], b1.x, b1.y);
+          }
         }
-        finish_output(stage + t * Config::kStride + column, product, block.columns - column, has_adapter);
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          const int column = first_column() + (c + i) * 16;
+          finish_output(stage + t * Config::kStride + column, product[i], block.columns - column);
+        }
       }
     }
   }
 
   // output = base + scale * product for 16 tokens and 16 columns, of which `columns` exist; the others stay zero.
-  __device__ __forceinline__ void finish_output(Element* tile, const float (&product)[2][4], int columns,
-                                                bool has_adapter) const {
+  __device__ __forceinline__ void finish_output(Element* tile, const float (&product)[2][4], int columns) const {
     auto* place = const_cast<Element*>(columns_first(tile, Config::kStride, lane));
-    uint32_t base[4];
-    ldmatrix_x4_trans(base, place);
+    uint32_t values[4];
+    ldmatrix_x4_trans(values, place);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const auto two = *reinterpret_cast<const Vector<Element, 2>*>(&base[i]);
-      float values[2];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float term = arguments.scale * product[i / 2][i % 2 * 2 + j];
-        const float old = arguments.add_base ? to_compute(two.values[j]) : 0.f;
-        values[j] = has_adapter ? old + term : old;
-      }
-      base[i] = i % 2 * 8 < columns ? pack<Element>(values[0], values[1]) : 0;
+      const uint32_t pair = arguments.add_base ? values[i] : 0;
+      const auto base = *reinterpret_cast<const Vector<Element, 2>*>(&pair);
+      const float* own = product[i / 2] + i % 2 * 2;
+      values[i] = pack<Element>(to_compute(base.values[0]) + arguments.scale * own[0],
+                                to_compute(base.values[1]) + arguments.scale * own[1]);
+      if (i % 2 * 8 >= columns) values[i] = 0;
     }
-    stmatrix_x4_trans(place, base);
+    stmatrix_x4_trans(place, values);
+  }
+
+  // The output of a tile whose tokens have no adapter: the base, which is there, or zero.
+  __device__ __forceinline__ void clear_output(Element* stage) const {
+    for (int i = lane; i < Config::kTokens * Config::kColumnTiles * 2; i += 32) {
+      Element* place = stage + i % Config::kTokens * Config::kStride + first_column() + i / Config::kTokens * 8;
+      if (!arguments.add_base) *reinterpret_cast<uint4*>(place) = uint4{};
+    }
   }
 };
 
@@ -411,19 +463,18 @@ template <class Config, class Middle>
 __device__ __forceinline__ void run_tiles(const ResidentBlock<Config>& block,
                                           const ResidentArguments<typename Config::Element>& arguments,
                                           const Middle& middle, const TileRun& run) {
+  using Element = typename Config::Element;
   constexpr int kStages = Config::kStages;
   ResidentWarp<Config, Middle::kBackward> warp(block, arguments);
   for (int i = 0; i < kStages && i < run.count; ++i) warp.copy_in(tile_tokens<Config>(arguments, run[i]), i);
   int first_adapter = kUnusedSegment, second_adapter = kUnusedSegment;
-  TileTokens tokens, before;  // of tiles i and i - 1
-  // Stages of tiles i, i - 1 and i - 2.
-  int stage = 0, stage_before = 0, stage_last = 0;
-  unsigned parity = 0, parity_before = 0;
-  for (int64_t i = 0; i <= run.count; ++i) {
-    const int buffer = static_cast<int>(i % 2);
+  int stage = 0, stage_before = 0, stage_last = 0;  // of tiles i, i - 1 and i - 2
+  unsigned parity = 0, parity_before = 0;           // of these stages
+  for (int i = 0; i <= run.count; ++i) {
+    const int buffer = i % 2;
     if (i < run.count) {
-      tokens = tile_tokens<Config>(arguments, run[i]);
-      if (tokens.adapter >= 0 && tokens.adapter != first_adapter) warp.load_first(first_adapter = tokens.adapter);
+      const int adapter = tile_tokens<Config>(arguments, run[i]).adapter;
+      if (adapter >= 0 && adapter != first_adapter) warp.load_first(first_adapter = adapter);
       if (i == 0) cluster_wait();  // the barriers of the other blocks are there
       barrier_wait(block.full + stage, parity);
       warp.multiply_first(block.stage(stage), buffer);
@@ -434,22 +485,24 @@ __device__ __forceinline__ void run_tiles(const ResidentBlock<Config>& block,
       warp.copy_in(tile_tokens<Config>(arguments, run[i - 2 + kStages]), stage_last);
     }
     if (i >= 1) {
-      if (before.adapter >= 0 && before.adapter != second_adapter) warp.load_second(second_adapter = before.adapter);
-      barrier_wait_cluster(block.middle_in + (buffer ^ 1), static_cast<unsigned>((i - 1) / 2 % 2));
+      const int adapter = tile_tokens<Config>(arguments, run[i - 1]).adapter;
+      if (adapter >= 0 && adapter != second_adapter) warp.load_second(second_adapter = adapter);
+      barrier_wait_cluster(block.middle_in + (buffer ^ 1), (i - 1) / 2 % 2);
       if (threadIdx.x == 0 && i + 1 < run.count) block.expect_middle(buffer ^ 1);
-      warp.multiply_second(block.stage(stage_before), buffer ^ 1, before.adapter >= 0);
+      Element* finished = block.stage(stage_before);
+      adapter >= 0 ? warp.multiply_second(finished, buffer ^ 1) : warp.clear_output(finished);
       async_proxy_fence();  // the copies read what this thread has written
       __syncwarp();
       if (warp.lane == 0) barrier_arrive(block.done + stage_before);
     }
     if (i < run.count) {
-      warp.finish_middle(middle, tokens, buffer, static_cast<unsigned>(i / 2 % 2), i + 2 < run.count);
+      warp.finish_middle(middle, tile_tokens<Config>(arguments, run[i]), buffer, i / 2 % 2, i + 2 < run.count);
     }
     if (i >= 1) {
       barrier_wait(block.done + stage_before, parity_before);
-      warp.copy_out(before, stage_before);
+      warp.copy_out(tile_tokens<Config>(arguments, run[i - 1]), stage_before);
     }
-    before = tokens, stage_last = stage_before, stage_before = stage, parity_before = parity;
+    stage_last = stage_before, stage_before = stage, parity_before = parity;
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
   bulk_wait<0>();
