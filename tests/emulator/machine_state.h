@@ -81,7 +81,7 @@ struct NamedBarrier {
 inline constexpr int kNamedBarriers = 16;
 inline constexpr uint64_t kBarrierMark = 0x6d62617272696572;  // the eight bytes of an mbarrier, but for its number
 
-inline constexpr unsigned kUnit = 8;  // bytes; the smallest transfer
+inline constexpr unsigned kUnit = 4;  // bytes; the smallest transfer
 
 struct Block {
   uint3 index = {};
