@@ -1,9 +1,6 @@
 // One way to launch a kernel, on the GPU and in the host emulator.
 #pragma once
 
-#include <map>
-#include <mutex>
-#include <tuple>
 #include <utility>
 
 #include "ptx.cuh"
@@ -13,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <tuple>
 #endif
 
 namespace adapterx::cuda {
@@ -22,6 +20,7 @@ struct LaunchShape {
   dim3 block;
   int64_t shared_memory = 0;  // bytes of dynamic shared memory in a block
   int cluster_size = 1;       // consecutive blocks along x that form a cluster
+  bool clusters = false;      // blocks form clusters also where cluster_size is 1, as store_remote wants
   bool programmatic = false;  // blocks may start before the kernel ahead in the stream has ended: see dependency_wait
 };
 
@@ -43,6 +42,13 @@ cudaError_t max_active_clusters(void (*)(Parameters...), const LaunchShape&, int
 }
 
 #else
+
+inline cudaLaunchAttribute cluster_attribute(const LaunchShape& shape) {
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster_size), 1, 1};
+  return cluster;
+}
 
 // What is asked of the driver once, for each device, and each kernel on it.
 class LaunchCache {
@@ -76,6 +82,25 @@ class LaunchCache {
     return error;
   }
 
+  // The most clusters of a prepared kernel that run on the device at once; the shape's grid is not looked at.
+  cudaError_t max_active_clusters(const void* kernel, const LaunchShape& shape, int64_t& clusters) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    int& count = clusters_[{current_device(), kernel, shape.cluster_size}];
+    if (count == 0) {
+      cudaLaunchAttribute cluster = cluster_attribute(shape);
+      cudaLaunchConfig_t config = {};
+      config.gridDim = dim3(static_cast<unsigned>(shape.cluster_size));
+      config.blockDim = shape.block;
+      config.dynamicSmemBytes = static_cast<size_t>(shape.shared_memory);
+      config.attrs = &cluster;
+      config.numAttrs = 1;
+      const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+      if (error != cudaSuccess) return error;
+    }
+    clusters = count;
+    return count > 0 ? cudaSuccess : cudaErrorNotSupported;
+  }
+
  private:
   static int current_device() {
     int device = 0;
@@ -93,41 +118,16 @@ class LaunchCache {
   std::mutex mutex_;
   std::map<int, int64_t> limits_;
   std::set<std::pair<int, const void*> > prepared_;
+  std::map<std::tuple<int, const void*, int>, int> clusters_;
 };
 
 inline int64_t shared_memory_limit() { return LaunchCache::instance().shared_memory_limit(); }
 
-// The most clusters of this kernel that run on the current device at once; the grid is not looked at. Asked once a kernel,
-// cluster size and device.
 template <typename... Parameters>
 cudaError_t max_active_clusters(void (*kernel)(Parameters...), const LaunchShape& shape, int64_t& clusters) {
-  static std::mutex mutex;
-  static std::map<std::tuple<const void*, int, int>, int> known;
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
   const auto* pointer = reinterpret_cast<const void*>(kernel);
-  const std::lock_guard<std::mutex> lock(mutex);
-  int& count = known[{pointer, device, shape.cluster_size}];
-  if (count == 0) {
-    error = cudaFuncSetAttribute(pointer, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shape.shared_memory));
-    if (error != cudaSuccess) return error;
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster_size), 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(shape.cluster_size));
-    config.blockDim = shape.block;
-    config.dynamicSmemBytes = static_cast<size_t>(shape.shared_memory);
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    error = cudaOccupancyMaxActiveClusters(&count, pointer, &config);
-    if (error != cudaSuccess) return error;
-    if (count == 0) return cudaErrorNotSupported;
-  }
-  clusters = count;
-  return cudaSuccess;
+  const cudaError_t error = LaunchCache::instance().prepare(pointer);
+  return error != cudaSuccess ? error : LaunchCache::instance().max_active_clusters(pointer, shape, clusters);
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -139,10 +139,7 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   }
   cudaLaunchAttribute attributes[2] = {};
   unsigned count = 0;
-  if (shape.cluster_size > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {static_cast<unsigned>(shape.cluster_size), 1, 1};
-  }
+  if (shape.cluster_size > 1 || shape.clusters) attributes[count++] = cluster_attribute(shape);
   if (shape.programmatic) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;

@@ -60,7 +60,7 @@ cudaError_t launch_resident(ResidentArguments<typename Config::Element> argument
     arguments.used_tiles = call.sorted->first_tile + call.sorted->num_adapters + 1;
     most = call.sorted->max_tiles;
   }
-  LaunchShape shape = {dim3(1), dim3(Config::kThreads), Config::kSharedMemory, call.tile.cluster_size};
+  LaunchShape shape = {dim3(1), dim3(Config::kThreads), Config::kSharedMemory, call.tile.cluster_size, true};
   int64_t clusters = 0;
   const cudaError_t error = max_active_clusters(resident_tile_kernel<Config, Middle>, shape, clusters);
   if (error != cudaSuccess) return error;
