@@ -15,6 +15,7 @@ namespace emulator {
 }
 
 inline int lane_number() { return machine().current->lane; }
+inline int warp_number() { return static_cast<int>(machine().current->index.x) / kWarpSize; }
 
 // ---- shared memory -------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ using emulator::mma;
 using emulator::movmatrix_trans;
 using emulator::stmatrix_x4_trans;
 using emulator::store_remote;
+using emulator::warp_number;
 
 #else
 
@@ -190,6 +191,9 @@ __device__ __forceinline__ int lane_number() {
   asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
   return lane;
 }
+
+// This thread's warp, told so that the compiler knows it to be the same for all lanes.
+__device__ __forceinline__ int warp_number() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0); }
 
 // Transposes one 8x8 matrix of 16-bit elements that a warp holds, lane l elements (l / 4, 2 * (l % 4)) and the one right
 // of it.

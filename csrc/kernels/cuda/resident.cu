@@ -14,17 +14,24 @@ int64_t resident_slice(int64_t columns, int64_t cluster_size) { return round_up(
 
 // Calls visitor(Tag<Config>) with the kernel's configuration; the problem must be one that it serves.
 template <class Visitor>
-auto visit_resident(const Problem& problem, int32_t cluster_size, const Visitor& visitor) {
+auto visit_resident(const Problem& problem, int32_t cluster_size, bool grouped, const Visitor& visitor) {
   const bool narrow = resident_slice(problem.hidden_size, cluster_size) <= kMaxSlice / 2;
-  const auto with_element = [&](auto element) {
+  const auto with_size = [&](auto element, auto size, auto slice) {
     using Element = typename decltype(element)::Type;
-    if (problem.bottleneck_dim > 64) return visitor(Tag<ResidentConfig<Element, 128, 256>>());
+    constexpr int kSize = decltype(size)::value, kColumns = decltype(slice)::value;
+    if (grouped) return visitor(Tag<ResidentConfig<Element, kSize, kColumns, true>>());
+    return visitor(Tag<ResidentConfig<Element, kSize, kColumns, false>>());
+  };
+  const auto with_element = [&](auto element) {
+    constexpr auto half = std::integral_constant<int, 256>();
+    constexpr auto whole = std::integral_constant<int, 512>();
+    if (problem.bottleneck_dim > 64) return with_size(element, std::integral_constant<int, 128>(), half);
     if (problem.bottleneck_dim > 32) {
-      if (narrow) return visitor(Tag<ResidentConfig<Element, 64, 256>>());
-      return visitor(Tag<ResidentConfig<Element, 64, 512>>());
+      if (narrow) return with_size(element, std::integral_constant<int, 64>(), half);
+      return with_size(element, std::integral_constant<int, 64>(), whole);
     }
-    if (narrow) return visitor(Tag<ResidentConfig<Element, 32, 256>>());
-    return visitor(Tag<ResidentConfig<Element, 32, 512>>());
+    if (narrow) return with_size(element, std::integral_constant<int, 32>(), half);
+    return with_size(element, std::integral_constant<int, 32>(), whole);
   };
   if (problem.dtype == ScalarType::float16) return with_element(Tag<float16>());
   return with_element(Tag<bfloat16>());
@@ -84,7 +91,7 @@ const char* resident_refusal(const Problem& problem, int32_t cluster_size) {
 }
 
 int64_t resident_shared_memory(const Problem& problem, int32_t cluster_size) {
-  return visit_resident(problem, cluster_size, [](auto tag) { return decltype(tag)::Type::kSharedMemory; });
+  return visit_resident(problem, cluster_size, false, [](auto tag) { return decltype(tag)::Type::kSharedMemory; });
 }
 
 bool has_bulk_rows(const Problem& problem, const ForwardTensors& tensors) {
@@ -102,7 +109,7 @@ bool has_bulk_rows(const Problem& problem, const BackwardTensors& tensors) {
 cudaError_t run_resident(const PathCall<ForwardTensors>& call, cudaStream_t stream) {
   const Problem& problem = call.problem;
   const ForwardTensors& tensors = call.tensors;
-  return visit_resident(problem, call.tile.cluster_size, [&](auto tag) {
+  return visit_resident(problem, call.tile.cluster_size, call.sorted != nullptr, [&](auto tag) {
     using Config = typename decltype(tag)::Type;
     using Element = typename Config::Element;
     ResidentArguments<Element> arguments;
@@ -125,7 +132,7 @@ cudaError_t run_resident(const PathCall<BackwardTensors>& call, void* grad_pre_a
                          cudaStream_t stream) {
   const Problem& problem = call.problem;
   const BackwardTensors& tensors = call.tensors;
-  return visit_resident(problem, call.tile.cluster_size, [&](auto tag) {
+  return visit_resident(problem, call.tile.cluster_size, call.sorted != nullptr, [&](auto tag) {
     using Config = typename decltype(tag)::Type;
     using Element = typename Config::Element;
     ResidentArguments<Element> arguments;

@@ -24,31 +24,34 @@
 
 namespace adapterx::cuda {
 
-template <typename Element_, int kBottleneck_, int kSlice_>
+template <typename Element_, int kBottleneck_, int kSlice_, bool kGrouped_>
 struct ResidentConfig {
   using Element = Element_;
   static constexpr int kBottleneck = kBottleneck_;  // bottleneck_dim padded; the padding is zero
   static constexpr int kSlice = kSlice_;            // most columns of a block; those that it lacks are zero
+  static constexpr bool kGrouped = kGrouped_;
   static constexpr int kTokens = 32;
-  static constexpr int kWarps = 8;  // two on each quarter of an SM: each may then have all of its 255 registers
+  static constexpr int kWarps = 16;  // four on each quarter of an SM, each with 128 registers
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kCopyRows = kTokens / kWarps;  // rows of a tile that a warp copies
+  // First product.
   static constexpr int kRowTiles = kBottleneck / 16;  // of the middle
-  static constexpr int kTermGroups = kRowTiles == kWarps ? 1 : 2;
+  static constexpr int kTermGroups = kRowTiles == 8 ? 2 : 4;
   static constexpr int kTokenGroups = kWarps / (kRowTiles * kTermGroups);
-  static constexpr int kSteps = kSlice / 16 / kTermGroups;        // mma steps of the first product
-  static constexpr int kTokenTiles = kTokens / 8 / kTokenGroups;  // mma tiles of a warp's tokens there
-  static constexpr int kColumnTiles = kSlice / 16 / kWarps;       // mma tiles of a warp's columns in the second
+  static constexpr int kSteps = kSlice / 16 / kTermGroups;        // mma steps of a warp
+  static constexpr int kTokenTiles = kTokens / 8 / kTokenGroups;  // mma tiles of a warp's tokens
   static constexpr int kUnits = kTokens / 8 * kRowTiles;          // mma tiles of the middle
-  static constexpr int kStride = kSlice + kRowPadding;            // of a tile in shared memory
+  // Second product: mma tiles of a warp's columns.
+  static constexpr int kColumnTiles = kSlice / 16 / kWarps;
+  static constexpr int kStride = kSlice + kRowPadding;  // of a tile in shared memory
   static constexpr int kStageElements = kTokens * kStride;
-  static constexpr int kExchangeBytes = 2 * kUnits * 32 * (16 + 8 + (kTermGroups > 1 ? 16 : 0));
+  static constexpr int kExchangeBytes = kUnits * 32 * (2 * 16 + 2 * 8 + (kTermGroups - 1) * 16);
   static constexpr int kBarrierBytes = 256;
   static constexpr int kBiasBytes = 4 * kSlice;
   static constexpr int kRoom = 227 * 1024 - kExchangeBytes - kBarrierBytes - kBiasBytes;
   static constexpr int kStages = kRoom / (2 * kStageElements) < 8 ? kRoom / (2 * kStageElements) : 8;
   static constexpr int64_t kSharedMemory = 2 * kStages * kStageElements + kExchangeBytes + kBarrierBytes + kBiasBytes;
-  static_assert(kTokenTiles % 2 == 0 && kStages >= 3 && 8 * (2 * kStages + 4) <= kBarrierBytes);
+  static_assert(kTokenTiles % 2 == 0 && kStages >= 4 && 8 * (2 * kStages + 4) + 16 <= kBarrierBytes);
 };
 
 template <typename Element>
@@ -79,13 +82,16 @@ struct TileRun {
   __device__ __forceinline__ int operator[](int i) const { return first + i * step; }
 };
 
-template <typename Element>
-__device__ __forceinline__ TileRun tile_run(const ResidentArguments<Element>& arguments) {
+template <class Config>
+__device__ __forceinline__ TileRun tile_run(const ResidentArguments<typename Config::Element>& arguments) {
   const int clusters = gridDim.x / arguments.cluster_size, cluster = blockIdx.x / arguments.cluster_size;
-  if (arguments.segments == nullptr) return {cluster, clusters, (arguments.tiles - cluster + clusters - 1) / clusters};
-  const int64_t used = *arguments.used_tiles;
-  const int first = static_cast<int>(used * cluster / clusters);
-  return {first, 1, static_cast<int>(used * (cluster + 1) / clusters) - first};
+  if constexpr (!Config::kGrouped) {
+    return {cluster, clusters, (arguments.tiles - cluster + clusters - 1) / clusters};
+  } else {
+    const int64_t used = *arguments.used_tiles;
+    const int first = static_cast<int>(used * cluster / clusters);
+    return {first, 1, static_cast<int>(used * (cluster + 1) / clusters) - first};
+  }
 }
 
 // One tile: its tokens and their adapter.
@@ -106,10 +112,12 @@ struct TileTokens {
 template <class Config>
 __device__ __forceinline__ TileTokens tile_tokens(const ResidentArguments<typename Config::Element>& arguments,
                                                   int tile) {
-  if (arguments.segments == nullptr)
+  if constexpr (!Config::kGrouped) {
     return {static_cast<int64_t>(tile) * Config::kTokens, arguments.tile.rows, nullptr, 0};
-  const Segment segment = arguments.segments[tile];
-  return {segment.begin, segment.end, arguments.tokens, segment.adapter};
+  } else {
+    const Segment segment = arguments.segments[tile];
+    return {segment.begin, segment.end, arguments.tokens, segment.adapter};
+  }
 }
 
 // This block's shared memory and its place in the cluster.
@@ -119,7 +127,8 @@ struct ResidentBlock {
   Element* stages;             // kStages x kTokens x kStride
   float4* received;            // 2 x kUnits x 32: partial sums [source block][unit of this block][lane]
   uint2* middle;               // 2 x kUnits x 32: B operands of the second product
-  float4* plane;               // 2 x kUnits x 32: what the two groups of terms give each other
+  float4* plane;               // kTermGroups - 1 x kUnits x 32: sums that the groups of terms give each other
+  Element* zeros;              // 16 bytes
   float* bias;                 // of this block's columns; a warp reads what it has written itself
   uint64_t* full;              // of each stage: the tile has landed
   uint64_t* done;              // of each stage: the output may leave
@@ -136,6 +145,7 @@ struct ResidentBlock {
     done = full + Config::kStages;
     sums_in = done + Config::kStages;
     middle_in = sums_in + 2;
+    zeros = reinterpret_cast<Element*>(full + Config::kBarrierBytes / 8 - 2);
     bias = reinterpret_cast<float*>(full + Config::kBarrierBytes / 8);
     plane = reinterpret_cast<float4*>(bias + Config::kSlice);
     rank = static_cast<int>(cluster_rank());
@@ -158,6 +168,7 @@ struct ResidentBlock {
         barrier_init(sums_in + i, 1), barrier_init(middle_in + i, 1);
         if (i < tiles) expect_sums(i), expect_middle(i);
       }
+      *reinterpret_cast<uint4*>(zeros) = uint4{};
       barrier_init_fence();
     }
     const int padding = Config::kSlice - columns;
@@ -229,7 +240,7 @@ struct ResidentWarp {
                                           const ResidentArguments<Element>& own_arguments)
       : block(own_block), arguments(own_arguments) {
     lane = threadIdx.x % 32;
-    warp = threadIdx.x / 32;
+    warp = warp_number();
     row_tile = warp % Config::kRowTiles;
     term_group = warp / Config::kRowTiles % Config::kTermGroups;
     token_group = warp / (Config::kRowTiles * Config::kTermGroups);
@@ -288,31 +299,31 @@ struct ResidentWarp {
 
   // Copies this warp's rows of a tile to a stage.
   __device__ __forceinline__ void copy_in(const TileTokens& tokens, int stage) const {
-    const int row = warp * Config::kCopyRows + lane;
+    if (lane != 0) return;
+    const int row = warp * Config::kCopyRows;
     const unsigned bytes = block.columns * 2;
-    if (lane == 0) {
-      const int rows = min(max(tokens.rows() - row, 0), Config::kCopyRows);
-      barrier_expect(block.full + stage, rows * bytes);
-    }
-    __syncwarp();
-    const int64_t token = lane < Config::kCopyRows ? tokens(row) : -1;
-    if (token >= 0) {
-      bulk_load(block.stage(stage) + row * Config::kStride,
+    barrier_expect(block.full + stage, min(max(tokens.rows() - row, 0), Config::kCopyRows) * bytes);
+#pragma unroll
+    for (int i = 0; i < Config::kCopyRows; ++i) {
+      const int64_t token = tokens(row + i);
+      if (token < 0) break;
+      bulk_load(block.stage(stage) + (row + i) * Config::kStride,
                 arguments.tile.data + token * arguments.tile.stride + block.column0, bytes, block.full + stage);
     }
-    __syncwarp();
   }
 
   // Copies this warp's rows of the finished tile in a stage to the output.
   __device__ __forceinline__ void copy_out(const TileTokens& tokens, int stage) const {
-    const int row = warp * Config::kCopyRows + lane;
-    const int64_t token = lane < Config::kCopyRows ? tokens(row) : -1;
-    if (token >= 0) {
+    if (lane != 0) return;
+    const int row = warp * Config::kCopyRows;
+#pragma unroll
+    for (int i = 0; i < Config::kCopyRows; ++i) {
+      const int64_t token = tokens(row + i);
+      if (token < 0) break;
       bulk_store(arguments.output + token * arguments.tile.columns + block.column0,
-                 block.stage(stage) + row * Config::kStride, block.columns * 2);
+                 block.stage(stage) + (row + i) * Config::kStride, block.columns * 2);
     }
     bulk_commit();
-    __syncwarp();
   }
 
   // The unit (mma tile of the middle) of this warp's rows and token tile `n`.
@@ -327,8 +338,15 @@ struct ResidentWarp {
     store_remote(place, owner, make_float4(sums[0], sums[1], sums[2], sums[3]), block.sums_in + buffer);
   }
 
-  // First product of the tile in `stage`; its partial sums go to the blocks that finish them. With two groups of terms,
-  // each gives the other the sums of half its tokens.
+  // Which group of terms adds up the sums of token tile `n`.
+  static __device__ __forceinline__ constexpr int owner_group(int n) {
+    constexpr int kTilesEach =
+        Config::kTokenTiles > Config::kTermGroups ? Config::kTokenTiles / Config::kTermGroups : 1;
+    return n / kTilesEach;
+  }
+
+  // First product of the tile in `stage`. For each token tile one of the groups of terms adds up the sums of all, and
+  // sends them to the block that finishes them.
   __device__ __forceinline__ void multiply_first(const Element* stage, int buffer) const {
     float sums[Config::kTokenTiles][4] = {};
     const Element* tile =
@@ -338,36 +356,30 @@ struct ResidentWarp {
 #pragma unroll
       for (int n = 0; n < Config::kTokenTiles; n += 2) {
         uint32_t b[4];
-        cuda::load_b<false>(b, tile + n * 8 * Config::kStride + step * 16, Config::kStride, lane);
+        load_b<false>(b, tile + n * 8 * Config::kStride + step * 16, Config::kStride, lane);
         mma<Element>(sums[n], first[step], b[0], b[1]);
         mma<Element>(sums[n + 1], first[step], b[2], b[3]);
       }
     }
-    if constexpr (Config::kTermGroups == 1) {
 #pragma unroll
-      for (int n = 0; n < Config::kTokenTiles; ++n) send(unit(n), sums[n], buffer);
-    } else {
-      constexpr int kHalf = Config::kTokenTiles / 2;
-      float4* plane = block.plane + buffer * Config::kUnits * 32 + lane;
-      const int own = term_group * kHalf, other = kHalf - own;
+    for (int n = 0; n < Config::kTokenTiles; ++n) {
+      const int owner = owner_group(n);
+      if (owner == term_group) continue;
+      const int plane = term_group - (term_group > owner);  // the owner itself needs none
+      block.plane[(plane * Config::kUnits + unit(n)) * 32 + lane] =
+          make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+    }
+    // The warps of these rows and tokens.
+    block_barrier(1 + token_group * Config::kRowTiles + row_tile, 32 * Config::kTermGroups);
 #pragma unroll
-      for (int n = 0; n < kHalf; ++n) {
-        float4& place = plane[unit(other + n) * 32];
-        place = term_group == 0
-                    ? make_float4(sums[kHalf + n][0], sums[kHalf + n][1], sums[kHalf + n][2], sums[kHalf + n][3])
-                    : make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+    for (int n = 0; n < Config::kTokenTiles; ++n) {
+      if (owner_group(n) != term_group) continue;
+#pragma unroll
+      for (int plane = 0; plane < Config::kTermGroups - 1; ++plane) {
+        const float4 part = block.plane[(plane * Config::kUnits + unit(n)) * 32 + lane];
+        sums[n][0] += part.x, sums[n][1] += part.y, sums[n][2] += part.z, sums[n][3] += part.w;
       }
-      // The two warps of these rows and tokens; two planes, so that the next sums do not meet readers of these.
-      block_barrier(1 + token_group * Config::kRowTiles + row_tile, 64);
-#pragma unroll
-      for (int n = 0; n < kHalf; ++n) {
-        const float4 part = plane[unit(own + n) * 32];
-        float total[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) total[i] = term_group == 0 ? sums[n][i] : sums[kHalf + n][i];
-        total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
-        send(unit(own + n), total, buffer);
-      }
+      send(unit(n), sums[n], buffer);
     }
   }
 
@@ -399,62 +411,59 @@ struct ResidentWarp {
     }
   }
 
-  // Second product of the tile in `stage`, 16 tokens and 32 columns at a time, written over the tile.
+  // Second product of the tile in `stage`, 16 tokens at a time, written over the tile.
   __device__ __forceinline__ void multiply_second(Element* stage, int buffer) const {
-    constexpr int kTogether = 2;
-    static_assert(Config::kColumnTiles % kTogether == 0);
 #pragma unroll
     for (int t = 0; t < Config::kTokens; t += 16) {
       const uint2* from = block.middle + (buffer * Config::kUnits + t / 8 * Config::kRowTiles) * 32 + lane;
+      float product[Config::kColumnTiles][2][4];
 #pragma unroll
-      for (int c = 0; c < Config::kColumnTiles; c += kTogether) {
-        float product[kTogether][2][4];
+      for (int i = 0; i < Config::kColumnTiles * 2; ++i) {
+        const float bias = block.bias[first_column() + i * 8 + lane / 4];
 #pragma unroll
-        for (int i = 0; i < kTogether * 2; ++i) {
-          const float bias = block.bias[first_column() + c * 16 + i * 8 + lane / 4];
+        for (int j = 0; j < 4; ++j) product[i / 2][j / 2][i % 2 * 2 + j % 2] = bias;
+      }
 #pragma unroll
-          for (int j = 0; j < 4; ++j) product[i / 2][j / 2][i % 2 * 2 + j % 2] = bias;
-        }
+      for (int r = 0; r < Config::kRowTiles; ++r) {
+        const uint2 b0 = from[r * 32], b1 = from[(Config::kRowTiles + r) * 32];
 #pragma unroll
-        for (int r = 0; r < Config::kRowTiles; ++r) {
-          const uint2 b0 = from[r * 32], b1 = from[(Config::kRowTiles + r) * 32];
-#pragma unroll
-          for (int i = 0; i < kTogether; ++i) {
-            mma<Element>(product[i][0], second[c + i][r], b0.x, b0.y);
-            mma<Element>(product[i][1], second[c + i][r], b1.x, b1.y);
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          const int column = first_column() + (c + i) * 16;
-          finish_output(stage + t * Config::kStride + column, product[i], block.columns - column);
+        for (int c = 0; c < Config::kColumnTiles; ++c) {
+          mma<Element>(product[c][0], second[c][r], b0.x, b0.y);
+          mma<Element>(product[c][1], second[c][r], b1.x, b1.y);
         }
       }
+#pragma unroll
+      for (int c = 0; c < Config::kColumnTiles; ++c) {
+        finish_output(stage + t * Config::kStride + first_column() + c * 16, product[c]);
+      }
+    }
+    if (first_column() + Config::kColumnTiles * 16 > block.columns) {  // columns that do not exist stay zero
+      __syncwarp();
+      clear(stage, max(first_column(), block.columns));
     }
   }
 
-  // output = base + scale * product for 16 tokens and 16 columns, of which `columns` exist; the others stay zero.
-  __device__ __forceinline__ void finish_output(Element* tile, const float (&product)[2][4], int columns) const {
+  // output = base + scale * product for 16 tokens and 16 columns.
+  __device__ __forceinline__ void finish_output(Element* tile, const float (&product)[2][4]) const {
     auto* place = const_cast<Element*>(columns_first(tile, Config::kStride, lane));
     uint32_t values[4];
-    ldmatrix_x4_trans(values, place);
+    ldmatrix_x4_trans(values, arguments.add_base ? place : block.zeros);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t pair = arguments.add_base ? values[i] : 0;
-      const auto base = *reinterpret_cast<const Vector<Element, 2>*>(&pair);
+      const auto base = *reinterpret_cast<const Vector<Element, 2>*>(&values[i]);
       const float* own = product[i / 2] + i % 2 * 2;
       values[i] = pack<Element>(to_compute(base.values[0]) + arguments.scale * own[0],
                                 to_compute(base.values[1]) + arguments.scale * own[1]);
-      if (i % 2 * 8 >= columns) values[i] = 0;
     }
     stmatrix_x4_trans(place, values);
   }
 
-  // The output of a tile whose tokens have no adapter: the base, which is there, or zero.
-  __device__ __forceinline__ void clear_output(Element* stage) const {
-    for (int i = lane; i < Config::kTokens * Config::kColumnTiles * 2; i += 32) {
-      Element* place = stage + i % Config::kTokens * Config::kStride + first_column() + i / Config::kTokens * 8;
-      if (!arguments.add_base) *reinterpret_cast<uint4*>(place) = uint4{};
+  // Zeroes this warp's columns from `column` on.
+  __device__ __forceinline__ void clear(Element* stage, int column) const {
+    const int units = (first_column() + Config::kColumnTiles * 16 - column) / 8;
+    for (int i = lane; i < Config::kTokens * units; i += 32) {
+      *reinterpret_cast<uint4*>(stage + i % Config::kTokens * Config::kStride + column + i / Config::kTokens * 8) =
+          uint4{};
     }
   }
 };
@@ -478,6 +487,8 @@ __device__ __forceinline__ void run_tiles(const ResidentBlock<Config>& block,
       if (i == 0) cluster_wait();  // the barriers of the other blocks are there
       barrier_wait(block.full + stage, parity);
       warp.multiply_first(block.stage(stage), buffer);
+      // From the next tile on, `done` of the tile before keeps new sums from meeting readers of the old ones.
+      if (i == 0) __syncthreads();
     }
     if (i >= 2 && i - 2 + kStages < run.count) {
       bulk_wait_read<0>();
@@ -490,7 +501,11 @@ __device__ __forceinline__ void run_tiles(const ResidentBlock<Config>& block,
       barrier_wait_cluster(block.middle_in + (buffer ^ 1), (i - 1) / 2 % 2);
       if (threadIdx.x == 0 && i + 1 < run.count) block.expect_middle(buffer ^ 1);
       Element* finished = block.stage(stage_before);
-      adapter >= 0 ? warp.multiply_second(finished, buffer ^ 1) : warp.clear_output(finished);
+      if (adapter >= 0) {
+        warp.multiply_second(finished, buffer ^ 1);
+      } else if (!arguments.add_base) {  // else the output is the base, which is there
+        warp.clear(finished, warp.first_column());
+      }
       async_proxy_fence();  // the copies read what this thread has written
       __syncwarp();
       if (warp.lane == 0) barrier_arrive(block.done + stage_before);
@@ -513,7 +528,7 @@ __device__ __forceinline__ void run_resident(const ResidentArguments<typename Co
                                              const Middle& middle) {
   ADAPTERX_SHARED_MEMORY(memory);
   const ResidentBlock<Config> block(memory, arguments);
-  const TileRun run = tile_run(arguments);
+  const TileRun run = tile_run<Config>(arguments);
   block.prepare(run.count);
   cluster_arrive();
   __syncthreads();
