@@ -81,7 +81,7 @@ struct NamedBarrier {
 inline constexpr int kNamedBarriers = 16;
 inline constexpr uint64_t kBarrierMark = 0x6d62617272696572;  // the eight bytes of an mbarrier, but for its number
 
-inline constexpr unsigned kUnit = 8;  // bytes; the smallest transfer
+inline constexpr unsigned kUnit = 4;  // bytes; the smallest transfer
 
 struct Block {
   uint3 index = {};
@@ -89,7 +89,7 @@ struct Block {
   int64_t barriers_passed = 0;  // by all its threads together
   GuardedMemory shared;
   NamedBarrier named[kNamedBarriers];
-  // Of each 8 bytes of shared memory: the transfers to them that are under way, the bulk stores that have yet to read
+  // Of each unit of shared memory: the transfers to them that are under way, the bulk stores that have yet to read
   // them, and who has written them and not called async_proxy_fence since. Empty where the kernel has none of these.
   std::vector<uint16_t> incoming, unread;
   std::vector<const Thread*> unfenced;
