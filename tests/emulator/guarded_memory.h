@@ -61,10 +61,12 @@ class GuardedMemory {
   size_t mapped_ = 0;
 };
 
-// While it lives, a memory fault calls `on_fault` on the stack of the thread (fiber) that made it.
+// While it lives, a memory fault, or a trap that the compiler has put before a misaligned access (-fsanitize=alignment
+// with -fsanitize-undefined-trap-on-error), calls `on_fault` with words for it on the stack of the thread (fiber) that
+// made it.
 class FaultHandler {
  public:
-  explicit FaultHandler(void (*on_fault)()) {
+  explicit FaultHandler(void (*on_fault)(const char*)) {
     target() = on_fault;
     stack_ = GuardedMemory(64 << 10);
     stack_t alternate = {};
@@ -76,18 +78,20 @@ class FaultHandler {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     sigaction(SIGSEGV, &action, &previous_segv_);
     sigaction(SIGBUS, &action, &previous_bus_);
+    sigaction(SIGILL, &action, &previous_ill_);
   }
   ~FaultHandler() {
     sigaction(SIGSEGV, &previous_segv_, nullptr);
     sigaction(SIGBUS, &previous_bus_, nullptr);
+    sigaction(SIGILL, &previous_ill_, nullptr);
     sigaltstack(&previous_stack_, nullptr);
   }
   FaultHandler(const FaultHandler&) = delete;
   FaultHandler& operator=(const FaultHandler&) = delete;
 
  private:
-  static void (*&target())() {
-    static void (*function)() = nullptr;
+  static void (*&target())(const char*) {
+    static void (*function)(const char*) = nullptr;
     return function;
   }
 
@@ -97,7 +101,8 @@ class FaultHandler {
     auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
     registers[REG_RSP] = ((registers[REG_RSP] - 256) & ~15LL) - 8;  // past the red zone, aligned as at a call
     registers[REG_RIP] = reinterpret_cast<greg_t>(target());
-    (void)signal_number;
+    registers[REG_RDI] =
+        reinterpret_cast<greg_t>(signal_number == SIGILL ? "misaligned memory access" : "memory access out of range");
 #else
     (void)context;
     signal(signal_number, SIG_DFL);  // the fault repeats and ends the process
@@ -106,7 +111,7 @@ class FaultHandler {
 
   GuardedMemory stack_;
   stack_t previous_stack_ = {};
-  struct sigaction previous_segv_ = {}, previous_bus_ = {};
+  struct sigaction previous_segv_ = {}, previous_bus_ = {}, previous_ill_ = {};
 };
 
 }  // namespace emulator

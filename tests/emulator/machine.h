@@ -271,7 +271,7 @@ inline void Machine::launch(std::function<void()> body, dim3 grid, dim3 block, i
   late_stores_.clear();
   ++counters.launches;
   check_launch(shared_memory);
-  const FaultHandler handler([] { machine().fail("memory access out of range"); });
+  const FaultHandler handler([](const char* words) { machine().fail(words); });
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; x += cluster_size) {

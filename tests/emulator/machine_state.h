@@ -89,7 +89,7 @@ struct Block {
   int64_t barriers_passed = 0;  // by all its threads together
   GuardedMemory shared;
   NamedBarrier named[kNamedBarriers];
-  // Of each 8 bytes of shared memory: the transfers to them that are under way, the bulk stores that have yet to read
+  // Of each unit of shared memory: the transfers to them that are under way, the bulk stores that have yet to read
   // them, and who has written them and not called async_proxy_fence since. Empty where the kernel has none of these.
   std::vector<uint16_t> incoming, unread;
   std::vector<const Thread*> unfenced;

@@ -36,7 +36,8 @@ TIME_LIMIT = 120  # seconds; the suite takes a few
 # The kernels are compiled without optimisation and with a precompiled emulator: a mutant is compiled once and run once,
 # and mostly ends early. The suite is optimised and comes first in the link, so that its copies of the emulator's inline
 # functions are the ones used.
-FLAGS = ["-std=c++17", "-DADAPTERX_EMULATE", "-w", "-fno-strict-aliasing", f"-I{HERE}"]
+TRAPS = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]  # a misaligned plain access fails the launch
+FLAGS = ["-std=c++17", "-DADAPTERX_EMULATE", "-w", "-fno-strict-aliasing", *TRAPS, f"-I{HERE}"]
 
 # Which objects a file goes into. Everything else of an unpatched build is shared by all mutants.
 USERS = {

@@ -51,6 +51,11 @@ const std::vector<Scenario> kFaulty = {
        if (threadIdx.x == 0) barrier_wait(barrier_in(s), 0);
        if (threadIdx.x == 63) barrier_arrive(barrier_in(s)), barrier_arrive(barrier_in(s));
      }},
+    {"a vector from between", "misaligned memory access", 32, 1,
+     [](const Tensors& t, unsigned char*) {
+       const auto two = *reinterpret_cast<const uint2*>(t.in + 1);
+       t.out[0] = two.x + two.y;
+     }},
     {"no mbarrier there", "not initialised", 32, 1,
      [](const Tensors&, unsigned char* s) { barrier_arrive(barrier_in(s)); }},
     {"an mbarrier overwritten", "not initialised, or was overwritten", 32, 1,
