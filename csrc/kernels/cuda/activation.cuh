@@ -156,4 +156,12 @@ __device__ __forceinline__ Real activation_derivative(Activation activation, Rea
   return Real(1);
 }
 
+// The gradient before the activation, whose argument was x, from the one behind it. Where relu is off it is zero,
+// whatever stands behind it: a product would make NaN of infinity, and PyTorch does not.
+template <typename Real>
+__device__ __forceinline__ Real activation_gradient(Activation activation, Real x, Real gradient) {
+  if (activation == Activation::relu) return x <= Real(0) ? Real(0) : gradient;
+  return activation_derivative(activation, x) * gradient;
+}
+
 }  // namespace adapterx::cuda

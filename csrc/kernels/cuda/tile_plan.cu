@@ -34,7 +34,7 @@ TileShape find_tile(const Problem& problem, const Device& device, Direction dire
 
 int64_t tile_shared_memory(const Problem& problem, const TileShape& tile) {
   return visit_tile(problem, tile, [&](auto tag) {
-    return decltype(tag)::Type::shared_memory(problem.hidden_size, tile.cluster_size);
+    return decltype(tag)::Type::shared_memory(problem.hidden_size, tile.cluster_size, 2);
   });
 }
 
@@ -47,7 +47,8 @@ const char* tile_refusal(const Problem& problem, const TileShape& tile, const De
   }
   if (problem.input_size != problem.hidden_size) return "input_size must equal hidden_size";
   if (problem.hidden_size < 1) return "hidden_size must be positive";
-  if (!has_tile_kernel(problem, tile)) return "the plan must have a row_tile of 16 or 64 and a cluster_size of 1 to 8";
+  if (!has_tile_kernel(problem, tile))
+    return "the plan must have a row_tile of 16 or 64 and a cluster_size of 1, 2, 4 or 8";
   if (device.compute_capability < 80) return "compute capability must be at least 8.0";
   if (tile.cluster_size > 1 && device.compute_capability < 90) return "clusters need compute capability 9.0";
   if (tile_shared_memory(problem, tile) > device.shared_memory_per_block) {

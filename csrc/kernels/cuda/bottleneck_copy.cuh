@@ -1,0 +1,250 @@
+// How the rows of a tile and the chunks of its weights come to shared memory, and the result back. What does not change
+// from chunk to chunk is computed once: a thread copies the same rows and the same 16-byte column of every chunk. Whole
+// chunks of aligned rows take few instructions; all others go unit by unit and put zeros where the matrix ends.
+#pragma once
+
+#include "bottleneck_layout.cuh"
+
+namespace adapterx::cuda {
+
+// A thread's share of the rows of the tile, or of what replaces it. Rows without a token are left as they are: no row
+// of the result depends on another row.
+template <class Config>
+class TileRows {
+  using Element = typename Config::Element;
+  using Share = WindowShare<Config::kRows, Config::kChunk, Config::kThreads, Element>;
+
+ public:
+  __device__ __forceinline__ TileRows(const TileBlock<Config>& block, const Matrix<Element>& source)
+      : block_(block),
+        source_(source),
+        to_(block.tile + Share::row(0) * block.tile_stride + Share::column()),
+        step_(Share::kRowStep * block.tile_stride) {
+#pragma unroll
+    for (int j = 0; j < Share::kCount; ++j) from_[j] = start_of(j), exists_[j] = block.tokens[Share::row(j)] >= 0;
+  }
+
+  __device__ __forceinline__ void copy(int chunk) const {
+    const int column = chunk * Config::kChunk;
+    if (source_.vector && column + Config::kChunk <= block_.columns) {
+#pragma unroll
+      for (int j = 0; j < Share::kCount; ++j) {
+        if (exists_[j]) cp_async16(to_ + j * step_ + column, from_[j] + column, 16);
+      }
+    } else {
+      const int valid = valid_elements<Element>(block_.columns - Share::column() - column);
+#pragma unroll 1
+      for (int j = 0; j < Share::kCount; ++j) {
+        if (block_.tokens[Share::row(j)] < 0) continue;
+        copy_unit(to_ + j * step_ + column, start_of(j) + column, valid, source_.vector);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ const Element* start_of(int j) const {
+    return source_.data + block_.tokens[Share::row(j)] * source_.stride + block_.column0 + Share::column();
+  }
+
+  const TileBlock<Config>& block_;
+  const Matrix<Element>& source_;
+  Element* to_;
+  int step_;
+  const Element* from_[Share::kCount];
+  bool exists_[Share::kCount];
+  static_assert(Config::kRows % Share::kRowStep == 0);
+};
+
+// A thread's share of down_weight's columns that belong to a chunk.
+template <class Config>
+class DownRows {
+  using Element = typename Config::Element;
+  using Share = WindowShare<Config::kBottleneck, Config::kChunk, Config::kThreads, Element>;
+
+ public:
+  __device__ __forceinline__ DownRows(const TileBlock<Config>& block, const Matrix<Element>& weight)
+      : from_(weight.data + (block.adapter * weight.rows + Share::row(0)) * weight.stride + block.column0 +
+              Share::column()),
+        step_(Share::kRowStep * weight.stride),
+        place_(Share::row(0) * Config::kDownStride + Share::column()),
+        rows_(static_cast<int>(weight.rows)),
+        columns_(block.columns),
+        vector_(weight.vector) {}
+
+  __device__ __forceinline__ void copy(Element* stage, int chunk) const {
+    const int column = chunk * Config::kChunk;
+    const Element* from = from_ + column;
+    Element* to = stage + place_;
+    if (vector_ && rows_ == Config::kBottleneck && column + Config::kChunk <= columns_) {
+      Share::visit(true,
+                   [&](int j) { cp_async16(to + j * Share::kRowStep * Config::kDownStride, from + j * step_, 16); });
+    } else {
+      const int inside = valid_elements<Element>(columns_ - Share::column() - column);
+      Share::visit(false, [&](int j) {
+        copy_unit(to + j * Share::kRowStep * Config::kDownStride, from + j * step_, Share::row(j) < rows_ ? inside : 0,
+                  vector_);
+      });
+    }
+  }
+
+ private:
+  const Element* from_;
+  int64_t step_;
+  int place_, rows_, columns_;
+  bool vector_;
+};
+
+// A thread's share of up_weight's rows that belong to a chunk; the rows lie one behind another.
+template <class Config>
+class UpRows {
+  using Element = typename Config::Element;
+  using Share = WindowShare<Config::kChunk, Config::kBottleneck, Config::kThreads, Element>;
+
+ public:
+  __device__ __forceinline__ UpRows(const TileBlock<Config>& block, const Matrix<Element>& weight)
+      : from_(weight.data + (block.adapter * weight.rows + block.column0 + Share::row(0)) * weight.columns +
+              Share::column()),
+        place_(Share::row(0) * Config::kUpStride + Share::column()),
+        rows_(block.columns),
+        columns_(weight.columns),
+        vector_(weight.vector) {}
+
+  __device__ __forceinline__ void copy(Element* stage, int chunk) const {
+    const int rows = rows_ - chunk * Config::kChunk;
+    Element* to = stage + place_;
+    if (vector_ && columns_ == Config::kBottleneck && rows >= Config::kChunk) {
+      const Element* from = from_ + static_cast<int64_t>(chunk) * (Config::kChunk * Config::kBottleneck);
+      Share::visit(true, [&](int j) {
+        cp_async16(to + j * Share::kRowStep * Config::kUpStride, from + j * Share::kRowStep * Config::kBottleneck, 16);
+      });
+    } else {
+      const int inside = valid_elements<Element>(columns_ - Share::column());
+      const Element* from = from_ + static_cast<int64_t>(chunk * Config::kChunk) * columns_;
+      Share::visit(false, [&](int j) {
+        copy_unit(to + j * Share::kRowStep * Config::kUpStride, from + j * Share::kRowStep * columns_,
+                  Share::row(j) < rows ? inside : 0, vector_);
+      });
+    }
+  }
+
+ private:
+  const Element* from_;
+  int place_, rows_, columns_;
+  bool vector_;
+};
+
+// A thread's share of the finished tile's rows.
+template <class Config>
+class OutputRows {
+  using Element = typename Config::Element;
+  using Share = WindowShare<Config::kRows, Config::kChunk, Config::kThreads, Element>;
+
+ public:
+  __device__ __forceinline__ OutputRows(const TileBlock<Config>& block, const TileArguments<Element>& arguments)
+      : source_(block.tile + Share::row(0) * block.tile_stride + Share::column()),
+        step_(Share::kRowStep * block.tile_stride),
+        vector_(arguments.output_vector) {
+#pragma unroll
+    for (int j = 0; j < Share::kCount; ++j) {
+      const int64_t row = block.tokens[Share::row(j)];
+      to_[j] = arguments.output + row * arguments.tile.columns + block.column0 + Share::column();
+      count_[j] = row >= 0 ? block.columns - Share::column() : 0;
+    }
+  }
+
+  __device__ __forceinline__ void store(int chunk) const {
+    const int column = chunk * Config::kChunk;
+#pragma unroll
+    for (int j = 0; j < Share::kCount; ++j) {
+      const Element* from = source_ + j * step_ + column;
+      Element* to = to_[j] + column;
+      if (vector_) {
+        if (column < count_[j]) *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < min(count_[j] - column, Share::kWidth); ++i) to[i] = from[i];
+      }
+    }
+  }
+
+ private:
+  const Element* source_;
+  int step_;
+  bool vector_;
+  Element* to_[Share::kCount];
+  int count_[Share::kCount];
+};
+
+// Everything that a tile needs from global memory, in the order in which it is needed: items 0 to chunks - 1 are the
+// chunks of the first weight with the tile's, the following ones those of the second weight. The weights pass through a
+// ring of stages; the tile's chunks have places of their own, and all of them are asked for at the start.
+template <class Config, bool kBackward>
+class TileFeed {
+  using First = std::conditional_t<kBackward, UpRows<Config>, DownRows<Config>>;
+  using Second = std::conditional_t<kBackward, DownRows<Config>, UpRows<Config>>;
+  using Element = typename Config::Element;
+
+ public:
+  __device__ __forceinline__ TileFeed(const TileBlock<Config>& block, const TileArguments<Element>& arguments)
+      : block_(block),
+        first_(block, kBackward ? arguments.up_weight : arguments.down_weight),
+        second_(block, kBackward ? arguments.down_weight : arguments.up_weight),
+        stages_(arguments.stages),
+        items_(arguments.output == nullptr ? block.chunks : 2 * block.chunks) {}
+
+  // Asks for the tile and for as many items as the ring holds.
+  __device__ __forceinline__ void start(const Matrix<Element>& tile) const {
+    const TileRows<Config> rows(block_, tile);
+    int chunk = 0;
+#pragma unroll 1
+    for (int item = 0; item < stages_; ++item) {
+      copy_weight(item);
+      const int end = item + 1 < stages_ ? item + 1 : block_.chunks;
+#pragma unroll 1
+      for (; chunk < min(end, block_.chunks); ++chunk) rows.copy(chunk);
+      cp_async_commit();  // a group for every item, empty ones too, so that the count in `wait` stays right
+    }
+  }
+
+  // Waits until item `item` has landed for all threads and refills the stage of the one before it, with which all are
+  // done. Returns the item's stage.
+  __device__ __forceinline__ const Element* next(int item) const {
+    wait(item == 0 ? stages_ - 1 : stages_ - 2);
+    __syncthreads();
+    if (item > 0) {
+      copy_weight(item - 1 + stages_);
+      cp_async_commit();
+    }
+    return block_.stage(item & (stages_ - 1));
+  }
+
+ private:
+  __device__ __forceinline__ void copy_weight(int item) const {
+    if (item >= items_) return;
+    Element* stage = block_.stage(item & (stages_ - 1));
+    if (item < block_.chunks) {
+      first_.copy(stage, item);
+    } else {
+      second_.copy(stage, item - block_.chunks);
+    }
+  }
+
+  // Until at most `pending` groups are under way.
+  static __device__ __forceinline__ void wait(int pending) {
+    switch (pending) {
+      case 0: return cp_async_wait<0>();
+      case 1: return cp_async_wait<1>();
+      case 2: return cp_async_wait<2>();
+      case 3: return cp_async_wait<3>();
+      case 6: return cp_async_wait<6>();
+      default: return cp_async_wait<7>();
+    }
+  }
+
+  const TileBlock<Config>& block_;
+  First first_;
+  Second second_;
+  int stages_, items_;
+};
+
+}  // namespace adapterx::cuda
