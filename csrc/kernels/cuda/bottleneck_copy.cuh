@@ -55,7 +55,7 @@ class TileRows {
   static_assert(Config::kRows % Share::kRowStep == 0);
 };
 
-// A thread's share of down_weight's columns that belong to a chunk.
+// A thread's share of down_weight's columns, chunk after chunk.
 template <class Config>
 class DownRows {
   using Element = typename Config::Element;
@@ -69,32 +69,34 @@ class DownRows {
         place_(Share::row(0) * Config::kDownStride + Share::column()),
         rows_(static_cast<int>(weight.rows)),
         columns_(block.columns),
+        whole_(weight.vector && rows_ == Config::kBottleneck ? columns_ / Config::kChunk * Config::kChunk : 0),
         vector_(weight.vector) {}
 
-  __device__ __forceinline__ void copy(Element* stage, int chunk) const {
-    const int column = chunk * Config::kChunk;
-    const Element* from = from_ + column;
+  __device__ __forceinline__ void copy_next(Element* stage) {
     Element* to = stage + place_;
-    if (vector_ && rows_ == Config::kBottleneck && column + Config::kChunk <= columns_) {
+    if (column_ < whole_) {
       Share::visit(true,
-                   [&](int j) { cp_async16(to + j * Share::kRowStep * Config::kDownStride, from + j * step_, 16); });
+                   [&](int j) { cp_async16(to + j * Share::kRowStep * Config::kDownStride, from_ + j * step_, 16); });
     } else {
-      const int inside = valid_elements<Element>(columns_ - Share::column() - column);
+      const int inside = valid_elements<Element>(columns_ - Share::column() - column_);
       Share::visit(false, [&](int j) {
-        copy_unit(to + j * Share::kRowStep * Config::kDownStride, from + j * step_, Share::row(j) < rows_ ? inside : 0,
+        copy_unit(to + j * Share::kRowStep * Config::kDownStride, from_ + j * step_, Share::row(j) < rows_ ? inside : 0,
                   vector_);
       });
     }
+    column_ += Config::kChunk;
+    from_ += Config::kChunk;
   }
 
  private:
   const Element* from_;
   int64_t step_;
-  int place_, rows_, columns_;
+  int place_, rows_, columns_, whole_;
   bool vector_;
+  int column_ = 0;
 };
 
-// A thread's share of up_weight's rows that belong to a chunk; the rows lie one behind another.
+// A thread's share of up_weight's rows, chunk after chunk; the rows lie one behind another.
 template <class Config>
 class UpRows {
   using Element = typename Config::Element;
@@ -107,33 +109,34 @@ class UpRows {
         place_(Share::row(0) * Config::kUpStride + Share::column()),
         rows_(block.columns),
         columns_(weight.columns),
+        whole_(weight.vector && columns_ == Config::kBottleneck ? rows_ / Config::kChunk * Config::kChunk : 0),
         vector_(weight.vector) {}
 
-  __device__ __forceinline__ void copy(Element* stage, int chunk) const {
-    const int rows = rows_ - chunk * Config::kChunk;
+  __device__ __forceinline__ void copy_next(Element* stage) {
     Element* to = stage + place_;
-    if (vector_ && columns_ == Config::kBottleneck && rows >= Config::kChunk) {
-      const Element* from = from_ + static_cast<int64_t>(chunk) * (Config::kChunk * Config::kBottleneck);
+    if (row_ < whole_) {
       Share::visit(true, [&](int j) {
-        cp_async16(to + j * Share::kRowStep * Config::kUpStride, from + j * Share::kRowStep * Config::kBottleneck, 16);
+        cp_async16(to + j * Share::kRowStep * Config::kUpStride, from_ + j * Share::kRowStep * Config::kBottleneck, 16);
       });
     } else {
       const int inside = valid_elements<Element>(columns_ - Share::column());
-      const Element* from = from_ + static_cast<int64_t>(chunk * Config::kChunk) * columns_;
       Share::visit(false, [&](int j) {
-        copy_unit(to + j * Share::kRowStep * Config::kUpStride, from + j * Share::kRowStep * columns_,
-                  Share::row(j) < rows ? inside : 0, vector_);
+        copy_unit(to + j * Share::kRowStep * Config::kUpStride, from_ + j * Share::kRowStep * columns_,
+                  row_ + Share::row(j) < rows_ ? inside : 0, vector_);
       });
     }
+    row_ += Config::kChunk;
+    from_ += Config::kChunk * columns_;
   }
 
  private:
   const Element* from_;
-  int place_, rows_, columns_;
+  int place_, rows_, columns_, whole_;
   bool vector_;
+  int row_ = 0;
 };
 
-// A thread's share of the finished tile's rows.
+// A thread's share of the finished tile's rows, chunk after chunk.
 template <class Config>
 class OutputRows {
   using Element = typename Config::Element;
@@ -141,7 +144,7 @@ class OutputRows {
 
  public:
   __device__ __forceinline__ OutputRows(const TileBlock<Config>& block, const TileArguments<Element>& arguments)
-      : source_(block.tile + Share::row(0) * block.tile_stride + Share::column()),
+      : from_(block.tile + Share::row(0) * block.tile_stride + Share::column()),
         step_(Share::kRowStep * block.tile_stride),
         vector_(arguments.output_vector) {
 #pragma unroll
@@ -152,27 +155,30 @@ class OutputRows {
     }
   }
 
-  __device__ __forceinline__ void store(int chunk) const {
-    const int column = chunk * Config::kChunk;
+  __device__ __forceinline__ void store_next() {
+    if (vector_) {
 #pragma unroll
-    for (int j = 0; j < Share::kCount; ++j) {
-      const Element* from = source_ + j * step_ + column;
-      Element* to = to_[j] + column;
-      if (vector_) {
-        if (column < count_[j]) *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-      } else {
+      for (int j = 0; j < Share::kCount; ++j) {
+        if (count_[j] > 0) *reinterpret_cast<uint4*>(to_[j]) = *reinterpret_cast<const uint4*>(from_ + j * step_);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < Share::kCount; ++j) {
 #pragma unroll 1
-        for (int i = 0; i < min(count_[j] - column, Share::kWidth); ++i) to[i] = from[i];
+        for (int i = 0; i < min(count_[j], Share::kWidth); ++i) to_[j][i] = from_[j * step_ + i];
       }
     }
+#pragma unroll
+    for (int j = 0; j < Share::kCount; ++j) to_[j] += Config::kChunk, count_[j] -= Config::kChunk;
+    from_ += Config::kChunk;
   }
 
  private:
-  const Element* source_;
+  const Element* from_;
   int step_;
   bool vector_;
   Element* to_[Share::kCount];
-  int count_[Share::kCount];
+  int count_[Share::kCount];  // columns from the unit on that exist
 };
 
 // Everything that a tile needs from global memory, in the order in which it is needed: items 0 to chunks - 1 are the
@@ -193,58 +199,54 @@ class TileFeed {
         items_(arguments.output == nullptr ? block.chunks : 2 * block.chunks) {}
 
   // Asks for the tile and for as many items as the ring holds.
-  __device__ __forceinline__ void start(const Matrix<Element>& tile) const {
+  __device__ __forceinline__ void start(const Matrix<Element>& tile) {
     const TileRows<Config> rows(block_, tile);
     int chunk = 0;
 #pragma unroll 1
-    for (int item = 0; item < stages_; ++item) {
-      copy_weight(item);
-      const int end = item + 1 < stages_ ? item + 1 : block_.chunks;
+    for (int i = 0; i < stages_; ++i) {
+      ask();
+      const int end = i + 1 < stages_ ? i + 1 : block_.chunks;
 #pragma unroll 1
       for (; chunk < min(end, block_.chunks); ++chunk) rows.copy(chunk);
-      cp_async_commit();  // a group for every item, empty ones too, so that the count in `wait` stays right
+      cp_async_commit();  // a group for every item, those that do not exist too, so that the count in `wait` stays right
     }
   }
 
-  // Waits until item `item` has landed for all threads and refills the stage of the one before it, with which all are
+  // Waits for item 0.
+  __device__ __forceinline__ void wait_for_first() const {
+    stages_ == 2 ? cp_async_wait<1>() : stages_ == 4 ? cp_async_wait<3>() : cp_async_wait<7>();
+  }
+
+  // Waits until item `item`, the one after the last, has landed for all threads and refills the stage of the one before it, with which all are
   // done. Returns the item's stage.
-  __device__ __forceinline__ const Element* next(int item) const {
-    wait(item == 0 ? stages_ - 1 : stages_ - 2);
+  __device__ __forceinline__ const Element* next(int item) {
+    if (item > 0) stages_ == 2 ? cp_async_wait<0>() : stages_ == 4 ? cp_async_wait<2>() : cp_async_wait<6>();
     __syncthreads();
     if (item > 0) {
-      copy_weight(item - 1 + stages_);
+      ask();
       cp_async_commit();
     }
     return block_.stage(item & (stages_ - 1));
   }
 
  private:
-  __device__ __forceinline__ void copy_weight(int item) const {
-    if (item >= items_) return;
-    Element* stage = block_.stage(item & (stages_ - 1));
-    if (item < block_.chunks) {
-      first_.copy(stage, item);
+  // For the next item, if there is one.
+  __device__ __forceinline__ void ask() {
+    if (asked_ >= items_) return;
+    Element* stage = block_.stage(asked_ & (stages_ - 1));
+    if (asked_ < block_.chunks) {
+      first_.copy_next(stage);
     } else {
-      second_.copy(stage, item - block_.chunks);
+      second_.copy_next(stage);
     }
-  }
-
-  // Until at most `pending` groups are under way.
-  static __device__ __forceinline__ void wait(int pending) {
-    switch (pending) {
-      case 0: return cp_async_wait<0>();
-      case 1: return cp_async_wait<1>();
-      case 2: return cp_async_wait<2>();
-      case 3: return cp_async_wait<3>();
-      case 6: return cp_async_wait<6>();
-      default: return cp_async_wait<7>();
-    }
+    ++asked_;
   }
 
   const TileBlock<Config>& block_;
   First first_;
   Second second_;
   int stages_, items_;
+  int asked_ = 0;
 };
 
 }  // namespace adapterx::cuda

@@ -45,7 +45,7 @@ __device__ __forceinline__ void join_chains(float (&result)[kRowTiles][kUnits][4
 // First product: the warp's sums over all chunks of its share of the terms.
 template <class Config, bool kBackward>
 __device__ __forceinline__ void first_product(FirstSums<Config>& result, const TileBlock<Config>& block,
-                                              const TileFeed<Config, kBackward>& feed) {
+                                              TileFeed<Config, kBackward>& feed) {
   using Element = typename Config::Element;
   constexpr int kStride = kBackward ? Config::kUpStride : Config::kDownStride;
   const int n0 = block.column_group % Config::kFirstSplits * Config::kFirstColumns;
@@ -96,30 +96,22 @@ __device__ __forceinline__ void load_middle(MiddleFragments<Config>& middle, con
   }
 }
 
-// output = base + scale * product for the four values of one mma accumulator, written over the tile. The bias is in the
-// product.
-template <class Config>
-__device__ __forceinline__ void finish_output(const float (&product)[4], typename Config::Element* place, int stride,
-                                              const TileArguments<typename Config::Element>& arguments) {
-  using Pair = Vector<typename Config::Element, 2>;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    auto* word = reinterpret_cast<uint32_t*>(place + half * 8 * stride);
-    const uint32_t bits = arguments.add_base ? *word : 0u;
-    const Pair base = *reinterpret_cast<const Pair*>(&bits);
-    *word = pack<typename Config::Element>(fmaf(arguments.scale, product[half * 2], to_compute(base.values[0])),
-                                           fmaf(arguments.scale, product[half * 2 + 1], to_compute(base.values[1])));
-  }
-}
-
-// Second product, one chunk: the warp's rows x kSecondColumns of the output, in place of the tile. `weight` and `place`
-// are where the lane finds its operands and its first value.
+// Second product, one chunk: the warp's rows x kSecondColumns of the output, base + scale * (product + bias), in place of
+// the tile. `weight`, `place` and `bias` are where the lane finds its operands, its first value and its bias.
 template <class Config, bool kBackward>
 __device__ __forceinline__ void second_product(const MiddleFragments<Config>& middle,
                                                const typename Config::Element* weight, typename Config::Element* place,
                                                int stride, const float* bias,
                                                const TileArguments<typename Config::Element>& arguments) {
   using Element = typename Config::Element;
+  const auto place_of = [&](int i) {  // pair i % 2 of the accumulator of columns i / 2 % 2, row tile i / 4
+    return reinterpret_cast<uint32_t*>(place + (i / 4 * 16 + i % 2 * 8) * stride + i / 2 % 2 * 8);
+  };
+  uint32_t base[4 * Config::kRowTiles] = {};
+  if (arguments.add_base) {
+#pragma unroll
+    for (int i = 0; i < 4 * Config::kRowTiles; ++i) base[i] = *place_of(i);
+  }
   float chains[Config::kChains][Config::kRowTiles][2][4] = {}, product[Config::kRowTiles][2][4];
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -142,9 +134,10 @@ __device__ __forceinline__ void second_product(const MiddleFragments<Config>& mi
   }
   join_chains(product, chains);
 #pragma unroll
-  for (int i = 0; i < Config::kRowTiles; ++i) {
-    finish_output<Config>(product[i][0], place + i * 16 * stride, stride, arguments);
-    finish_output<Config>(product[i][1], place + i * 16 * stride + 8, stride, arguments);
+  for (int i = 0; i < 4 * Config::kRowTiles; ++i) {
+    const float2 value = unpack<Element>(base[i]);
+    const float* term = &product[i / 4][i / 2 % 2][i % 2 * 2];
+    *place_of(i) = pack<Element>(fmaf(arguments.scale, term[0], value.x), fmaf(arguments.scale, term[1], value.y));
   }
 }
 
@@ -152,23 +145,23 @@ __device__ __forceinline__ void second_product(const MiddleFragments<Config>& mi
 template <class Config, bool kBackward>
 __device__ __forceinline__ void write_output(const TileBlock<Config>& block,
                                              const TileArguments<typename Config::Element>& arguments,
-                                             const TileFeed<Config, kBackward>& feed) {
+                                             TileFeed<Config, kBackward>& feed) {
   constexpr int kStride = kBackward ? Config::kDownStride : Config::kUpStride;
   MiddleFragments<Config> middle;
   load_middle<Config>(middle, block);
-  const OutputRows<Config> output(block, arguments);
+  OutputRows<Config> output(block, arguments);
   const int n = block.column_group * Config::kSecondColumns, column = n + block.lane % 4 * 2;
   const int b_from = b_offset<kBackward>(kStride, block.lane) + (kBackward ? n : n * kStride);
   auto* place = block.tile + (block.row0 + block.lane / 4) * block.tile_stride + column;
   for (int chunk = 0; chunk < block.chunks; ++chunk) {
     const auto* weight = feed.next(block.chunks + chunk) + b_from;
-    if (chunk > 0) output.store(chunk - 1);  // which all warps have finished
+    if (chunk > 0) output.store_next();  // the chunk before, which all warps have finished
     const int first = chunk * Config::kChunk;
     second_product<Config, kBackward>(middle, weight, place + first, block.tile_stride, block.bias + column + first,
                                       arguments);
   }
   __syncthreads();
-  if (block.chunks > 0) output.store(block.chunks - 1);
+  if (block.chunks > 0) output.store_next();
 }
 
 // Tokens without adapter: the output is the base alone, or zero. A warp owns a row at a time.
@@ -216,11 +209,12 @@ __device__ __forceinline__ void run_tile(const TileArguments<typename Config::El
   const TileBlock<Config> block(memory, arguments);
   if (block.adapter == kUnusedSegment) return;  // the same for all blocks of the cluster
   if (block.adapter == kNoAdapter) return copy_base(block, arguments, middle);
-  const TileFeed<Config, kBackward> feed(block, arguments);
+  TileFeed<Config, kBackward> feed(block, arguments);
   feed.start(arguments.tile);
   open_exchange(block);
   const bool has_output = arguments.output != nullptr;
   if (has_output) place_bias(block, arguments);
+  feed.wait_for_first();
   FirstSums<Config> sums;
   first_product(sums, block, feed);
   const bool replaced = has_output && arguments.replacement.data != nullptr;
