@@ -327,6 +327,16 @@ def test_activation_gradient(emulator, activation, dtype):
     np.testing.assert_array_equal(only, gradient)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_of_a_relu_that_is_off(emulator, dtype):
+    """It is zero, whatever stands behind it."""
+    rows = Rows(emulator, (5, 7), dtype)
+    u, x = rows.put(np.full((5, 7), -1.0)), rows.put(np.full((5, 7), np.inf))
+    gradient = rows.empty((5, 7))
+    emulator.activation_gradient(u, x, gradient, None, activation="relu", scaling=0.7)
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize("shape", [*ROW_SHAPES, (0, 5), (1000, 3)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_column_sum(emulator, shape, dtype):

@@ -94,11 +94,15 @@ __device__ __forceinline__ void copy_window(Element* target, int target_stride, 
   const int inside = valid_elements<Element>(source.columns - column);
   const Element* from = source.data + column;
   Element* to = target + Share::row(0) * target_stride + Share::column();
-  Share::visit(source.vector, [&](int j) {
+  const auto copy = [&](int j) {
     const int64_t row = rows(Share::row(j));
     copy_unit(to + j * Share::kRowStep * target_stride, from + row * source.stride, row >= 0 ? inside : 0,
               source.vector);
-  });
+  };
+#pragma unroll 2
+  for (int j = 0; j < Share::kCount; ++j) {
+    if (kRows % Share::kRowStep == 0 || Share::row(j) < kRows) copy(j);
+  }
 }
 
 // Runs `compute(i, stage)` for i in [0, count) while chunks up to kStages - 1 ahead are being copied by
