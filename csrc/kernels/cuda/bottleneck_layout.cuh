@@ -21,7 +21,8 @@ struct TileConfig {
   static constexpr int kRows = kWarpRows * kRowGroups;
   static constexpr int kRowsLog = kRows == 16 ? 4 : 6;
   static constexpr int kThreads = 32 * kRowGroups * kColumnGroups;
-  static constexpr int kMinBlocks = 2;  // as many as shared memory allows; ptxas would else save registers for more
+  // On an SM: as many as shared memory allows; ptxas would else save registers for more.
+  static constexpr int kMinBlocks = kCluster || kWarpRows * kBottleneck < 32 * 128 ? 2 : 1;
   // In the first product the warps that share rows split the bottleneck, and where it is narrow the terms as well; in
   // the second they split the columns.
   static constexpr int kFirstSplits = kBottleneck / 16 < kColumnGroups ? kBottleneck / 16 : kColumnGroups;
