@@ -56,7 +56,7 @@ MUTANTS = [
     # Output.
     Mutant("no row guard on the output", "bottleneck_copy.cuh", "count_[j] = row >= 0 ? block.columns - Share::column() : 0;", "count_[j] = block.columns - Share::column();"),
     Mutant("no row guard on the tile", "bottleneck_copy.cuh", "if (exists_[j]) cp_async16", "cp_async16"),
-    Mutant("no row guard on the tile's part chunk", "bottleneck_copy.cuh", "        if (block_.tokens[Share::row(j)] < 0) continue;\n", ""),
+    Mutant("no row guard on the tile's part chunk", "bottleneck_copy.cuh", "if (exists_[j]) copy_unit", "copy_unit"),
     Mutant("chunk of the tile runs into the next slice", "bottleneck_copy.cuh", "valid_elements<Element>(block_.columns - Share::column() - column)", "valid_elements<Element>(source_.columns - block_.column0 - Share::column() - column)"),
     Mutant("part chunk of the tile taken for whole", "bottleneck_copy.cuh", "column + Config::kChunk <= block_.columns", "column < block_.columns"),
     Mutant("part chunk of down_weight taken for whole", "bottleneck_copy.cuh", "columns_ / Config::kChunk * Config::kChunk : 0", "columns_ : 0"),

@@ -1,6 +1,6 @@
 // How the rows of a tile and the chunks of its weights come to shared memory, and the result back. What does not change
 // from chunk to chunk is computed once: a thread copies the same rows and the same 16-byte column of every chunk. Whole
-// chunks of aligned rows take few instructions; all others go unit by unit and put zeros where the matrix ends.
+// chunks of aligned rows take few instructions; all others look where the matrix ends, and put zeros there.
 #pragma once
 
 #include "bottleneck_layout.cuh"
@@ -21,7 +21,11 @@ class TileRows {
         to_(block.tile + Share::row(0) * block.tile_stride + Share::column()),
         step_(Share::kRowStep * block.tile_stride) {
 #pragma unroll
-    for (int j = 0; j < Share::kCount; ++j) from_[j] = start_of(j), exists_[j] = block.tokens[Share::row(j)] >= 0;
+    for (int j = 0; j < Share::kCount; ++j) {
+      const int64_t row = block.tokens[Share::row(j)];
+      from_[j] = source.data + row * source.stride + block.column0 + Share::column();
+      exists_[j] = row >= 0;
+    }
   }
 
   __device__ __forceinline__ void copy(int chunk) const {
@@ -32,20 +36,15 @@ class TileRows {
         if (exists_[j]) cp_async16(to_ + j * step_ + column, from_[j] + column, 16);
       }
     } else {
-      const int valid = valid_elements<Element>(block_.columns - Share::column() - column);
-#pragma unroll 1
+      const int inside = valid_elements<Element>(block_.columns - Share::column() - column);
+#pragma unroll
       for (int j = 0; j < Share::kCount; ++j) {
-        if (block_.tokens[Share::row(j)] < 0) continue;
-        copy_unit(to_ + j * step_ + column, start_of(j) + column, valid, source_.vector);
+        if (exists_[j]) copy_unit(to_ + j * step_ + column, from_[j] + column, inside, source_.vector);
       }
     }
   }
 
  private:
-  __device__ __forceinline__ const Element* start_of(int j) const {
-    return source_.data + block_.tokens[Share::row(j)] * source_.stride + block_.column0 + Share::column();
-  }
-
   const TileBlock<Config>& block_;
   const Matrix<Element>& source_;
   Element* to_;
@@ -79,7 +78,7 @@ class DownRows {
                    [&](int j) { cp_async16(to + j * Share::kRowStep * Config::kDownStride, from_ + j * step_, 16); });
     } else {
       const int inside = valid_elements<Element>(columns_ - Share::column() - column_);
-      Share::visit(false, [&](int j) {
+      Share::visit(vector_, [&](int j) {
         copy_unit(to + j * Share::kRowStep * Config::kDownStride, from_ + j * step_, Share::row(j) < rows_ ? inside : 0,
                   vector_);
       });
@@ -120,7 +119,7 @@ class UpRows {
       });
     } else {
       const int inside = valid_elements<Element>(columns_ - Share::column());
-      Share::visit(false, [&](int j) {
+      Share::visit(vector_, [&](int j) {
         copy_unit(to + j * Share::kRowStep * Config::kUpStride, from_ + j * Share::kRowStep * columns_,
                   row_ + Share::row(j) < rows_ ? inside : 0, vector_);
       });
