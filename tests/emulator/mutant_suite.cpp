@@ -77,9 +77,9 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
 
 constexpr double kBig = 32768;  // kBig^2 + 1 == kBig^2 in fp32: a sum of such terms shows its order
 
-// Three blocks contribute 2^30, -2^30 and 1 to a pre-activation: in rank order the sum is 1, in other orders 0.
+// Blocks contribute 2^30, -2^30, 1 and 0 to a pre-activation: in rank order the sum is 1, in other orders 0.
 void test_order_of_blocks() {
-  const size_t d = 3 * 64;
+  const size_t d = 4 * 64;
   Values h(d), wd(d), wu(d);
   h[0] = h[64] = kBig, h[128] = 1;
   wd[0] = kBig, wd[64] = -kBig, wd[128] = 1;
@@ -89,8 +89,31 @@ void test_order_of_blocks() {
   tensors.down_weight = twd.bits(), tensors.up_weight = twu.bits();
   tensors.output = output.bits(), tensors.pre_activation = pre_activation.bits();
   const Problem problem = problem_of({1, d, 1, {}, ""});
-  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {16, 3}});
+  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {16, 4}});
   require(pre_activation.values()[0] == 1.0, "order of the sum over blocks");
+}
+
+// A row of infinities beside a padded bottleneck, whose columns are zero; and infinite weights behind a relu that is off.
+void test_infinities(const TileShape& tile) {
+  const size_t t = 20, d = 40, m = 27;
+  Values h(t * d, 1.0), u(t * m, -1.0), wu(d * m, 1.0);
+  std::fill_n(h.begin() + 3 * d, d, INFINITY);
+  const Tensor th(h), ones(Values(m * d, 1.0)), output(t * d), tu(u), infinite(Values(d * m, INFINITY));
+  Problem problem = problem_of({t, d, m, tile, ""});
+  problem.activation = Activation::identity;
+  ForwardTensors forward;
+  forward.hidden_states = th.bits(), forward.hidden_states_stride = static_cast<int64_t>(d);
+  forward.down_weight = forward.up_weight = ones.bits(), forward.output = output.bits();
+  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, forward, nullptr, tile});
+  const Values values = output.values();
+  for (size_t i = 0; i < t * d; ++i) require(std::isinf(values[i]) == (i / d == 3), "infinities of one token");
+  BackwardTensors backward;
+  backward.grad_output = ones.bits(), backward.grad_output_stride = 0;
+  backward.pre_activation = tu.bits(), backward.down_weight = ones.bits(), backward.up_weight = infinite.bits();
+  backward.grad_input = output.bits();
+  problem.activation = Activation::relu;
+  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, nullptr, tile});
+  for (const double value : output.values()) require(value == 0, "a relu that is off");
 }
 
 // Three ranges of tokens contribute 2^30, -2^30 and 1 to a weight gradient.
@@ -189,9 +212,13 @@ void run_all() {
   test_forward({17, 327, 27, {16, 1}, "forward, one narrow block, unaligned"}, false, true);
   test_forward({70, 200, 24, {64, 1}, "forward, one wide block"}, false, false);
   test_forward({20, 712, 32, {16, 2}, "forward, narrow cluster"}, false, false);
-  test_forward({65, 488, 24, {64, 3}, "forward, wide cluster, separate residual"}, true, true);
+  test_forward({65, 488, 24, {64, 4}, "forward, wide cluster, separate residual"}, true, true);
   test_forward({1, 72, 8, {16, 8}, "forward, blocks without columns"}, false, false);
+  test_forward({3, 1164, 27, {16, 1}, "forward, narrow, more chunks than stages"}, false, true);
+  test_forward({3, 587, 32, {64, 1}, "forward, wide, more chunks than stages"}, true, true);
+  test_forward({4, 1216, 32, {16, 1}, "forward, narrow, whole chunks"}, false, false);
   test_order_of_blocks();
+  for (const TileShape& tile : {TileShape{16, 1}, {64, 1}, {16, 2}}) test_infinities(tile);
   test_backward({20, 712, 32, {16, 2}, "backward, narrow cluster"}, false, 31);
   test_backward({600, 40, 24, {64, 1}, "backward, several ranges"}, true, 31);
   test_backward({33, 171, 27, {64, 2}, "backward, unaligned wide cluster"}, false, 31);

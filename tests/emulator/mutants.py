@@ -42,7 +42,10 @@ FLAGS = ["-std=c++17", "-DADAPTERX_EMULATE", "-w", "-fno-strict-aliasing", *TRAP
 # Which objects a file goes into. Everything else of an unpatched build is shared by all mutants.
 USERS = {
     "tile.cuh": ("forward.cu", "backward.cu", "segments.cu"),
-    "bottleneck_tile.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
+    "bottleneck_layout.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
+    "bottleneck_copy.cuh": ("forward.cu", "backward.cu"),
+    "bottleneck_exchange.cuh": ("forward.cu", "backward.cu"),
+    "bottleneck_tile.cuh": ("forward.cu", "backward.cu"),
     "bottleneck_middle.cuh": ("forward.cu", "backward.cu"),
     "tile_kernels.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
     "weight_gradient.cuh": ("backward.cu",),

@@ -111,6 +111,12 @@ def test_limits_are_refused_in_words(emulator, arguments, words):
     assert emulator.door_plan(**arguments, **SIZES)[1] == words
 
 
+@pytest.mark.parametrize("cluster_size", [0, 3, 5, 6, 7, 9, 16])
+def test_clusters_are_powers_of_two(emulator, cluster_size):
+    words = emulator.door_plan(num_tokens=9, pin=f"tile:16x{cluster_size}", **SIZES)[1]
+    assert words.endswith("a cluster_size of 1, 2, 4 or 8")
+
+
 def test_the_last_number_of_tokens_that_the_words_allow_is_served(emulator):
     assert emulator.door_plan(num_tokens=134211584, num_adapters=2, **SIZES)[1] == ""
     assert emulator.door_plan(num_tokens=134211584 + 2048, num_adapters=2, **SIZES)[1] != ""

@@ -1,4 +1,5 @@
-// What happens between the two products of a bottleneck tile: bias and activation, or their derivative.
+// What happens between the two products of a bottleneck tile: bias and activation, or their derivative. Columns behind
+// bottleneck_dim become zero whatever the sums there are: an infinity times the padding of a weight is NaN.
 #pragma once
 
 #include "activation.cuh"
@@ -61,7 +62,7 @@ struct ForwardMiddle {
     }
     access.store(pre_activation, row, column, pack_quad<Element>(values));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] = activate(activation, values[i]);
+    for (int i = 0; i < 4; ++i) values[i] = column + i < access.columns ? activate(activation, values[i]) : 0.f;
     return pack_quad<Element>(values);
   }
 
@@ -88,7 +89,8 @@ struct BackwardMiddle {
     access.load(pre_activation, row, column, u);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      values[i] *= scaling * activation_derivative(activation, u[i]);
+      const float gradient = activation_gradient(activation, u[i], scaling * values[i]);
+      values[i] = column + i < access.columns ? gradient : 0.f;
       u[i] = activate(activation, u[i]);
     }
     const uint2 gradient = pack_quad<Element>(values);

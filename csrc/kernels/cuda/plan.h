@@ -52,7 +52,7 @@ TileShape plan_tile(const Problem& problem, const Device& device, Direction dire
 // Where the table comes from: "roofline" or "measured on <device>".
 const char* plan_table_source();
 
-// Bytes of shared memory that one block of the tile kernel takes, forward and backward alike.
+// Bytes of shared memory that one block of the tile kernel takes at least, forward and backward alike.
 int64_t tile_shared_memory(const Problem& problem, const TileShape& tile);
 
 }  // namespace adapterx::cuda

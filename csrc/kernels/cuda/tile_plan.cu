@@ -32,7 +32,7 @@ TileShape find_tile(const Problem& problem, const Device& device, Direction dire
 int64_t tile_shared_memory(const Problem& problem, const TileShape& tile) {
   if (tile.row_tile == kResidentRowTile) return resident_shared_memory(problem, tile.cluster_size);
   return visit_tile(problem, tile, [&](auto tag) {
-    return decltype(tag)::Type::shared_memory(problem.hidden_size, tile.cluster_size);
+    return decltype(tag)::Type::shared_memory(problem.hidden_size, tile.cluster_size, 2);
   });
 }
 
@@ -52,7 +52,7 @@ const char* tile_refusal(const Problem& problem, const TileShape& tile, const De
       return "a resident tile needs rows aligned to 16 bytes, an output, and no residual but hidden_states";
     }
   } else if (!has_tile_kernel(problem, tile)) {
-    return "the plan must have a row_tile of 16 or 64, or 32 for the resident kernel, and a cluster_size of 1 to 8";
+    return "the plan must have a row_tile of 16 or 64, or 32 for the resident kernel, and a cluster_size of 1, 2, 4 or 8";
   }
   if (device.compute_capability < 80) return "compute capability must be at least 8.0";
   if (tile.cluster_size > 1 && device.compute_capability < 90) return "clusters need compute capability 9.0";
