@@ -201,7 +201,7 @@ std::string through_the_door(const Problem& problem, const Tensors& tensors, con
                              int64_t num_adapters, const std::string& pin) {
   AdapterIndices picked;
   if (indices) picked = {static_cast<const int64_t*>(indices->data()), num_adapters};
-  const Plan plan = cuda::plan(problem, tensors, picked, {90, 227 * 1024}, pin);
+  const Plan plan = cuda::plan(problem, tensors, picked, {90, 227 * 1024, 132}, pin);
   if (!plan.refusal.empty()) throw py::value_error(plan.refusal);
   // The workspace begins at a multiple of 256 bytes, and the fake cuBLASLt does not touch its own part.
   const emulator::GuardedMemory workspace(static_cast<size_t>(round_up(plan.workspace, kWorkspaceAlignment)));
@@ -234,7 +234,7 @@ std::string door_backward(const py::array& grad_output, const OptionalArray& hid
 py::tuple door_plan(int64_t num_tokens, int64_t size, int64_t bottleneck_dim, int64_t num_adapters,
                     const std::string& pin) {
   const Problem problem = {ScalarType::bfloat16, Activation::gelu, 1.0, num_tokens, size, size, bottleneck_dim};
-  const Plan plan = cuda::plan(problem, ForwardTensors(), {nullptr, num_adapters}, {90, 227 * 1024}, pin);
+  const Plan plan = cuda::plan(problem, ForwardTensors(), {nullptr, num_adapters}, {90, 227 * 1024, 132}, pin);
   return py::make_tuple(plan.workspace, plan.refusal);
 }
 

@@ -1,0 +1,371 @@
+// Both weight gradients and both bias gradients at the speed of memory, for rows that begin and end at multiples of 16
+// bytes, from compute capability 9.0 on. Both products are computed as columns of the wide matrix times the narrow one:
+//     up_weight (hidden_size x m) = scaling * grad_output^T @ activated,
+//     down_weight^T (hidden_size x m) = hidden_states^T @ grad_pre_activation,   the bias gradients beside them.
+//
+// Work: an item is a window of kColumns columns of one product, and a range of tokens. One adapter: a cluster is a
+//     window, its blocks are the ranges. Sorted tokens: one wave of blocks without clusters walks over all items.
+// Block: kWarps warps that multiply, each kWarpColumns columns times all of m, and one that copies, a lane a token.
+// Shared memory: a ring of kStages stages of kTokens tokens, which bulk copies fill; barriers say which stage is full
+//     and which is empty. The copying warp runs ahead, into the next item too. Rows are padded for ldmatrix.
+// Accumulation: fp32, in order of tokens. The blocks of a cluster exchange their accumulators through distributed shared
+//     memory, each sums its share in rank order and stores it: no partial sums in memory. An adapter of several ranges
+//     of sorted tokens has partial sums, which reduce_partial_sums adds.
+#pragma once
+
+#include "weight_gradient.cuh"
+
+namespace adapterx::cuda {
+
+template <typename Element_, int kBottleneck_>
+struct StreamConfig {
+  using Element = Element_;
+  static constexpr int kBottleneck = kBottleneck_;
+  static constexpr int kWarps = 8;
+  static constexpr int kComputeThreads = 32 * kWarps;
+  static constexpr int kThreads = kComputeThreads + 32;
+  static constexpr int kWarpColumns = 32;
+  static constexpr int kColumns = kWarps * kWarpColumns;
+  static constexpr int kTokens = 32;
+  static constexpr int kWideStride = kColumns + kRowPadding;
+  static constexpr int kNarrowStride = kBottleneck + kRowPadding;  // narrow_pitch()
+  static constexpr int kStageElements = kTokens * (kWideStride + kNarrowStride);
+  static constexpr int kStages = 208 * 1024 / (2 * kStageElements);
+  static constexpr int kBarrierBytes = 2 * kStages * 8;
+  static constexpr int64_t kSharedMemory = round_up(int64_t{2} * kStages * kStageElements + kBarrierBytes, 16);
+  static constexpr int kPairs = kBottleneck / 8 + 1;  // of accumulators that are stored together: weights, then bias
+  static_assert(int64_t{kPairs} * 2 * 16 * kComputeThreads <= kSharedMemory - kBarrierBytes);  // the exchange
+};
+
+// The ring as one warp sees it: it goes through the stages in order, again and again.
+template <class Config>
+struct StageRing {
+  using Element = typename Config::Element;
+  Element* stages;
+  uint64_t* full;
+  uint64_t* empty;
+  int stage = 0;
+  unsigned parity = 0;
+
+  __device__ __forceinline__ explicit StageRing(unsigned char* memory) {
+    stages = reinterpret_cast<Element*>(memory);
+    full = reinterpret_cast<uint64_t*>(stages + Config::kStages * Config::kStageElements);
+    empty = full + Config::kStages;
+  }
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < Config::kStages; ++i) {
+      barrier_init(full + i, 1);
+      barrier_init(empty + i, Config::kWarps);
+    }
+    barrier_init_fence();
+  }
+  __device__ __forceinline__ Element* wide() const { return stages + stage * Config::kStageElements; }
+  __device__ __forceinline__ Element* narrow() const { return wide() + Config::kTokens * Config::kWideStride; }
+  __device__ __forceinline__ void advance() {
+    if (++stage < Config::kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+struct GradientItem {
+  bool up = false;
+  int window = 0;     // of the product's columns
+  int64_t first = 0;  // token, or place in the sorted order
+  int tokens = 0;
+  int64_t range = 0;
+};
+
+template <typename Element>
+__device__ __forceinline__ int64_t count_items(const WeightGradientArguments<Element>& arguments) {
+  const int64_t windows = arguments.up_windows + arguments.down_windows;
+  return arguments.segments == nullptr ? windows : windows * arguments.first_range[arguments.num_adapters];
+}
+
+// Items that run side by side are windows of the same tokens.
+template <typename Element>
+__device__ __forceinline__ GradientItem find_item(const WeightGradientArguments<Element>& arguments, int64_t number) {
+  const int windows = arguments.up_windows + arguments.down_windows;
+  GradientItem item;
+  item.window = static_cast<int>(number % windows);
+  item.up = item.window < arguments.up_windows;
+  if (!item.up) item.window -= arguments.up_windows;
+  if (arguments.segments != nullptr) {
+    item.range = number / windows;
+    const Segment segment = arguments.segments[item.range];
+    item.first = segment.begin;
+    item.tokens = segment.end - segment.begin;
+  } else {
+    item.range = blockIdx.x % arguments.ranges;
+    item.first = item.range * arguments.range_tokens;
+    const int64_t left = arguments.activated.rows - item.first;
+    item.tokens = static_cast<int>(max(int64_t{0}, min(left, arguments.range_tokens)));
+  }
+  return item;
+}
+
+// Calls visit(item) for each item of this block.
+template <typename Element, class Visit>
+__device__ __forceinline__ void walk_items(const WeightGradientArguments<Element>& arguments, const Visit& visit) {
+  const int64_t count = count_items(arguments), step = gridDim.x / arguments.ranges;
+  for (int64_t i = blockIdx.x / arguments.ranges; i < count; i += step) visit(find_item(arguments, i));
+}
+
+// ---- the copying warp ----------------------------------------------------------------------------------------------
+
+// Rows of a matrix on their way to a stage.
+template <typename Element>
+struct RowSource {
+  const Element* data;  // of the window
+  int64_t stride;
+  unsigned bytes;  // of a row
+};
+
+// Zeroes the rows from `rows` on that an mma of 16 tokens reads.
+template <class Config>
+__device__ __forceinline__ void clear_rows(const StageRing<Config>& ring, int rows, int lane) {
+  const auto clear = [&](typename Config::Element* target, int stride, int columns) {
+    for (int row = rows; row < (rows + 15) / 16 * 16; ++row) {
+      for (int column = lane * 8; column < columns; column += 32 * 8) {
+        *reinterpret_cast<uint4*>(target + row * stride + column) = uint4{};
+      }
+    }
+  };
+  clear(ring.wide(), Config::kWideStride, Config::kColumns);
+  clear(ring.narrow(), Config::kNarrowStride, Config::kBottleneck);
+  async_proxy_fence();  // the next copy to these rows comes after the zeros
+  __syncwarp();
+}
+
+template <class Config>
+__device__ __forceinline__ void copy_item(StageRing<Config>& ring,
+                                          const WeightGradientArguments<typename Config::Element>& arguments,
+                                          const GradientItem& item, int lane) {
+  using Element = typename Config::Element;
+  const Matrix<Element>& wide = item.up ? arguments.grad_output : arguments.hidden_states;
+  const Matrix<Element>& narrow = item.up ? arguments.activated : arguments.grad_pre_activation;
+  const int column0 = item.window * Config::kColumns, columns = min(wide.columns - column0, Config::kColumns);
+  const unsigned wide_bytes = max(columns, 0) * static_cast<unsigned>(sizeof(Element));
+  const bool together = arguments.tokens == nullptr && narrow.stride == Config::kNarrowStride;
+  const unsigned narrow_bytes =
+      (together ? Config::kNarrowStride : (narrow.columns + 7) / 8 * 8) * static_cast<unsigned>(sizeof(Element));
+  const auto find_row = [&](int token) -> int64_t {
+    if (token >= item.tokens) return 0;
+    return arguments.tokens == nullptr ? item.first + token : arguments.tokens[item.first + token];
+  };
+  int64_t row = find_row(lane);
+  for (int first = 0; first < item.tokens; first += Config::kTokens) {
+    const int rows = min(Config::kTokens, item.tokens - first);
+    uint64_t* full = ring.full + ring.stage;
+    barrier_wait(ring.empty + ring.stage, ring.parity ^ 1);
+    if (rows % 16 != 0) clear_rows(ring, rows, lane);
+    if (lane == 0) barrier_expect(full, rows * (wide_bytes + narrow_bytes));
+    __syncwarp();
+    if (lane < rows) {
+      if (wide_bytes > 0) {
+        bulk_load(ring.wide() + lane * Config::kWideStride, wide.data + row * wide.stride + column0, wide_bytes, full);
+      }
+      if (!together) {
+        bulk_load(ring.narrow() + lane * Config::kNarrowStride, narrow.data + row * narrow.stride, narrow_bytes, full);
+      } else if (lane == 0) {
+        bulk_load(ring.narrow(), narrow.data + row * narrow.stride, rows * narrow_bytes, full);
+      }
+    }
+    row = find_row(first + Config::kTokens + lane);  // on its way while the next stage becomes empty
+    ring.advance();
+  }
+}
+
+// ---- the multiplying warps -----------------------------------------------------------------------------------------
+
+// A warp's sums: kWarpColumns columns of the wide matrix times m, as mma accumulators; and of one of the bias
+// gradients. Of the up bias two accumulators for the warp's columns, of which column 0 counts; of the down bias, in the
+// first window, those for columns [16 * warp, 16 * warp + 16) of the narrow matrix, of which row 0 counts.
+template <class Config>
+struct GradientSums {
+  static constexpr int kRowTiles = Config::kWarpColumns / 16, kColumnTiles = Config::kBottleneck / 8;
+  float weight[kRowTiles][kColumnTiles][4];
+  float bias[2][4];
+
+  __device__ __forceinline__ void clear() {
+    visit([](float (&first)[4], float (&second)[4], int) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) first[k] = second[k] = 0.f;
+    });
+  }
+
+  // Calls visit(first, second, number) for each pair of accumulators that are stored together.
+  template <class Visit>
+  __device__ __forceinline__ void visit(const Visit& visit) {
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; n += 2) {
+        visit(weight[i][n], weight[i][n + 1], i * (kColumnTiles / 2) + n / 2);
+      }
+    }
+    visit(bias[0], bias[1], kRowTiles * (kColumnTiles / 2));
+  }
+};
+
+// 16 tokens. `bias_pair`: which 16 columns of the narrow matrix this warp sums for the down bias; -1: none.
+template <class Config, bool kUp>
+__device__ __forceinline__ void multiply_tokens(GradientSums<Config>& sums, const typename Config::Element* wide,
+                                                const typename Config::Element* narrow, uint32_t ones, int bias_pair,
+                                                int lane) {
+  using Element = typename Config::Element;
+  constexpr int kRowTiles = GradientSums<Config>::kRowTiles;
+  uint32_t a[kRowTiles][4], b[4];
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) {
+    load_a<true>(a[i], wide + i * 16, Config::kWideStride, lane);
+    if constexpr (kUp) mma<Element>(sums.bias[i], a[i], ones, ones);
+  }
+#pragma unroll
+  for (int n = 0; n < Config::kBottleneck; n += 16) {
+    load_b<true>(b, narrow + n, Config::kNarrowStride, lane);
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      mma<Element>(sums.weight[i][n / 8], a[i], b[0], b[1]);
+      mma<Element>(sums.weight[i][n / 8 + 1], a[i], b[2], b[3]);
+    }
+    if constexpr (!kUp) {
+      if (n / 16 != bias_pair) continue;
+      const uint32_t ones_row[4] = {ones, 0, ones, 0};
+      mma<Element>(sums.bias[0], ones_row, b[0], b[1]);
+      mma<Element>(sums.bias[1], ones_row, b[2], b[3]);
+    }
+  }
+}
+
+template <class Config, bool kUp>
+__device__ __forceinline__ void multiply_item(GradientSums<Config>& sums, StageRing<Config>& ring,
+                                              const GradientItem& item, int warp, int lane) {
+  const uint32_t ones = ones_column<typename Config::Element>(lane);
+  const int bias_pair = item.window == 0 ? warp : -1;
+  for (int left = item.tokens; left > 0; left -= Config::kTokens) {
+    barrier_wait(ring.full + ring.stage, ring.parity);
+    const auto* wide = ring.wide() + warp * Config::kWarpColumns;
+    const auto* narrow = ring.narrow();
+    static_assert(Config::kTokens == 32);
+    multiply_tokens<Config, kUp>(sums, wide, narrow, ones, bias_pair, lane);
+    if (left > 16) {
+      multiply_tokens<Config, kUp>(sums, wide + 16 * Config::kWideStride, narrow + 16 * Config::kNarrowStride, ones,
+                                   bias_pair, lane);
+    }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(ring.empty + ring.stage);
+    ring.advance();
+  }
+}
+
+// Every warp of the cluster comes here, the copying ones too. Leaves in `sums` the totals over the blocks of those pairs
+// that this block owns. The stages are free: who comes here has seen all of them full.
+template <class Config>
+__device__ __forceinline__ void sum_blocks(GradientSums<Config>& sums, unsigned char* memory, int rank, int blocks) {
+  auto* mine = reinterpret_cast<float4*>(memory) + threadIdx.x;
+  block_barrier(1, Config::kComputeThreads);
+  sums.visit([&](float (&first)[4], float (&second)[4], int pair) {
+    mine[2 * pair * Config::kComputeThreads] = float4{first[0], first[1], first[2], first[3]};
+    mine[(2 * pair + 1) * Config::kComputeThreads] = float4{second[0], second[1], second[2], second[3]};
+  });
+  cluster_sync();
+  sums.clear();
+  for (int source = 0; source < blocks; ++source) {
+    const float4* theirs = cluster_map(mine, static_cast<unsigned>(source));
+    const auto add = [](float (&to)[4], const float4& part) {
+      to[0] += part.x, to[1] += part.y, to[2] += part.z, to[3] += part.w;
+    };
+    sums.visit([&](float (&first)[4], float (&second)[4], int pair) {
+      if ((pair & (blocks - 1)) != rank) return;
+      add(first, theirs[2 * pair * Config::kComputeThreads]);
+      add(second, theirs[(2 * pair + 1) * Config::kComputeThreads]);
+    });
+  }
+}
+
+// Stores the pairs that block `rank` of `blocks`, a power of two, owns.
+template <class Config, bool kUp>
+__device__ __forceinline__ void store_item(GradientSums<Config>& sums,
+                                           const GradientMatrix<typename Config::Element>& gradient,
+                                           const GradientTarget& target, const GradientItem& item, int rank, int blocks,
+                                           int warp, int lane) {
+  constexpr int kRowPairs = Config::kBottleneck / 16;
+  const int column0 = item.window * Config::kColumns + warp * Config::kWarpColumns;
+  sums.visit([&](float (&first)[4], float (&second)[4], int pair) {
+    if ((pair & (blocks - 1)) != rank) return;
+    if (pair < Config::kPairs - 1) {
+      const int column = column0 + pair / kRowPairs * 16, narrow = pair % kRowPairs * 16;
+      if constexpr (kUp) {
+        store_sums<false>(gradient, target, column, narrow, first, second, lane);
+      } else {
+        store_sums<true>(gradient, target, narrow, column, first, second, lane);
+      }
+    } else if constexpr (kUp) {
+      store_first_column(gradient, target, column0, first, lane);
+      store_first_column(gradient, target, column0 + 16, second, lane);
+    } else if (item.window == 0 && warp * 16 < Config::kBottleneck && lane < 4) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        store_bias(gradient, target, warp * 16 + lane * 2 + i, first[i]);
+        store_bias(gradient, target, warp * 16 + 8 + lane * 2 + i, second[i]);
+      }
+    }
+  });
+}
+
+template <class Config, bool kUp>
+__device__ __forceinline__ void run_item(StageRing<Config>& ring,
+                                         const WeightGradientArguments<typename Config::Element>& arguments,
+                                         const GradientItem& item, unsigned char* memory) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int blocks = static_cast<int>(arguments.ranges), rank = static_cast<int>(blockIdx.x % arguments.ranges);
+  GradientSums<Config> sums;
+  sums.clear();
+  multiply_item<Config, kUp>(sums, ring, item, warp, lane);
+  GradientTarget target;
+  if (arguments.segments != nullptr) {
+    target = sorted_target(arguments, item.range, arguments.segments[item.range]);
+  } else if (blocks > 1) {
+    sum_blocks(sums, memory, rank, blocks);
+  }
+  store_item<Config, kUp>(sums, kUp ? arguments.up : arguments.down, target, item, rank, blocks, warp, lane);
+}
+
+template <class Config>
+__device__ __forceinline__ void stream_gradients(const WeightGradientArguments<typename Config::Element>& arguments) {
+  ADAPTERX_SHARED_MEMORY(memory);
+  StageRing<Config> ring(memory);
+  if (threadIdx.x == 0) ring.init();
+  __syncthreads();
+  dependency_wait();
+  dependents_launch();
+  const bool cluster = arguments.ranges > 1;  // of one item then
+  if (threadIdx.x >= Config::kComputeThreads) {
+    walk_items(arguments, [&](const GradientItem& item) {
+      copy_item<Config>(ring, arguments, item, static_cast<int>(threadIdx.x % 32));
+    });
+    if (cluster) cluster_sync();  // as the others in sum_blocks
+  } else {
+    walk_items(arguments, [&](const GradientItem& item) {
+      if (item.up) {
+        run_item<Config, true>(ring, arguments, item, memory);
+      } else {
+        run_item<Config, false>(ring, arguments, item, memory);
+      }
+    });
+  }
+  if (cluster) cluster_sync();  // a block lives until the others have read its sums
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    gradient_stream_kernel(const WeightGradientArguments<typename Config::Element> arguments) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  __trap();  // no bulk copies here: the launch keeps callers away
+#else
+  stream_gradients<Config>(arguments);
+#endif
+}
+
+}  // namespace adapterx::cuda
