@@ -172,12 +172,14 @@ BackwardTensors backward_tensors(const py::array& grad_output, const OptionalArr
 void backward(const py::array& grad_output, const OptionalArray& hidden_states, const py::array& pre_activation,
               const py::array& down_weight, const py::array& up_weight, std::vector<OptionalArray> gradients,
               const std::string& activation, double scaling, bool add_grad_output, int row_tile, int cluster_size,
-              const OptionalArray& indices) {
+              const OptionalArray& indices, int capability, int multiprocessors) {
   const Problem problem = make_problem(grad_output, up_weight, bottleneck_of(down_weight), activation, scaling);
   const BackwardTensors tensors =
       backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
   const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
-  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, tensors, sorted.get(), {row_tile, cluster_size}});
+  const Device device = {capability, 227 * 1024, multiprocessors};
+  run_path<BackwardTensors>(lay_out_tile, run_tile,
+                            {problem, tensors, sorted.get(), {row_tile, cluster_size}, {}, device});
 }
 
 void segments_backward(const py::array& grad_output, const OptionalArray& hidden_states,
@@ -338,7 +340,7 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   m.def("backward", &backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), py::arg("row_tile"), py::arg("cluster_size"),
-        py::arg("indices") = py::none());
+        py::arg("indices") = py::none(), py::arg("capability") = 90, py::arg("multiprocessors") = 132);
   m.def("segments_backward", &segments_backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), array("indices"), py::arg("row_tile") = kSegmentRowTile);

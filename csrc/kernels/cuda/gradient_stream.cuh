@@ -33,33 +33,34 @@ struct StreamConfig {
   static constexpr int kStages = 208 * 1024 / (2 * kStageElements);
   static constexpr int kBarrierBytes = 2 * kStages * 8;
   static constexpr int64_t kSharedMemory = round_up(int64_t{2} * kStages * kStageElements + kBarrierBytes, 16);
-  static constexpr int kPairs = kBottleneck / 8 + 1;  // of accumulators that are stored together: weights, then bias
-  static_assert(int64_t{kPairs} * 2 * 16 * kComputeThreads <= kSharedMemory - kBarrierBytes);  // the exchange
+  static constexpr int kPairs = kBottleneck / 8;  // of accumulators of the weight that are stored together
+  static_assert(int64_t{2 * kPairs + 1} * 16 * kComputeThreads <= kSharedMemory - kBarrierBytes);  // the exchange
 };
 
 // The ring as one warp sees it: it goes through the stages in order, again and again.
 template <class Config>
 struct StageRing {
   using Element = typename Config::Element;
-  Element* stages;
-  uint64_t* full;
-  uint64_t* empty;
+  unsigned char* memory;
   int stage = 0;
   unsigned parity = 0;
 
-  __device__ __forceinline__ explicit StageRing(unsigned char* memory) {
-    stages = reinterpret_cast<Element*>(memory);
-    full = reinterpret_cast<uint64_t*>(stages + Config::kStages * Config::kStageElements);
-    empty = full + Config::kStages;
+  __device__ __forceinline__ explicit StageRing(unsigned char* memory) : memory(memory) {}
+  __device__ __forceinline__ uint64_t* barriers() const {
+    return reinterpret_cast<uint64_t*>(memory + Config::kStages * Config::kStageElements * 2);
   }
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < Config::kStages; ++i) {
-      barrier_init(full + i, 1);
-      barrier_init(empty + i, Config::kWarps);
+      barrier_init(barriers() + i, 1);
+      barrier_init(barriers() + Config::kStages + i, Config::kWarps);
     }
     barrier_init_fence();
   }
-  __device__ __forceinline__ Element* wide() const { return stages + stage * Config::kStageElements; }
+  __device__ __forceinline__ uint64_t* full() const { return barriers() + stage; }
+  __device__ __forceinline__ uint64_t* empty() const { return barriers() + Config::kStages + stage; }
+  __device__ __forceinline__ Element* wide() const {
+    return reinterpret_cast<Element*>(memory) + stage * Config::kStageElements;
+  }
   __device__ __forceinline__ Element* narrow() const { return wide() + Config::kTokens * Config::kWideStride; }
   __device__ __forceinline__ void advance() {
     if (++stage < Config::kStages) return;
@@ -73,21 +74,21 @@ struct GradientItem {
   int window = 0;     // of the product's columns
   int64_t first = 0;  // token, or place in the sorted order
   int tokens = 0;
-  int64_t range = 0;
+  int range = 0;
 };
 
 template <typename Element>
-__device__ __forceinline__ int64_t count_items(const WeightGradientArguments<Element>& arguments) {
-  const int64_t windows = arguments.up_windows + arguments.down_windows;
+__device__ __forceinline__ int count_items(const WeightGradientArguments<Element>& arguments) {
+  const int windows = arguments.up_windows + arguments.down_windows;
   return arguments.segments == nullptr ? windows : windows * arguments.first_range[arguments.num_adapters];
 }
 
 // Items that run side by side are windows of the same tokens.
 template <typename Element>
-__device__ __forceinline__ GradientItem find_item(const WeightGradientArguments<Element>& arguments, int64_t number) {
+__device__ __forceinline__ GradientItem find_item(const WeightGradientArguments<Element>& arguments, int number) {
   const int windows = arguments.up_windows + arguments.down_windows;
   GradientItem item;
-  item.window = static_cast<int>(number % windows);
+  item.window = number % windows;
   item.up = item.window < arguments.up_windows;
   if (!item.up) item.window -= arguments.up_windows;
   if (arguments.segments != nullptr) {
@@ -96,19 +97,19 @@ __device__ __forceinline__ GradientItem find_item(const WeightGradientArguments<
     item.first = segment.begin;
     item.tokens = segment.end - segment.begin;
   } else {
-    item.range = blockIdx.x % arguments.ranges;
-    item.first = item.range * arguments.range_tokens;
+    item.range = static_cast<int>(blockIdx.x) % arguments.ranges;
+    item.first = static_cast<int64_t>(item.range) * arguments.range_tokens;
     const int64_t left = arguments.activated.rows - item.first;
     item.tokens = static_cast<int>(max(int64_t{0}, min(left, arguments.range_tokens)));
   }
   return item;
 }
 
-// Calls visit(item) for each item of this block.
+// Calls visit(item) for each item of this block: one, where it belongs to a cluster.
 template <typename Element, class Visit>
 __device__ __forceinline__ void walk_items(const WeightGradientArguments<Element>& arguments, const Visit& visit) {
-  const int64_t count = count_items(arguments), step = gridDim.x / arguments.ranges;
-  for (int64_t i = blockIdx.x / arguments.ranges; i < count; i += step) visit(find_item(arguments, i));
+  const int first = static_cast<int>(blockIdx.x) / arguments.ranges;
+  for (int i = first; i < count_items(arguments); i += gridDim.x) visit(find_item(arguments, i));
 }
 
 // ---- the copying warp ----------------------------------------------------------------------------------------------
@@ -156,8 +157,8 @@ __device__ __forceinline__ void copy_item(StageRing<Config>& ring,
   int64_t row = find_row(lane);
   for (int first = 0; first < item.tokens; first += Config::kTokens) {
     const int rows = min(Config::kTokens, item.tokens - first);
-    uint64_t* full = ring.full + ring.stage;
-    barrier_wait(ring.empty + ring.stage, ring.parity ^ 1);
+    uint64_t* full = ring.full();
+    barrier_wait(ring.empty(), ring.parity ^ 1);
     if (rows % 16 != 0) clear_rows(ring, rows, lane);
     if (lane == 0) barrier_expect(full, rows * (wide_bytes + narrow_bytes));
     __syncwarp();
@@ -178,23 +179,17 @@ __device__ __forceinline__ void copy_item(StageRing<Config>& ring,
 
 // ---- the multiplying warps -----------------------------------------------------------------------------------------
 
-// A warp's sums: kWarpColumns columns of the wide matrix times m, as mma accumulators; and of one of the bias
-// gradients. Of the up bias two accumulators for the warp's columns, of which column 0 counts; of the down bias, in the
-// first window, those for columns [16 * warp, 16 * warp + 16) of the narrow matrix, of which row 0 counts.
+// A warp's sums, as mma accumulators: kWarpColumns columns of the wide matrix times m, and a share of one bias gradient.
+// Of the up bias columns 0 and 1, the sums of the warp's first and second 16 columns. Of the down bias, in the first
+// window, rows 0 and 8, those of columns 16 * warp and 16 * warp + 8 of the narrow matrix and of the 7 behind each.
 template <class Config>
 struct GradientSums {
   static constexpr int kRowTiles = Config::kWarpColumns / 16, kColumnTiles = Config::kBottleneck / 8;
+  static_assert(kRowTiles == 2);
   float weight[kRowTiles][kColumnTiles][4];
-  float bias[2][4];
+  float bias[4];
 
-  __device__ __forceinline__ void clear() {
-    visit([](float (&first)[4], float (&second)[4], int) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) first[k] = second[k] = 0.f;
-    });
-  }
-
-  // Calls visit(first, second, number) for each pair of accumulators that are stored together.
+  // Calls visit(first, second, number) for each pair of accumulators of the weight that are stored together.
   template <class Visit>
   __device__ __forceinline__ void visit(const Visit& visit) {
 #pragma unroll
@@ -204,22 +199,32 @@ struct GradientSums {
         visit(weight[i][n], weight[i][n + 1], i * (kColumnTiles / 2) + n / 2);
       }
     }
-    visit(bias[0], bias[1], kRowTiles * (kColumnTiles / 2));
+  }
+
+  __device__ __forceinline__ void clear() {
+    visit([](float (&first)[4], float (&second)[4], int) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) first[k] = second[k] = 0.f;
+    });
+#pragma unroll
+    for (int k = 0; k < 4; ++k) bias[k] = 0.f;
   }
 };
 
 // 16 tokens. `bias_pair`: which 16 columns of the narrow matrix this warp sums for the down bias; -1: none.
 template <class Config, bool kUp>
 __device__ __forceinline__ void multiply_tokens(GradientSums<Config>& sums, const typename Config::Element* wide,
-                                                const typename Config::Element* narrow, uint32_t ones, int bias_pair,
-                                                int lane) {
+                                                const typename Config::Element* narrow, int bias_pair, int lane) {
   using Element = typename Config::Element;
   constexpr int kRowTiles = GradientSums<Config>::kRowTiles;
   uint32_t a[kRowTiles][4], b[4];
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
     load_a<true>(a[i], wide + i * 16, Config::kWideStride, lane);
-    if constexpr (kUp) mma<Element>(sums.bias[i], a[i], ones, ones);
+    if constexpr (kUp) {
+      const uint32_t ones = ones_column<Element>(lane - 4 * i);  // in column i
+      mma<Element>(sums.bias, a[i], ones, ones);
+    }
   }
 #pragma unroll
   for (int n = 0; n < Config::kBottleneck; n += 16) {
@@ -231,9 +236,10 @@ __device__ __forceinline__ void multiply_tokens(GradientSums<Config>& sums, cons
     }
     if constexpr (!kUp) {
       if (n / 16 != bias_pair) continue;
-      const uint32_t ones_row[4] = {ones, 0, ones, 0};
-      mma<Element>(sums.bias[0], ones_row, b[0], b[1]);
-      mma<Element>(sums.bias[1], ones_row, b[2], b[3]);
+      const uint32_t ones = ones_column<Element>(lane);
+      const uint32_t row0[4] = {ones, 0, ones, 0}, row8[4] = {0, ones, 0, ones};
+      mma<Element>(sums.bias, row0, b[0], b[1]);
+      mma<Element>(sums.bias, row8, b[2], b[3]);
     }
   }
 }
@@ -241,46 +247,53 @@ __device__ __forceinline__ void multiply_tokens(GradientSums<Config>& sums, cons
 template <class Config, bool kUp>
 __device__ __forceinline__ void multiply_item(GradientSums<Config>& sums, StageRing<Config>& ring,
                                               const GradientItem& item, int warp, int lane) {
-  const uint32_t ones = ones_column<typename Config::Element>(lane);
   const int bias_pair = item.window == 0 ? warp : -1;
   for (int left = item.tokens; left > 0; left -= Config::kTokens) {
-    barrier_wait(ring.full + ring.stage, ring.parity);
+    barrier_wait(ring.full(), ring.parity);
     const auto* wide = ring.wide() + warp * Config::kWarpColumns;
     const auto* narrow = ring.narrow();
     static_assert(Config::kTokens == 32);
-    multiply_tokens<Config, kUp>(sums, wide, narrow, ones, bias_pair, lane);
+    multiply_tokens<Config, kUp>(sums, wide, narrow, bias_pair, lane);
     if (left > 16) {
-      multiply_tokens<Config, kUp>(sums, wide + 16 * Config::kWideStride, narrow + 16 * Config::kNarrowStride, ones,
+      multiply_tokens<Config, kUp>(sums, wide + 16 * Config::kWideStride, narrow + 16 * Config::kNarrowStride,
                                    bias_pair, lane);
     }
     __syncwarp();
-    if (lane == 0) barrier_arrive(ring.empty + ring.stage);
+    if (lane == 0) barrier_arrive(ring.empty());
     ring.advance();
   }
 }
 
-// Every warp of the cluster comes here, the copying ones too. Leaves in `sums` the totals over the blocks of those pairs
-// that this block owns. The stages are free: who comes here has seen all of them full.
+// All warps that multiply, of all blocks of the cluster. Leaves in `sums` the totals over the blocks of the pairs that
+// this block owns, pair % blocks == rank; the bias counts as the last pair. The stages are free: who comes here has seen
+// all of them full.
 template <class Config>
 __device__ __forceinline__ void sum_blocks(GradientSums<Config>& sums, unsigned char* memory, int rank, int blocks) {
+  constexpr int kStep = Config::kComputeThreads;
   auto* mine = reinterpret_cast<float4*>(memory) + threadIdx.x;
+  const auto put = [&](int place, const float (&from)[4]) {
+    mine[place * kStep] = float4{from[0], from[1], from[2], from[3]};
+  };
   block_barrier(1, Config::kComputeThreads);
   sums.visit([&](float (&first)[4], float (&second)[4], int pair) {
-    mine[2 * pair * Config::kComputeThreads] = float4{first[0], first[1], first[2], first[3]};
-    mine[(2 * pair + 1) * Config::kComputeThreads] = float4{second[0], second[1], second[2], second[3]};
+    put(2 * pair, first);
+    put(2 * pair + 1, second);
   });
+  put(2 * Config::kPairs, sums.bias);
   cluster_sync();
   sums.clear();
   for (int source = 0; source < blocks; ++source) {
     const float4* theirs = cluster_map(mine, static_cast<unsigned>(source));
-    const auto add = [](float (&to)[4], const float4& part) {
+    const auto add = [&](float (&to)[4], int place) {
+      const float4 part = theirs[place * kStep];
       to[0] += part.x, to[1] += part.y, to[2] += part.z, to[3] += part.w;
     };
     sums.visit([&](float (&first)[4], float (&second)[4], int pair) {
       if ((pair & (blocks - 1)) != rank) return;
-      add(first, theirs[2 * pair * Config::kComputeThreads]);
-      add(second, theirs[(2 * pair + 1) * Config::kComputeThreads]);
+      add(first, 2 * pair);
+      add(second, 2 * pair + 1);
     });
+    if ((Config::kPairs & (blocks - 1)) == rank) add(sums.bias, 2 * Config::kPairs);
   }
 }
 
@@ -294,24 +307,22 @@ __device__ __forceinline__ void store_item(GradientSums<Config>& sums,
   const int column0 = item.window * Config::kColumns + warp * Config::kWarpColumns;
   sums.visit([&](float (&first)[4], float (&second)[4], int pair) {
     if ((pair & (blocks - 1)) != rank) return;
-    if (pair < Config::kPairs - 1) {
-      const int column = column0 + pair / kRowPairs * 16, narrow = pair % kRowPairs * 16;
-      if constexpr (kUp) {
-        store_sums<false>(gradient, target, column, narrow, first, second, lane);
-      } else {
-        store_sums<true>(gradient, target, narrow, column, first, second, lane);
-      }
-    } else if constexpr (kUp) {
-      store_first_column(gradient, target, column0, first, lane);
-      store_first_column(gradient, target, column0 + 16, second, lane);
-    } else if (item.window == 0 && warp * 16 < Config::kBottleneck && lane < 4) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        store_bias(gradient, target, warp * 16 + lane * 2 + i, first[i]);
-        store_bias(gradient, target, warp * 16 + 8 + lane * 2 + i, second[i]);
-      }
+    const int column = column0 + pair / kRowPairs * 16, narrow = pair % kRowPairs * 16;
+    if constexpr (kUp) {
+      store_sums<false>(gradient, target, column, narrow, first, second, lane);
+    } else {
+      store_sums<true>(gradient, target, narrow, column, first, second, lane);
     }
   });
+  if ((Config::kPairs & (blocks - 1)) != rank) return;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kUp) {
+      if (lane % 4 == 0) store_bias(gradient, target, column0 + i % 2 * 16 + i / 2 * 8 + lane / 4, sums.bias[i]);
+    } else if (item.window == 0 && warp * 16 < Config::kBottleneck && lane < 4) {
+      store_bias(gradient, target, warp * 16 + i / 2 * 8 + lane * 2 + i % 2, sums.bias[i]);
+    }
+  }
 }
 
 template <class Config, bool kUp>
@@ -319,11 +330,11 @@ __device__ __forceinline__ void run_item(StageRing<Config>& ring,
                                          const WeightGradientArguments<typename Config::Element>& arguments,
                                          const GradientItem& item, unsigned char* memory) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int blocks = static_cast<int>(arguments.ranges), rank = static_cast<int>(blockIdx.x % arguments.ranges);
   GradientSums<Config> sums;
   sums.clear();
   multiply_item<Config, kUp>(sums, ring, item, warp, lane);
   GradientTarget target;
+  const int blocks = arguments.ranges, rank = arguments.segments != nullptr ? 0 : item.range;
   if (arguments.segments != nullptr) {
     target = sorted_target(arguments, item.range, arguments.segments[item.range]);
   } else if (blocks > 1) {

@@ -102,7 +102,7 @@ WeightGradientArguments<typename Config::Element> make_arguments(const PathCall<
   arguments.down.partial_bias = layout.down_bias();
   arguments.partial = work.partial;
   arguments.partial_size = layout.size();
-  arguments.ranges = work.ranges;
+  arguments.ranges = static_cast<int>(work.ranges);
   arguments.range_tokens = work.range_tokens;
   const int windows = static_cast<int>(layout.padded_hidden / Config::kColumns);
   arguments.up_windows = work.up ? windows : 0;
@@ -154,6 +154,7 @@ cudaError_t launch_config(Tag<StreamConfig<Element, kBottleneck>>, const PathCal
     arguments.range_tokens = round_up(ceil_div(call.problem.num_tokens, arguments.ranges), Config::kTokens);
   }
   const int64_t items = windows * (grouped ? call.sorted->max_ranges : arguments.ranges);
+  if (items >= int64_t{1} << 30) return cudaErrorInvalidValue;  // they are counted in 32 bits
   const int64_t one_wave = std::max<int64_t>(call.device.multiprocessors, 1);
   LaunchShape shape = {dim3(static_cast<unsigned>(arguments.ranges > 1 ? items : std::min(items, one_wave))),
                        dim3(Config::kThreads), Config::kSharedMemory};
