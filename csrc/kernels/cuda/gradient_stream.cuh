@@ -17,6 +17,15 @@
 
 namespace adapterx::cuda {
 
+struct GradientItem {
+  int number = 0;
+  bool up = false;
+  int window = 0;     // of the product's columns
+  int64_t first = 0;  // token, or place in the sorted order
+  int tokens = 0;
+  int range = 0;
+};
+
 template <typename Element_, int kBottleneck_>
 struct StreamConfig {
   using Element = Element_;
@@ -31,10 +40,11 @@ struct StreamConfig {
   static constexpr int kNarrowStride = kBottleneck + kRowPadding;  // narrow_pitch()
   static constexpr int kStageElements = kTokens * (kWideStride + kNarrowStride);
   static constexpr int kStages = 208 * 1024 / (2 * kStageElements);
+  static constexpr int kRingBytes = 2 * kStages * kStageElements;
   static constexpr int kBarrierBytes = 2 * kStages * 8;
-  static constexpr int64_t kSharedMemory = round_up(int64_t{2} * kStages * kStageElements + kBarrierBytes, 16);
+  static constexpr int64_t kSharedMemory = round_up(kRingBytes + kBarrierBytes + kWarps * sizeof(GradientItem), 16);
   static constexpr int kPairs = kBottleneck / 8;  // of accumulators of the weight that are stored together
-  static_assert(int64_t{2 * kPairs + 1} * 16 * kComputeThreads <= kSharedMemory - kBarrierBytes);  // the exchange
+  static_assert(int64_t{2 * kPairs + 2} * 16 * kComputeThreads <= kRingBytes);  // the exchange
 };
 
 // The ring as one warp sees it: it goes through the stages in order, again and again.
@@ -47,7 +57,11 @@ struct StageRing {
 
   __device__ __forceinline__ explicit StageRing(unsigned char* memory) : memory(memory) {}
   __device__ __forceinline__ uint64_t* barriers() const {
-    return reinterpret_cast<uint64_t*>(memory + Config::kStages * Config::kStageElements * 2);
+    return reinterpret_cast<uint64_t*>(memory + Config::kRingBytes);
+  }
+  // Where a warp that multiplies notes its item, which it would else hold in registers meanwhile.
+  __device__ __forceinline__ GradientItem* note(int warp) const {
+    return reinterpret_cast<GradientItem*>(memory + Config::kRingBytes + Config::kBarrierBytes) + warp;
   }
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < Config::kStages; ++i) {
@@ -69,14 +83,6 @@ struct StageRing {
   }
 };
 
-struct GradientItem {
-  bool up = false;
-  int window = 0;     // of the product's columns
-  int64_t first = 0;  // token, or place in the sorted order
-  int tokens = 0;
-  int range = 0;
-};
-
 template <typename Element>
 __device__ __forceinline__ int count_items(const WeightGradientArguments<Element>& arguments) {
   const int windows = arguments.up_windows + arguments.down_windows;
@@ -88,6 +94,7 @@ template <typename Element>
 __device__ __forceinline__ GradientItem find_item(const WeightGradientArguments<Element>& arguments, int number) {
   const int windows = arguments.up_windows + arguments.down_windows;
   GradientItem item;
+  item.number = number;
   item.window = number % windows;
   item.up = item.window < arguments.up_windows;
   if (!item.up) item.window -= arguments.up_windows;
@@ -105,22 +112,13 @@ __device__ __forceinline__ GradientItem find_item(const WeightGradientArguments<
   return item;
 }
 
-// Calls visit(item) for each item of this block: one, where it belongs to a cluster.
-template <typename Element, class Visit>
-__device__ __forceinline__ void walk_items(const WeightGradientArguments<Element>& arguments, const Visit& visit) {
-  const int first = static_cast<int>(blockIdx.x) / arguments.ranges;
-  for (int i = first; i < count_items(arguments); i += gridDim.x) visit(find_item(arguments, i));
+// The items of a block are `first_item` and each gridDim.x behind it; in a cluster, that one.
+template <typename Element>
+__device__ __forceinline__ int first_item(const WeightGradientArguments<Element>& arguments) {
+  return static_cast<int>(blockIdx.x) / arguments.ranges;
 }
 
 // ---- the copying warp ----------------------------------------------------------------------------------------------
-
-// Rows of a matrix on their way to a stage.
-template <typename Element>
-struct RowSource {
-  const Element* data;  // of the window
-  int64_t stride;
-  unsigned bytes;  // of a row
-};
 
 // Zeroes the rows from `rows` on that an mma of 16 tokens reads.
 template <class Config>
@@ -180,14 +178,14 @@ __device__ __forceinline__ void copy_item(StageRing<Config>& ring,
 // ---- the multiplying warps -----------------------------------------------------------------------------------------
 
 // A warp's sums, as mma accumulators: kWarpColumns columns of the wide matrix times m, and a share of one bias gradient.
-// Of the up bias columns 0 and 1, the sums of the warp's first and second 16 columns. Of the down bias, in the first
-// window, rows 0 and 8, those of columns 16 * warp and 16 * warp + 8 of the narrow matrix and of the 7 behind each.
+// Of the up bias two accumulators for the warp's columns, of which column 0 counts. Of the down bias, in the first
+// window, two for columns 16 * warp to 16 * warp + 15 of the narrow matrix, of which row 0 counts. They share none: a sum
+// that is no number would spread.
 template <class Config>
 struct GradientSums {
   static constexpr int kRowTiles = Config::kWarpColumns / 16, kColumnTiles = Config::kBottleneck / 8;
-  static_assert(kRowTiles == 2);
   float weight[kRowTiles][kColumnTiles][4];
-  float bias[4];
+  float bias[2][4];
 
   // Calls visit(first, second, number) for each pair of accumulators of the weight that are stored together.
   template <class Visit>
@@ -207,7 +205,7 @@ struct GradientSums {
       for (int k = 0; k < 4; ++k) first[k] = second[k] = 0.f;
     });
 #pragma unroll
-    for (int k = 0; k < 4; ++k) bias[k] = 0.f;
+    for (int k = 0; k < 4; ++k) bias[0][k] = bias[1][k] = 0.f;
   }
 };
 
@@ -217,14 +215,13 @@ __device__ __forceinline__ void multiply_tokens(GradientSums<Config>& sums, cons
                                                 const typename Config::Element* narrow, int bias_pair, int lane) {
   using Element = typename Config::Element;
   constexpr int kRowTiles = GradientSums<Config>::kRowTiles;
+  static_assert(kRowTiles == 2);
+  const uint32_t ones = ones_column<Element>(lane);
   uint32_t a[kRowTiles][4], b[4];
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
     load_a<true>(a[i], wide + i * 16, Config::kWideStride, lane);
-    if constexpr (kUp) {
-      const uint32_t ones = ones_column<Element>(lane - 4 * i);  // in column i
-      mma<Element>(sums.bias, a[i], ones, ones);
-    }
+    if constexpr (kUp) mma<Element>(sums.bias[i], a[i], ones, ones);
   }
 #pragma unroll
   for (int n = 0; n < Config::kBottleneck; n += 16) {
@@ -236,10 +233,9 @@ __device__ __forceinline__ void multiply_tokens(GradientSums<Config>& sums, cons
     }
     if constexpr (!kUp) {
       if (n / 16 != bias_pair) continue;
-      const uint32_t ones = ones_column<Element>(lane);
-      const uint32_t row0[4] = {ones, 0, ones, 0}, row8[4] = {0, ones, 0, ones};
-      mma<Element>(sums.bias, row0, b[0], b[1]);
-      mma<Element>(sums.bias, row8, b[2], b[3]);
+      const uint32_t ones_row[4] = {ones, 0, ones, 0};
+      mma<Element>(sums.bias[0], ones_row, b[0], b[1]);
+      mma<Element>(sums.bias[1], ones_row, b[2], b[3]);
     }
   }
 }
@@ -247,16 +243,17 @@ __device__ __forceinline__ void multiply_tokens(GradientSums<Config>& sums, cons
 template <class Config, bool kUp>
 __device__ __forceinline__ void multiply_item(GradientSums<Config>& sums, StageRing<Config>& ring,
                                               const GradientItem& item, int warp, int lane) {
+  constexpr int kUnrolled = Config::kBottleneck > 64 ? 1 : 2;  // registers are scarce with 128
   const int bias_pair = item.window == 0 ? warp : -1;
   for (int left = item.tokens; left > 0; left -= Config::kTokens) {
     barrier_wait(ring.full(), ring.parity);
     const auto* wide = ring.wide() + warp * Config::kWarpColumns;
     const auto* narrow = ring.narrow();
-    static_assert(Config::kTokens == 32);
-    multiply_tokens<Config, kUp>(sums, wide, narrow, bias_pair, lane);
-    if (left > 16) {
-      multiply_tokens<Config, kUp>(sums, wide + 16 * Config::kWideStride, narrow + 16 * Config::kNarrowStride,
-                                   bias_pair, lane);
+    const int end = min(left, Config::kTokens);
+#pragma unroll kUnrolled
+    for (int k = 0; k < end; k += 16) {
+      multiply_tokens<Config, kUp>(sums, wide + k * Config::kWideStride, narrow + k * Config::kNarrowStride, bias_pair,
+                                   lane);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(ring.empty());
@@ -279,7 +276,8 @@ __device__ __forceinline__ void sum_blocks(GradientSums<Config>& sums, unsigned 
     put(2 * pair, first);
     put(2 * pair + 1, second);
   });
-  put(2 * Config::kPairs, sums.bias);
+  put(2 * Config::kPairs, sums.bias[0]);
+  put(2 * Config::kPairs + 1, sums.bias[1]);
   cluster_sync();
   sums.clear();
   for (int source = 0; source < blocks; ++source) {
@@ -293,7 +291,9 @@ __device__ __forceinline__ void sum_blocks(GradientSums<Config>& sums, unsigned 
       add(first, 2 * pair);
       add(second, 2 * pair + 1);
     });
-    if ((Config::kPairs & (blocks - 1)) == rank) add(sums.bias, 2 * Config::kPairs);
+    if ((Config::kPairs & (blocks - 1)) != rank) continue;
+    add(sums.bias[0], 2 * Config::kPairs);
+    add(sums.bias[1], 2 * Config::kPairs + 1);
   }
 }
 
@@ -316,11 +316,12 @@ __device__ __forceinline__ void store_item(GradientSums<Config>& sums,
   });
   if ((Config::kPairs & (blocks - 1)) != rank) return;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 2; ++i) {
     if constexpr (kUp) {
-      if (lane % 4 == 0) store_bias(gradient, target, column0 + i % 2 * 16 + i / 2 * 8 + lane / 4, sums.bias[i]);
+      store_first_column(gradient, target, column0 + i * 16, sums.bias[i], lane);
     } else if (item.window == 0 && warp * 16 < Config::kBottleneck && lane < 4) {
-      store_bias(gradient, target, warp * 16 + i / 2 * 8 + lane * 2 + i % 2, sums.bias[i]);
+      store_bias(gradient, target, warp * 16 + i * 8 + lane * 2, sums.bias[i][0]);
+      store_bias(gradient, target, warp * 16 + i * 8 + lane * 2 + 1, sums.bias[i][1]);
     }
   }
 }
@@ -328,19 +329,37 @@ __device__ __forceinline__ void store_item(GradientSums<Config>& sums,
 template <class Config, bool kUp>
 __device__ __forceinline__ void run_item(StageRing<Config>& ring,
                                          const WeightGradientArguments<typename Config::Element>& arguments,
-                                         const GradientItem& item, unsigned char* memory) {
+                                         const GradientItem& start) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   GradientSums<Config> sums;
   sums.clear();
-  multiply_item<Config, kUp>(sums, ring, item, warp, lane);
-  GradientTarget target;
+  multiply_item<Config, kUp>(sums, ring, start, warp, lane);
+  const GradientItem item = *ring.note(warp);
   const int blocks = arguments.ranges, rank = arguments.segments != nullptr ? 0 : item.range;
+  GradientTarget target;
   if (arguments.segments != nullptr) {
     target = sorted_target(arguments, item.range, arguments.segments[item.range]);
   } else if (blocks > 1) {
-    sum_blocks(sums, memory, rank, blocks);
+    sum_blocks(sums, ring.memory, rank, blocks);
   }
   store_item<Config, kUp>(sums, kUp ? arguments.up : arguments.down, target, item, rank, blocks, warp, lane);
+}
+
+template <class Config>
+__device__ __forceinline__ void multiply_items(StageRing<Config>& ring,
+                                               const WeightGradientArguments<typename Config::Element>& arguments) {
+  GradientItem* note = ring.note(threadIdx.x / 32);
+  for (int i = first_item(arguments); i < count_items(arguments); i = note->number + static_cast<int>(gridDim.x)) {
+    const GradientItem item = find_item(arguments, i);
+    __syncwarp();  // all lanes have read the last note
+    if (threadIdx.x % 32 == 0) *note = item;
+    __syncwarp();
+    if (item.up) {
+      run_item<Config, true>(ring, arguments, item);
+    } else {
+      run_item<Config, false>(ring, arguments, item);
+    }
+  }
 }
 
 template <class Config>
@@ -352,19 +371,13 @@ __device__ __forceinline__ void stream_gradients(const WeightGradientArguments<t
   dependency_wait();
   dependents_launch();
   const bool cluster = arguments.ranges > 1;  // of one item then
-  if (threadIdx.x >= Config::kComputeThreads) {
-    walk_items(arguments, [&](const GradientItem& item) {
-      copy_item<Config>(ring, arguments, item, static_cast<int>(threadIdx.x % 32));
-    });
-    if (cluster) cluster_sync();  // as the others in sum_blocks
+  if (threadIdx.x < Config::kComputeThreads) {
+    multiply_items(ring, arguments);
   } else {
-    walk_items(arguments, [&](const GradientItem& item) {
-      if (item.up) {
-        run_item<Config, true>(ring, arguments, item, memory);
-      } else {
-        run_item<Config, false>(ring, arguments, item, memory);
-      }
-    });
+    for (int i = first_item(arguments); i < count_items(arguments); i += static_cast<int>(gridDim.x)) {
+      copy_item(ring, arguments, find_item(arguments, i), static_cast<int>(threadIdx.x % 32));
+    }
+    if (cluster) cluster_sync();  // as the others in sum_blocks
   }
   if (cluster) cluster_sync();  // a block lives until the others have read its sums
 }
