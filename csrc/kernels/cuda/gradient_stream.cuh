@@ -5,9 +5,9 @@
 //
 // Work: an item is a window of kColumns columns of one product, and a range of tokens. One adapter: a cluster is a
 //     window, its blocks are the ranges. Sorted tokens: one wave of blocks without clusters walks over all items.
-// Block: kWarps warps that multiply, each kWarpColumns columns times all of m, and one that copies, a lane a token.
+// Block: kWarps warps that multiply, each kWarpColumns columns times all of m, and kCopyWarps that copy.
 // Shared memory: a ring of kStages stages of kTokens tokens, which bulk copies fill; barriers say which stage is full
-//     and which is empty. The copying warp runs ahead, into the next item too. Rows are padded for ldmatrix.
+//     and which is empty. The copying warps run ahead, into the next item too. Rows are padded for ldmatrix.
 // Accumulation: fp32, in order of tokens. The blocks of a cluster exchange their accumulators through distributed shared
 //     memory, each sums its share in rank order and stores it: no partial sums in memory. An adapter of several ranges
 //     of sorted tokens has partial sums, which reduce_partial_sums adds.
@@ -32,10 +32,12 @@ struct StreamConfig {
   static constexpr int kBottleneck = kBottleneck_;
   static constexpr int kWarps = 8;
   static constexpr int kComputeThreads = 32 * kWarps;
-  static constexpr int kThreads = kComputeThreads + 32;
+  static constexpr int kCopyWarps = 4;  // no more warps share a scheduler than with one
+  static constexpr int kThreads = kComputeThreads + 32 * kCopyWarps;
   static constexpr int kWarpColumns = 32;
   static constexpr int kColumns = kWarps * kWarpColumns;
   static constexpr int kTokens = 32;
+  static constexpr int kCopyTokens = kTokens / kCopyWarps;
   static constexpr int kWideStride = kColumns + kRowPadding;
   static constexpr int kNarrowStride = kBottleneck + kRowPadding;  // narrow_pitch()
   static constexpr int kStageElements = kTokens * (kWideStride + kNarrowStride);
@@ -65,7 +67,7 @@ struct StageRing {
   }
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < Config::kStages; ++i) {
-      barrier_init(barriers() + i, 1);
+      barrier_init(barriers() + i, Config::kCopyWarps);
       barrier_init(barriers() + Config::kStages + i, Config::kWarps);
     }
     barrier_init_fence();
@@ -118,13 +120,13 @@ __device__ __forceinline__ int first_item(const WeightGradientArguments<Element>
   return static_cast<int>(blockIdx.x) / arguments.ranges;
 }
 
-// ---- the copying warp ----------------------------------------------------------------------------------------------
+// ---- the copying warps ---------------------------------------------------------------------------------------------
 
-// Zeroes the rows from `rows` on that an mma of 16 tokens reads.
+// Zeroes the rows [first, end) of a stage.
 template <class Config>
-__device__ __forceinline__ void clear_rows(const StageRing<Config>& ring, int rows, int lane) {
+__device__ __forceinline__ void clear_rows(const StageRing<Config>& ring, int first, int end, int lane) {
   const auto clear = [&](typename Config::Element* target, int stride, int columns) {
-    for (int row = rows; row < (rows + 15) / 16 * 16; ++row) {
+    for (int row = first; row < end; ++row) {
       for (int column = lane * 8; column < columns; column += 32 * 8) {
         *reinterpret_cast<uint4*>(target + row * stride + column) = uint4{};
       }
@@ -136,41 +138,50 @@ __device__ __forceinline__ void clear_rows(const StageRing<Config>& ring, int ro
   __syncwarp();
 }
 
+// Warp `warp` of those that copy brings kCopyTokens tokens of each stage: lane i the wide row of token i, lane
+// kCopyTokens + i the narrow one. One copy is one instruction of one lane, but a warp's lanes issue one by one: so there
+// are several warps, and rows of neighbouring tokens that lie in memory as in the stage come in one copy.
 template <class Config>
 __device__ __forceinline__ void copy_item(StageRing<Config>& ring,
                                           const WeightGradientArguments<typename Config::Element>& arguments,
-                                          const GradientItem& item, int lane) {
+                                          const GradientItem& item, int warp, int lane) {
   using Element = typename Config::Element;
+  constexpr int kCopyTokens = Config::kCopyTokens;
   const Matrix<Element>& wide = item.up ? arguments.grad_output : arguments.hidden_states;
   const Matrix<Element>& narrow = item.up ? arguments.activated : arguments.grad_pre_activation;
   const int column0 = item.window * Config::kColumns, columns = min(wide.columns - column0, Config::kColumns);
-  const unsigned wide_bytes = max(columns, 0) * static_cast<unsigned>(sizeof(Element));
   const bool together = arguments.tokens == nullptr && narrow.stride == Config::kNarrowStride;
-  const unsigned narrow_bytes =
-      (together ? Config::kNarrowStride : (narrow.columns + 7) / 8 * 8) * static_cast<unsigned>(sizeof(Element));
+  const int narrow_columns = together ? Config::kNarrowStride : (narrow.columns + 7) / 8 * 8;
+  const unsigned wide_bytes = max(columns, 0) * static_cast<unsigned>(sizeof(Element));
+  const unsigned narrow_bytes = narrow_columns * static_cast<unsigned>(sizeof(Element));
+
+  const bool copies_wide = lane < kCopyTokens;
+  const int own = warp * kCopyTokens + lane % kCopyTokens;  // token of a stage
+  const Element* from = copies_wide ? wide.data + column0 : narrow.data;
+  const int64_t stride = copies_wide ? wide.stride : narrow.stride;
+  const int to =
+      copies_wide ? own * Config::kWideStride : Config::kTokens * Config::kWideStride + own * Config::kNarrowStride;
+  const bool copies = copies_wide ? wide_bytes > 0 : lane < 2 * kCopyTokens && (!together || lane == kCopyTokens);
   const auto find_row = [&](int token) -> int64_t {
     if (token >= item.tokens) return 0;
     return arguments.tokens == nullptr ? item.first + token : arguments.tokens[item.first + token];
   };
-  int64_t row = find_row(lane);
+  int64_t row = find_row(own);
   for (int first = 0; first < item.tokens; first += Config::kTokens) {
-    const int rows = min(Config::kTokens, item.tokens - first);
-    uint64_t* full = ring.full();
+    const int rows = min(Config::kTokens, item.tokens - first);  // of the stage
+    const int mine = min(max(rows - warp * kCopyTokens, 0), kCopyTokens);
     barrier_wait(ring.empty(), ring.parity ^ 1);
-    if (rows % 16 != 0) clear_rows(ring, rows, lane);
-    if (lane == 0) barrier_expect(full, rows * (wide_bytes + narrow_bytes));
-    __syncwarp();
-    if (lane < rows) {
-      if (wide_bytes > 0) {
-        bulk_load(ring.wide() + lane * Config::kWideStride, wide.data + row * wide.stride + column0, wide_bytes, full);
-      }
-      if (!together) {
-        bulk_load(ring.narrow() + lane * Config::kNarrowStride, narrow.data + row * narrow.stride, narrow_bytes, full);
-      } else if (lane == 0) {
-        bulk_load(ring.narrow(), narrow.data + row * narrow.stride, rows * narrow_bytes, full);
-      }
+    if (rows % 16 != 0) {
+      const int begin = warp * kCopyTokens;
+      clear_rows(ring, begin + mine, min(begin + kCopyTokens, (rows + 15) / 16 * 16), lane);
     }
-    row = find_row(first + Config::kTokens + lane);  // on its way while the next stage becomes empty
+    if (lane == 0) barrier_expect(ring.full(), mine * (wide_bytes + narrow_bytes));
+    __syncwarp();
+    if (copies && own < rows) {
+      const unsigned bytes = copies_wide ? wide_bytes : together ? mine * narrow_bytes : narrow_bytes;
+      bulk_load(ring.wide() + to, from + row * stride, bytes, ring.full());
+    }
+    row = find_row(first + Config::kTokens + own);  // on its way while the next stage becomes empty
     ring.advance();
   }
 }
@@ -209,10 +220,11 @@ struct GradientSums {
   }
 };
 
-// 16 tokens. `bias_pair`: which 16 columns of the narrow matrix this warp sums for the down bias; -1: none.
+// 16 tokens. `bias_column`: the first of the 16 columns of the narrow matrix that this warp sums for the down
+// bias; -1: none.
 template <class Config, bool kUp>
 __device__ __forceinline__ void multiply_tokens(GradientSums<Config>& sums, const typename Config::Element* wide,
-                                                const typename Config::Element* narrow, int bias_pair, int lane) {
+                                                const typename Config::Element* narrow, int bias_column, int lane) {
   using Element = typename Config::Element;
   constexpr int kRowTiles = GradientSums<Config>::kRowTiles;
   static_assert(kRowTiles == 2);
@@ -231,29 +243,29 @@ __device__ __forceinline__ void multiply_tokens(GradientSums<Config>& sums, cons
       mma<Element>(sums.weight[i][n / 8], a[i], b[0], b[1]);
       mma<Element>(sums.weight[i][n / 8 + 1], a[i], b[2], b[3]);
     }
-    if constexpr (!kUp) {
-      if (n / 16 != bias_pair) continue;
-      const uint32_t ones_row[4] = {ones, 0, ones, 0};
-      mma<Element>(sums.bias[0], ones_row, b[0], b[1]);
-      mma<Element>(sums.bias[1], ones_row, b[2], b[3]);
-    }
+  }
+  if constexpr (!kUp) {
+    if (bias_column < 0) return;
+    const uint32_t ones_row[4] = {ones, 0, ones, 0};
+    load_b<true>(b, narrow + bias_column, Config::kNarrowStride, lane);
+    mma<Element>(sums.bias[0], ones_row, b[0], b[1]);
+    mma<Element>(sums.bias[1], ones_row, b[2], b[3]);
   }
 }
 
 template <class Config, bool kUp>
 __device__ __forceinline__ void multiply_item(GradientSums<Config>& sums, StageRing<Config>& ring,
                                               const GradientItem& item, int warp, int lane) {
-  constexpr int kUnrolled = Config::kBottleneck > 64 ? 1 : 2;  // registers are scarce with 128
-  const int bias_pair = item.window == 0 ? warp : -1;
+  const int bias_column = item.window == 0 && warp * 16 < Config::kBottleneck ? warp * 16 : -1;
   for (int left = item.tokens; left > 0; left -= Config::kTokens) {
     barrier_wait(ring.full(), ring.parity);
     const auto* wide = ring.wide() + warp * Config::kWarpColumns;
     const auto* narrow = ring.narrow();
-    const int end = min(left, Config::kTokens);
-#pragma unroll kUnrolled
-    for (int k = 0; k < end; k += 16) {
-      multiply_tokens<Config, kUp>(sums, wide + k * Config::kWideStride, narrow + k * Config::kNarrowStride, bias_pair,
-                                   lane);
+    static_assert(Config::kTokens == 32);
+    multiply_tokens<Config, kUp>(sums, wide, narrow, bias_column, lane);
+    if (left > 16) {
+      multiply_tokens<Config, kUp>(sums, wide + 16 * Config::kWideStride, narrow + 16 * Config::kNarrowStride,
+                                   bias_column, lane);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(ring.empty());
@@ -375,7 +387,8 @@ __device__ __forceinline__ void stream_gradients(const WeightGradientArguments<t
     multiply_items(ring, arguments);
   } else {
     for (int i = first_item(arguments); i < count_items(arguments); i += static_cast<int>(gridDim.x)) {
-      copy_item(ring, arguments, find_item(arguments, i), static_cast<int>(threadIdx.x % 32));
+      copy_item(ring, arguments, find_item(arguments, i), static_cast<int>(threadIdx.x / 32) - Config::kWarps,
+                static_cast<int>(threadIdx.x % 32));
     }
     if (cluster) cluster_sync();  // as the others in sum_blocks
   }
