@@ -97,6 +97,13 @@ inline void note_write(const void* pointer, unsigned bytes) {
   }
 }
 
+inline uint32_t shuffle_xor(uint32_t value, int mask) {
+  const auto* slots = machine().exchange(value, "shuffle_xor");
+  uint32_t other;
+  std::memcpy(&other, slots[machine().current->lane ^ mask], sizeof other);
+  return other;
+}
+
 struct StoredRow {
   void* row;
   uint32_t r[4];

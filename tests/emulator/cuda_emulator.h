@@ -29,9 +29,6 @@
 
 namespace emulator {
 
-// How many clusters the device says that it runs at once: few, so that persistent kernels walk over several tiles.
-inline int max_active_clusters = 3;
-
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_memory, int cluster_size,
                    Parameters... parameters) {

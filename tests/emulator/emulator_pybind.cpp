@@ -133,7 +133,9 @@ void forward(const py::array& hidden_states, const OptionalArray& residual, cons
   const ForwardTensors tensors =
       forward_tensors(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, output, pre_activation);
   const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
-  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, tensors, sorted.get(), {row_tile, cluster_size}});
+  const Device device = {90, 227 * 1024, 3 * cluster_size};  // so few that persistent kernels walk over several tiles
+  run_path<ForwardTensors>(lay_out_tile, run_tile,
+                           {problem, tensors, sorted.get(), {row_tile, cluster_size}, {}, device});
 }
 
 // On the segment path.
@@ -172,12 +174,14 @@ BackwardTensors backward_tensors(const py::array& grad_output, const OptionalArr
 void backward(const py::array& grad_output, const OptionalArray& hidden_states, const py::array& pre_activation,
               const py::array& down_weight, const py::array& up_weight, std::vector<OptionalArray> gradients,
               const std::string& activation, double scaling, bool add_grad_output, int row_tile, int cluster_size,
-              const OptionalArray& indices) {
+              const OptionalArray& indices, int capability, int multiprocessors) {
   const Problem problem = make_problem(grad_output, up_weight, bottleneck_of(down_weight), activation, scaling);
   const BackwardTensors tensors =
       backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
   const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
-  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, tensors, sorted.get(), {row_tile, cluster_size}});
+  const Device device = {capability, 227 * 1024, multiprocessors};
+  run_path<BackwardTensors>(lay_out_tile, run_tile,
+                            {problem, tensors, sorted.get(), {row_tile, cluster_size}, {}, device});
 }
 
 void segments_backward(const py::array& grad_output, const OptionalArray& hidden_states,
@@ -201,7 +205,7 @@ std::string through_the_door(const Problem& problem, const Tensors& tensors, con
                              int64_t num_adapters, const std::string& pin) {
   AdapterIndices picked;
   if (indices) picked = {static_cast<const int64_t*>(indices->data()), num_adapters};
-  const Plan plan = cuda::plan(problem, tensors, picked, {90, 227 * 1024}, pin);
+  const Plan plan = cuda::plan(problem, tensors, picked, {90, 227 * 1024, 132}, pin);
   if (!plan.refusal.empty()) throw py::value_error(plan.refusal);
   // The workspace begins at a multiple of 256 bytes, and the fake cuBLASLt does not touch its own part.
   const emulator::GuardedMemory workspace(static_cast<size_t>(round_up(plan.workspace, kWorkspaceAlignment)));
@@ -234,7 +238,7 @@ std::string door_backward(const py::array& grad_output, const OptionalArray& hid
 py::tuple door_plan(int64_t num_tokens, int64_t size, int64_t bottleneck_dim, int64_t num_adapters,
                     const std::string& pin) {
   const Problem problem = {ScalarType::bfloat16, Activation::gelu, 1.0, num_tokens, size, size, bottleneck_dim};
-  const Plan plan = cuda::plan(problem, ForwardTensors(), {nullptr, num_adapters}, {90, 227 * 1024}, pin);
+  const Plan plan = cuda::plan(problem, ForwardTensors(), {nullptr, num_adapters}, {90, 227 * 1024, 132}, pin);
   return py::make_tuple(plan.workspace, plan.refusal);
 }
 
@@ -338,7 +342,7 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   m.def("backward", &backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), py::arg("row_tile"), py::arg("cluster_size"),
-        py::arg("indices") = py::none());
+        py::arg("indices") = py::none(), py::arg("capability") = 90, py::arg("multiprocessors") = 132);
   m.def("segments_backward", &segments_backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), array("indices"), py::arg("row_tile") = kSegmentRowTile);

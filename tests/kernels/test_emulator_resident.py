@@ -36,7 +36,9 @@ def test_forward_shapes(emulator, tokens, hidden, bottleneck, cluster_size, dtyp
 def test_backward_shapes(emulator, tokens, hidden, bottleneck, cluster_size, dtype):
     """All five gradients, without the added grad_output that would hide errors of grad_input."""
     case = Case(emulator, tokens, hidden, bottleneck, dtype=dtype)
-    check_backward(case, add_grad_output=False, row_tile=32, cluster_size=cluster_size)
+    check_backward(
+        case, add_grad_output=False, row_tile=32, cluster_size=cluster_size, multiprocessors=3 * cluster_size
+    )
 
 
 GROUPED = [(70, 72, 16, 3, 1, None), (300, 40, 8, 5, 2, None), (90, 520, 33, 40, 2, None), (64, 64, 24, 2, 1, 1),
@@ -72,7 +74,8 @@ def test_grouped_backward(emulator, tokens, hidden, bottleneck, groups, cluster_
     case = GroupedCase(emulator, tokens, hidden, bottleneck, groups, only=only)
     shapes = ((tokens, hidden), case.wd.shape, case.bd.shape, case.wu.shape, case.bu.shape)
     gradients = [case.empty(*shape) for shape in shapes]
-    launch = {"row_tile": 32, "cluster_size": cluster_size, "add_grad_output": add_grad_output}
+    launch = {"row_tile": 32, "cluster_size": cluster_size, "multiprocessors": 3 * cluster_size}
+    launch["add_grad_output"] = add_grad_output
     emulator.backward(
         case.dy, case.h, case.u, case.wd, case.wu, gradients, activation="gelu", scaling=0.7, **launch,
         indices=case.indices,
@@ -92,7 +95,7 @@ def test_activations(emulator, activation):
     """Forward and backward, in the precision that tells erf- from tanh-GELU least badly (float16)."""
     case = Case(emulator, 39, 72, 24, dtype="float16")
     check_forward(case, activation=activation, residual=None, row_tile=32)
-    check_backward(case, activation=activation, add_grad_output=False, row_tile=32)
+    check_backward(case, activation=activation, add_grad_output=False, row_tile=32, multiprocessors=1)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +117,15 @@ def test_schedules(emulator, order, eager_copies):
     wide = Case(emulator, 32 * 3 * 3 + 5, 2056, 64)
     emulator.configure("forward", False)
     expected = [
-        (*c.forward(row_tile=32, cluster_size=n), *c.backward(row_tile=32, cluster_size=n))
+        (*c.forward(row_tile=32, cluster_size=n), *c.backward(row_tile=32, cluster_size=n, multiprocessors=3 * n))
         for c, n in ((case, 1), (wide, 8))
     ]
     emulator.configure(order, eager_copies, seed=7)
     for (c, n), right in zip(((case, 1), (wide, 8)), expected, strict=True):
-        actual = (*c.forward(row_tile=32, cluster_size=n), *c.backward(row_tile=32, cluster_size=n))
+        actual = (
+            *c.forward(row_tile=32, cluster_size=n),
+            *c.backward(row_tile=32, cluster_size=n, multiprocessors=3 * n),
+        )
         for one, other in zip(actual, right, strict=True):
             np.testing.assert_array_equal(one, other)
 

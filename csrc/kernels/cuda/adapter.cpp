@@ -56,9 +56,10 @@ Plan plan_call(Problem problem, const Tensors& tensors, const AdapterIndices& in
   if (problem.bottleneck_dim == 0) pin = {};
   Plan plan =
       plan_path(problem, device, direction_of(tensors), indices.num_adapters, has_bulk_rows(problem, tensors), pin);
+  plan.device = device;
   if (!plan.refusal.empty()) return plan;
   Arena arena;
-  PathCall<Tensors> call = {problem, tensors};
+  PathCall<Tensors> call = {problem, tensors, nullptr, plan.tile, {}, device};
   SortedTokens sorted;
   if (indices.num_adapters > 0) {
     plan.refusal = sort_refusal(problem, indices);
@@ -76,7 +77,7 @@ Status run_call(const Plan& plan, Problem problem, const Tensors& tensors, const
                 const CublasLt& cublas, void* workspace, cudaStream_t stream) {
   problem = with_all_sizes(problem);
   Arena arena(workspace);
-  PathCall<Tensors> call = {problem, tensors, nullptr, plan.tile, cublas};
+  PathCall<Tensors> call = {problem, tensors, nullptr, plan.tile, cublas, plan.device};
   SortedTokens sorted;
   if (indices.num_adapters > 0) {
     sorted = lay_out_sorted(plan, problem, indices, arena);

@@ -7,14 +7,16 @@
 
 namespace adapterx::cuda {
 
-// Four neighbouring values of one token's middle; nothing for token -1. `vector`: rows are aligned for 8-byte access.
+// Four neighbouring values of one row of a narrow matrix; nothing for row -1. `vector`: rows are aligned for 8-byte
+// access.
 template <typename Element>
 struct QuadAccess {
   int columns = 0;
+  int stride = 0;  // elements between two rows
   bool vector = false;
 
   __device__ __forceinline__ void load(const Element* source, int64_t row, int column, float (&values)[4]) const {
-    const Element* from = source + row * columns + column;
+    const Element* from = source + row * stride + column;
     if (row >= 0 && vector && column + 4 <= columns) {
       const Vector<Element, 4> quad = *reinterpret_cast<const Vector<Element, 4>*>(from);
 #pragma unroll
@@ -27,7 +29,7 @@ struct QuadAccess {
 
   __device__ __forceinline__ void store(Element* target, int64_t row, int column, uint2 packed) const {
     if (target == nullptr || row < 0) return;
-    Element* to = target + row * columns + column;
+    Element* to = target + row * stride + column;
     if (vector && column + 4 <= columns) {
       *reinterpret_cast<uint2*>(to) = packed;
     } else {
@@ -77,7 +79,8 @@ struct ForwardMiddle {
 template <typename Element>
 struct BackwardMiddle {
   static constexpr bool kBackward = true;
-  QuadAccess<Element> access;
+  QuadAccess<Element> access;  // of pre_activation
+  QuadAccess<Element> narrow;  // of the other two
   Activation activation = Activation::relu;
   float scaling = 1.f;
   const Element* pre_activation = nullptr;
@@ -94,8 +97,8 @@ struct BackwardMiddle {
       u[i] = activate(activation, u[i]);
     }
     const uint2 gradient = pack_quad<Element>(values);
-    access.store(grad_pre_activation, row, column, gradient);
-    access.store(activated, row, column, pack_quad<Element>(u));
+    narrow.store(grad_pre_activation, row, column, gradient);
+    narrow.store(activated, row, column, pack_quad<Element>(u));
     return gradient;
   }
 

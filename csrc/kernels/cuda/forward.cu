@@ -26,7 +26,7 @@ cudaError_t launch_tile_forward(const PathCall<ForwardTensors>& call, cudaStream
   arguments.add_base = tensors.residual != nullptr;
   arguments.scale = static_cast<float>(problem.scaling);
   ForwardMiddle<Element> middle;
-  middle.access = make_quad_access<Element>(problem, {tensors.pre_activation});
+  middle.access = make_quad_access<Element>(problem, m, {tensors.pre_activation});
   middle.activation = problem.activation;
   middle.bias = static_cast<const Element*>(tensors.down_bias);
   middle.pre_activation = static_cast<Element*>(tensors.pre_activation);

@@ -1,6 +1,9 @@
 // One way to launch a kernel, on the GPU and in the host emulator.
 #pragma once
 
+#include <map>
+#include <mutex>
+#include <tuple>
 #include <utility>
 
 #include "ptx.cuh"
@@ -36,9 +39,8 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
 }
 
 template <typename... Parameters>
-cudaError_t max_active_clusters(void (*)(Parameters...), const LaunchShape&, int64_t& clusters) {
-  clusters = emulator::max_active_clusters;
-  return cudaSuccess;
+int64_t clusters_at_once(void (*)(Parameters...), const LaunchShape& shape, int64_t multiprocessors) {
+  return multiprocessors / shape.cluster_size;
 }
 
 #else
@@ -82,23 +84,27 @@ class LaunchCache {
     return error;
   }
 
-  // The most clusters of a prepared kernel that run on the device at once; the shape's grid is not looked at.
-  cudaError_t max_active_clusters(const void* kernel, const LaunchShape& shape, int64_t& clusters) {
+  // The most clusters of a kernel that run on the device at once, 0 where the driver cannot say; the grid is not looked
+  // at.
+  int64_t clusters_at_once(const void* kernel, const LaunchShape& shape) {
+    if (prepare(kernel) != cudaSuccess) return 0;
     const std::lock_guard<std::mutex> lock(mutex_);
-    int& count = clusters_[{current_device(), kernel, shape.cluster_size}];
-    if (count == 0) {
-      cudaLaunchAttribute cluster = cluster_attribute(shape);
-      cudaLaunchConfig_t config = {};
-      config.gridDim = dim3(static_cast<unsigned>(shape.cluster_size));
-      config.blockDim = shape.block;
-      config.dynamicSmemBytes = static_cast<size_t>(shape.shared_memory);
-      config.attrs = &cluster;
-      config.numAttrs = 1;
-      const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-      if (error != cudaSuccess) return error;
+    const auto [place, unknown] = clusters_.try_emplace({current_device(), kernel, shape.cluster_size}, 0);
+    if (!unknown) return place->second;
+    cudaLaunchAttribute cluster = cluster_attribute(shape);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(shape.cluster_size));
+    config.blockDim = shape.block;
+    config.dynamicSmemBytes = static_cast<size_t>(shape.shared_memory);
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) {
+      place->second = clusters;
+    } else {
+      cudaGetLastError();  // not a failure of the call
     }
-    clusters = count;
-    return count > 0 ? cudaSuccess : cudaErrorNotSupported;
+    return place->second;
   }
 
  private:
@@ -124,10 +130,8 @@ class LaunchCache {
 inline int64_t shared_memory_limit() { return LaunchCache::instance().shared_memory_limit(); }
 
 template <typename... Parameters>
-cudaError_t max_active_clusters(void (*kernel)(Parameters...), const LaunchShape& shape, int64_t& clusters) {
-  const auto* pointer = reinterpret_cast<const void*>(kernel);
-  const cudaError_t error = LaunchCache::instance().prepare(pointer);
-  return error != cudaSuccess ? error : LaunchCache::instance().max_active_clusters(pointer, shape, clusters);
+int64_t clusters_at_once(void (*kernel)(Parameters...), const LaunchShape& shape, int64_t) {
+  return LaunchCache::instance().clusters_at_once(reinterpret_cast<const void*>(kernel), shape);
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -152,6 +156,29 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   config.attrs = attributes;
   config.numAttrs = count;
   return cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...);
+}
+
+// How many clusters of this shape run at once on the current device; 0 where the driver cannot say. It is asked once
+// for each kernel, size and device.
+template <typename... Parameters>
+int64_t clusters_at_once(void (*kernel)(Parameters...), const LaunchShape& shape, int64_t) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int>, int> known;
+  const void* address = reinterpret_cast<const void*>(kernel);
+  int device = 0, clusters = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [place, unknown] = known.try_emplace({address, shape.cluster_size, device}, 0);
+  if (unknown && allow_shared_memory(address, shape) == cudaSuccess) {
+    cudaLaunchAttribute attributes[2] = {};
+    const cudaLaunchConfig_t config = launch_config(shape, nullptr, attributes);
+    if (cudaOccupancyMaxActiveClusters(&clusters, address, &config) == cudaSuccess) {
+      place->second = clusters;
+    } else {
+      cudaGetLastError();  // not a failure of the call: fewer blocks are launched
+    }
+  }
+  return place->second;
 }
 
 #endif

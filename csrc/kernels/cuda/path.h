@@ -24,6 +24,12 @@ struct TileShape {
   int32_t cluster_size = 1;
 };
 
+struct Device {
+  int32_t compute_capability = 0;       // 10 * major + minor
+  int64_t shared_memory_per_block = 0;  // bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin
+  int32_t multiprocessors = 0;
+};
+
 // What cuBLASLt needs from the caller.
 struct CublasLt {
   cublasLtContext* handle = nullptr;  // a cublasLtHandle_t
@@ -40,6 +46,7 @@ struct PathCall {
   const SortedTokens* sorted = nullptr;  // null: one adapter for all tokens
   TileShape tile = {};                   // of the tile path
   CublasLt cublas = {};                  // of the cublas path
+  Device device = {};
 };
 
 // How a call ended: well, with an error of the CUDA runtime, or, where there is no such code, in words.

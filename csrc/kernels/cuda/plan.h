@@ -8,11 +8,6 @@
 
 namespace adapterx::cuda {
 
-struct Device {
-  int32_t compute_capability = 0;       // 10 * major + minor
-  int64_t shared_memory_per_block = 0;  // bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin
-};
-
 enum class Direction { forward, backward };
 
 enum class Path {
@@ -24,6 +19,7 @@ enum class Path {
 struct Plan {
   Path path = Path::cublas;
   TileShape tile;         // of Path::tile
+  Device device;          // that the plan is for
   int64_t workspace = 0;  // bytes of device memory, 256-byte aligned, that the call needs
   std::string refusal;    // empty, or why the call cannot be served: "<argument> must <rule>, got <value>"
 };

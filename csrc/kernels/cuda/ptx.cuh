@@ -51,6 +51,7 @@ using emulator::ldmatrix_x4;
 using emulator::ldmatrix_x4_trans;
 using emulator::mma;
 using emulator::movmatrix_trans;
+using emulator::shuffle_xor;
 using emulator::stmatrix_x4_trans;
 using emulator::store_remote;
 using emulator::warp_number;
@@ -201,6 +202,11 @@ __device__ __forceinline__ uint32_t movmatrix_trans(uint32_t pair) {
   uint32_t transposed;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
   return transposed;
+}
+
+// The value of the lane whose number differs in the bits of `mask`.
+__device__ __forceinline__ uint32_t shuffle_xor(uint32_t value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
 // ---- from sm_90 on; on older architectures these are there and trap ----

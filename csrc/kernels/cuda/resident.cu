@@ -38,10 +38,10 @@ auto visit_resident(const Problem& problem, int32_t cluster_size, bool grouped, 
 }
 
 template <typename Element>
-PairMatrix<Element> pair_matrix(const Problem& problem, std::initializer_list<const void*> pointers) {
-  bool pairs = problem.bottleneck_dim % 2 == 0;
+PairMatrix<Element> pair_matrix(const Problem& problem, int64_t stride, std::initializer_list<const void*> pointers) {
+  bool pairs = problem.bottleneck_dim % 2 == 0 && stride % 2 == 0;
   for (const void* pointer : pointers) pairs = pairs && is_aligned(pointer, 4);
-  return {problem.bottleneck_dim, static_cast<int>(problem.bottleneck_dim), pairs};
+  return {stride, static_cast<int>(problem.bottleneck_dim), pairs};
 }
 
 // `arguments` comes with its tensors set, weights aside.
@@ -68,9 +68,8 @@ cudaError_t launch_resident(ResidentArguments<typename Config::Element> argument
     most = call.sorted->max_tiles;
   }
   LaunchShape shape = {dim3(1), dim3(Config::kThreads), Config::kSharedMemory, call.tile.cluster_size, true};
-  int64_t clusters = 0;
-  const cudaError_t error = max_active_clusters(resident_tile_kernel<Config, Middle>, shape, clusters);
-  if (error != cudaSuccess) return error;
+  const int64_t clusters = clusters_at_once(resident_tile_kernel<Config, Middle>, shape, call.device.multiprocessors);
+  if (clusters == 0) return cudaErrorNotSupported;
   shape.grid = dim3(static_cast<unsigned>(std::min(clusters, most) * cluster_size));
   return launch(resident_tile_kernel<Config, Middle>, shape, stream, arguments, middle);
 }
@@ -120,7 +119,7 @@ cudaError_t run_resident(const PathCall<ForwardTensors>& call, cudaStream_t stre
     arguments.add_base = tensors.residual != nullptr;
     arguments.scale = static_cast<float>(problem.scaling);
     ResidentForward<Element> middle;
-    middle.matrix = pair_matrix<Element>(problem, {tensors.pre_activation});
+    middle.matrix = pair_matrix<Element>(problem, problem.bottleneck_dim, {tensors.pre_activation});
     middle.activation = problem.activation;
     middle.bias = static_cast<const Element*>(tensors.down_bias);
     middle.pre_activation = static_cast<Element*>(tensors.pre_activation);
@@ -129,7 +128,7 @@ cudaError_t run_resident(const PathCall<ForwardTensors>& call, cudaStream_t stre
 }
 
 cudaError_t run_resident(const PathCall<BackwardTensors>& call, void* grad_pre_activation, void* activated,
-                         cudaStream_t stream) {
+                         int64_t pitch, cudaStream_t stream) {
   const Problem& problem = call.problem;
   const BackwardTensors& tensors = call.tensors;
   return visit_resident(problem, call.tile.cluster_size, call.sorted != nullptr, [&](auto tag) {
@@ -141,7 +140,8 @@ cudaError_t run_resident(const PathCall<BackwardTensors>& call, void* grad_pre_a
     arguments.output = static_cast<Element*>(tensors.grad_input);
     arguments.add_base = tensors.add_grad_output;
     ResidentBackward<Element> middle;
-    middle.matrix = pair_matrix<Element>(problem, {tensors.pre_activation, grad_pre_activation, activated});
+    middle.matrix = pair_matrix<Element>(problem, problem.bottleneck_dim, {tensors.pre_activation});
+    middle.narrow = pair_matrix<Element>(problem, pitch, {grad_pre_activation, activated});
     middle.activation = problem.activation;
     middle.scaling = static_cast<float>(problem.scaling);
     middle.pre_activation = static_cast<const Element*>(tensors.pre_activation);

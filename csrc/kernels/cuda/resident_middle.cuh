@@ -78,7 +78,8 @@ struct ResidentForward {
 template <typename Element>
 struct ResidentBackward {
   static constexpr bool kBackward = true;
-  PairMatrix<Element> matrix;
+  PairMatrix<Element> matrix;  // pre_activation
+  PairMatrix<Element> narrow;  // what is stored
   Activation activation = Activation::relu;
   float scaling = 1.f;
   const Element* pre_activation = nullptr;
@@ -99,10 +100,10 @@ struct ResidentBackward {
     const uint32_t gradient = movmatrix_trans(inside ? pack<Element>(values[0], values[1]) : 0);
     if (activated != nullptr) {
       const uint32_t transposed = movmatrix_trans(pack<Element>(active[0], active[1]));
-      if (place.adapter >= 0) matrix.store(activated, place.token, place.column, transposed);
+      if (place.adapter >= 0) narrow.store(activated, place.token, place.column, transposed);
     }
     // The weight gradients skip tokens without adapter.
-    if (place.adapter >= 0) matrix.store(grad_pre_activation, place.token, place.column, gradient);
+    if (place.adapter >= 0) narrow.store(grad_pre_activation, place.token, place.column, gradient);
     return gradient;
   }
 };

@@ -20,9 +20,9 @@ bool has_bulk_rows(const Problem& problem, const BackwardTensors& tensors);
 
 cudaError_t run_resident(const PathCall<ForwardTensors>& call, cudaStream_t stream);
 
-// grad_input, and the narrow matrices (num_tokens, bottleneck_dim) that the weight gradients need; each of these two
-// may be null.
+// grad_input, and the narrow matrices (num_tokens, bottleneck_dim), rows `pitch` elements apart, that the weight
+// gradients need; each of these two may be null.
 cudaError_t run_resident(const PathCall<BackwardTensors>& call, void* grad_pre_activation, void* activated,
-                         cudaStream_t stream);
+                         int64_t pitch, cudaStream_t stream);
 
 }  // namespace adapterx::cuda

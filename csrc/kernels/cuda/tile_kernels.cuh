@@ -94,11 +94,13 @@ cudaError_t launch_tile(TileArguments<typename Config::Element> arguments, const
   return launch(bottleneck_tile_kernel<Config, Middle>, shape, stream, arguments, middle);
 }
 
+// `stride`: elements between two rows of all the matrices.
 template <typename Element>
-QuadAccess<Element> make_quad_access(const Problem& problem, std::initializer_list<const void*> pointers) {
-  bool vector = problem.bottleneck_dim % 4 == 0;
+QuadAccess<Element> make_quad_access(const Problem& problem, int64_t stride,
+                                     std::initializer_list<const void*> pointers) {
+  bool vector = stride % 4 == 0;
   for (const void* pointer : pointers) vector = vector && is_aligned(pointer, 8);
-  return {static_cast<int>(problem.bottleneck_dim), vector};
+  return {static_cast<int>(problem.bottleneck_dim), static_cast<int>(stride), vector};
 }
 
 }  // namespace adapterx::cuda

@@ -52,7 +52,8 @@ const char* tile_refusal(const Problem& problem, const TileShape& tile, const De
       return "a resident tile needs rows aligned to 16 bytes, an output, and no residual but hidden_states";
     }
   } else if (!has_tile_kernel(problem, tile)) {
-    return "the plan must have a row_tile of 16 or 64, or 32 for the resident kernel, and a cluster_size of 1, 2, 4 or 8";
+    return "the plan must have a row_tile of 16 or 64, or 32 for the resident kernel, and a cluster_size of 1, 2, 4 or "
+           "8";
   }
   if (device.compute_capability < 80) return "compute capability must be at least 8.0";
   if (tile.cluster_size > 1 && device.compute_capability < 90) return "clusters need compute capability 9.0";
