@@ -129,6 +129,7 @@ class LaunchCache {
 
 inline int64_t shared_memory_limit() { return LaunchCache::instance().shared_memory_limit(); }
 
+// How many clusters of this shape run at once on the current device; 0 where the driver cannot say.
 template <typename... Parameters>
 int64_t clusters_at_once(void (*kernel)(Parameters...), const LaunchShape& shape, int64_t) {
   return LaunchCache::instance().clusters_at_once(reinterpret_cast<const void*>(kernel), shape);
@@ -156,29 +157,6 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   config.attrs = attributes;
   config.numAttrs = count;
   return cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...);
-}
-
-// How many clusters of this shape run at once on the current device; 0 where the driver cannot say. It is asked once
-// for each kernel, size and device.
-template <typename... Parameters>
-int64_t clusters_at_once(void (*kernel)(Parameters...), const LaunchShape& shape, int64_t) {
-  static std::mutex mutex;
-  static std::map<std::tuple<const void*, int, int>, int> known;
-  const void* address = reinterpret_cast<const void*>(kernel);
-  int device = 0, clusters = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto [place, unknown] = known.try_emplace({address, shape.cluster_size, device}, 0);
-  if (unknown && allow_shared_memory(address, shape) == cudaSuccess) {
-    cudaLaunchAttribute attributes[2] = {};
-    const cudaLaunchConfig_t config = launch_config(shape, nullptr, attributes);
-    if (cudaOccupancyMaxActiveClusters(&clusters, address, &config) == cudaSuccess) {
-      place->second = clusters;
-    } else {
-      cudaGetLastError();  // not a failure of the call: fewer blocks are launched
-    }
-  }
-  return place->second;
 }
 
 #endif
