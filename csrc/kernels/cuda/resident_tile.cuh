@@ -445,7 +445,7 @@ struct ResidentWarp {
 
   // output = base + scale * product for 16 tokens and 16 columns.
   __device__ __forceinline__ void finish_output(Element* tile, const float (&product)[2][4]) const {
-    auto* place = const_cast<Element*>(columns_first(tile, Config::kStride, lane));
+    Element* place = tile + columns_first(Config::kStride, lane);
     uint32_t values[4];
     ldmatrix_x4_trans(values, arguments.add_base ? place : block.zeros);
 #pragma unroll
