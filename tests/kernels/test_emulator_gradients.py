@@ -66,16 +66,38 @@ def test_every_subset_of_streamed_gradients(emulator, wanted):
             np.testing.assert_array_equal(full, part)
 
 
+SCHEDULES = [*itertools.product(["forward", "reverse", "random"], [False, True], [False]), ("forward", False, True)]
+
+
 @pytest.mark.parametrize(("tokens", "multiprocessors"), [(70, 132), (520, 132), (50, 1)])
 def test_streamed_on_every_schedule(emulator, tokens, multiprocessors):
     """A ring of stages, a cluster that exchanges sums, a block that walks over items: a difference is a race."""
     results = []
-    for order, eager in itertools.product(["forward", "reverse", "random"], [False, True]):
-        emulator.configure(order, eager, seed=len(results))
+    for order, eager, greedy in SCHEDULES:
+        emulator.configure(order, eager, seed=len(results), greedy_blocks=greedy)
         case = Case(emulator, tokens, 264 if multiprocessors == 1 else 16, 24)
         results.append(case.backward(wanted=WEIGHTS, row_tile=16, multiprocessors=multiprocessors))
     for result in results[1:]:
         assert_same_bits(results[0], result)
+
+
+def big_terms(case, tokens):
+    """Give grad_up_weight[0, 0] the terms 2^30, -2^30 and 1 at three tokens: only in that order their sum is 1."""
+    case.dy[...], case.u[...] = 0, 0
+    for token, dy, u in zip(tokens, (32768.0, -32768.0, 1.0), (32768.0, 32768.0, 1.0), strict=True):
+        case.dy[token, 0], case.u[token, 0] = ref.to_bits(np.array([dy, u]), case.dtype)
+    return case
+
+
+def test_ranges_are_added_in_order(emulator):
+    """By each block of a cluster, whichever owns the element."""
+    case = Case(emulator, 512, 8, 40)
+    assert ranges_of(512, 8, 8) == 4
+    big_terms(case, (0, 130, 400))
+    for column in range(1, 40):  # one element of each pair of accumulators
+        case.u[:, column] = case.u[:, 0]
+    gradient = case.backward(activation="relu", scaling=1.0, wanted=WEIGHTS, multiprocessors=8)[3]
+    np.testing.assert_array_equal(ref.from_bits(gradient[0]), 1)
 
 
 def test_no_number_spreads_to_other_sums(emulator):
@@ -110,13 +132,13 @@ def grouped(emulator, sizes, hidden, bottleneck):
     return GroupedCase(emulator, len(indices), hidden, bottleneck, len(sizes), only=indices)
 
 
-def run_grouped(case, wanted=WEIGHTS, **launch):
+def run_grouped(case, wanted=WEIGHTS, activation="gelu", scaling=0.7, **launch):
     """Run the tile path; return the five gradients, None where not wanted."""
     shapes = ((case.tokens, case.hidden), case.wd.shape, case.bd.shape, case.wu.shape, case.bu.shape)
     gradients = [case.empty(*shape) if want else None for shape, want in zip(shapes, wanted, strict=True)]
     case.emulator.backward(
-        case.dy, case.h if wanted[1] else None, case.u, case.wd, case.wu, gradients, activation="gelu", scaling=0.7,
-        add_grad_output=False, indices=case.indices, **{"row_tile": 64, "cluster_size": 1, **launch},
+        case.dy, case.h if wanted[1] else None, case.u, case.wd, case.wu, gradients, activation=activation,
+        scaling=scaling, add_grad_output=False, indices=case.indices, **{"row_tile": 64, "cluster_size": 1, **launch},
     )  # fmt: skip
     return gradients
 
@@ -140,8 +162,8 @@ def test_grouped(emulator, sizes, hidden, bottleneck, launch):
 def test_grouped_on_every_schedule(emulator):
     """Blocks that walk over several items each."""
     results = []
-    for order, eager in itertools.product(["forward", "reverse", "random"], [False, True]):
-        emulator.configure(order, eager, seed=len(results))
+    for order, eager, greedy in SCHEDULES:
+        emulator.configure(order, eager, seed=len(results), greedy_blocks=greedy)
         results.append(run_grouped(grouped(emulator, [0, 40, 33, 1, 20], 16, 8), multiprocessors=2))
     for result in results[1:]:
         assert_same_bits(results[0], result)
@@ -156,3 +178,13 @@ def test_grouped_subsets_with_partial_sums(emulator, wanted, launch):
     for full, part in zip(everything, run_grouped(case, tuple(map(bool, wanted)), **launch), strict=True):
         if part is not None:
             np.testing.assert_array_equal(full, part)
+
+
+@pytest.mark.parametrize("capability", [90, 80])
+def test_sorted_ranges_are_added_in_order(emulator, capability):
+    """An adapter of three ranges, behind one of one range."""
+    case = GroupedCase(emulator, 2 * RANGE + 20, 8, 8, 2, only=1)
+    case.indices[:5] = 0
+    big_terms(case, (5, RANGE + 10, 2 * RANGE + 15))
+    gradient = run_grouped(case, activation="relu", scaling=1.0, capability=capability)[3]
+    assert ref.from_bits(gradient[1, 0, 0]) == 1
