@@ -3,6 +3,8 @@
 
 from typing import NamedTuple
 
+from mutant_list_gradients import GRADIENT_BUGS
+
 
 class Mutant(NamedTuple):
     """Replace the occurrence number `nth` (from 1) of `old` in `file` by `new`."""
@@ -91,17 +93,7 @@ MUTANTS = [
     Mutant("padding of the gradient not zero", "bottleneck_middle.cuh", "column + i < access.columns ? gradient : 0.f", "gradient"),
     Mutant("infinity behind a relu that is off", "activation.cuh", "if (activation == Activation::relu) return x <=", "if (false) return x <="),
     Mutant("derivative taken at the gradient", "bottleneck_middle.cuh", "activation_gradient(activation, u[i], scaling", "activation_gradient(activation, values[i], scaling"),
-    # Weight gradients.
     Mutant("ones in a row, not a column", "tile.cuh", "return lane / 4 == 0 ?", "return lane % 4 == 0 ?"),
-    Mutant("bias read from the wrong accumulator", "weight_gradient.cuh", "target[lane / 4 + 8] = sums[2];", "target[lane / 4 + 8] = sums[1];"),
-    Mutant("range runs into the next one", "weight_gradient.cuh", "end < arguments.activated.rows ? end : arguments.activated.rows", "arguments.activated.rows"),
-    Mutant("ranges share their partial sums", "weight_gradient.cuh", "arguments.partial + blockIdx.y * arguments.layout.size()", "arguments.partial"),
-    Mutant("down partial sums: same ranges", "weight_gradient.cuh", "arguments.partial + blockIdx.y * arguments.layout.size()", "arguments.partial", 2),
-    Mutant("up bias not scaled", "partial_sums.cu", "layout.up_bias(), d, scaling}", "layout.up_bias(), d, 1}"),
-    Mutant("ranges summed backwards", "partial_sums.cu", "from[range * arguments.range_size]", "from[(end - 1 - range + first) * arguments.range_size]"),
-    Mutant("up bias taken from the weight's sums", "partial_sums.h", "return down_weight() + (has_down_weight ? padded_bottleneck * padded_input : 0);", "return down_weight();"),
-    Mutant("down gradient: fragments swapped", "weight_gradient.cuh", "b[n / 2][n % 2 * 2 + 1]", "b[n / 2][(n + 1) % 2 * 2 + 1]"),
-    Mutant("up gradient: second row tile forgotten", "weight_gradient.cuh", "wide + k * Config::kWideStride + warp_column + i * 16", "wide + k * Config::kWideStride + warp_column"),
     # The sort of the tokens.
     Mutant("places ignore earlier blocks", "sort_tokens.cu", "tables.first_token[slot] + earlier +", "tables.first_token[slot] +"),
     Mutant("places ignore earlier tokens", "sort_tokens.cu", "count_slot(slots, slot, threadIdx.x)", "count_slot(slots, slot, threadIdx.x / 4 * 4)"),
@@ -169,11 +161,7 @@ MUTANTS = [
     Mutant("every second row of the base left out", "bottleneck_tile.cuh", "row += Config::kThreads / 32", "row += Config::kThreads / 16"),
     Mutant("vectors of the base past its slice", "bottleneck_tile.cuh", "i < columns; i += 32 * width", "i < columns + 8; i += 32 * width"),
     Mutant("no barrier after the tile's tokens", "bottleneck_layout.cuh", "    __syncthreads();\n    return tile_adapter;", "    return tile_adapter;"),
-    Mutant("gradients of the first adapter only", "partial_sums.cu", "matrix.target + blockIdx.y * matrix.rows * matrix.columns", "matrix.target"),
-    Mutant("gradient sums a range too many", "partial_sums.cu", "arguments.first_range[blockIdx.y + 1]", "arguments.first_range[blockIdx.y + 1] + 1"),
     # Launchers.
-    Mutant("activated and gradient share memory", "backward.cu", "own.gradient = take_elements(arena, problem.dtype, narrow);", "own.gradient = own.up ? own.activated : take_elements(arena, problem.dtype, narrow);"),
-    Mutant("down gradient reads grad_output", "backward.cu", "make_matrix<Element>(tensors.hidden_states, tensors.hidden_states_stride", "make_matrix<Element>(tensors.grad_output, tensors.hidden_states_stride"),
     Mutant("residual taken for the input", "forward.cu", "tensors.residual != nullptr && !same", "false"),
     # Element-wise kernels.
     Mutant("column sums without barrier", "rowwise.cuh", "  __syncthreads();\n", ""),
@@ -184,4 +172,5 @@ MUTANTS = [
     Mutant("derivative of gelu without density", "activation.cuh", "return cdf + x * Real", "return cdf + 0 * x * Real"),
     Mutant("derivative of silu wrong", "activation.cuh", "s * (Real(1) + x * (Real(1) - s))", "s * (Real(1) + x * s)"),
     Mutant("gelu by tanh", "activation.cuh", "return Real(0.5) * x * (Real(1) + math_erf(x * Real(kSqrtHalf)));", "return Real(0.5) * x * (Real(1) + gelu_tanh_inner(x));"),
+    *(Mutant(*bug) for bug in GRADIENT_BUGS),
 ]  # fmt: skip

@@ -30,6 +30,7 @@ SOURCES = (
     "sort_tokens.cu",
     "segments.cu",
     "partial_sums.cu",
+    "weight_gradient.cu",
 )
 SUITE = ("mutant_suite.cpp", "mutant_suite_grouped.cpp")
 TIME_LIMIT = 120  # seconds; the suite takes a few
@@ -41,21 +42,24 @@ FLAGS = ["-std=c++17", "-DADAPTERX_EMULATE", "-w", "-fno-strict-aliasing", *TRAP
 
 # Which objects a file goes into. Everything else of an unpatched build is shared by all mutants.
 USERS = {
-    "tile.cuh": ("forward.cu", "backward.cu", "segments.cu"),
+    "tile.cuh": ("forward.cu", "backward.cu", "segments.cu", "weight_gradient.cu"),
     "bottleneck_layout.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
     "bottleneck_copy.cuh": ("forward.cu", "backward.cu"),
     "bottleneck_exchange.cuh": ("forward.cu", "backward.cu"),
     "bottleneck_tile.cuh": ("forward.cu", "backward.cu"),
-    "bottleneck_middle.cuh": ("forward.cu", "backward.cu"),
-    "tile_kernels.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
-    "weight_gradient.cuh": ("backward.cu",),
+    "bottleneck_middle.cuh": ("forward.cu", "backward.cu", "weight_gradient.cu"),
+    "tile_kernels.cuh": ("forward.cu", "backward.cu", "tile_plan.cu", "weight_gradient.cu"),
+    "weight_gradient.cuh": ("weight_gradient.cu",),
+    "weight_gradient.cu": ("weight_gradient.cu",),
+    "gradient_stream.cuh": ("weight_gradient.cu",),
+    "gradient_store.cuh": ("weight_gradient.cu",),
     "activation.cuh": ("rowwise.cu", "forward.cu", "backward.cu", "segments.cu"),
     "segments.cuh": ("segments.cu",),
     "segment_multiply.cuh": ("segments.cu",),
     "segment_finish.cuh": ("segments.cu",),
     "segments.cu": ("segments.cu",),
     "partial_sums.cu": ("partial_sums.cu",),
-    "partial_sums.h": ("backward.cu", "segments.cu", "partial_sums.cu"),
+    "partial_sums.h": ("weight_gradient.cu", "segments.cu", "partial_sums.cu"),
     "sort_tokens.cu": ("sort_tokens.cu",),
     "rowwise.cuh": ("rowwise.cu",),
     "rowwise.cu": ("rowwise.cu",),
