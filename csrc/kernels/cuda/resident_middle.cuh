@@ -55,7 +55,7 @@ struct ResidentForward {
   const Element* bias = nullptr;
   Element* pre_activation = nullptr;
 
-  // What the middle needs besides its sums, asked for before they are there.
+  // What the middle needs besides its sums.
   __device__ __forceinline__ float ask(const MiddlePlace& place) const {
     if (bias == nullptr || place.adapter < 0 || place.row >= matrix.columns) return 0.f;
     return to_compute(bias[static_cast<int64_t>(place.adapter) * matrix.columns + place.row]);
@@ -86,6 +86,10 @@ struct ResidentBackward {
   Element* grad_pre_activation = nullptr;  // may be null
   Element* activated = nullptr;            // may be null
 
+  __device__ __forceinline__ void prefetch(const MiddlePlace& place) const {
+    if (place.token < 0 || place.column >= matrix.columns) return;
+    cuda::prefetch(pre_activation + place.token * matrix.stride + place.column);
+  }
   __device__ __forceinline__ uint32_t ask(const MiddlePlace& place) const {
     return matrix.load(pre_activation, place.token, place.column);
   }

@@ -7,7 +7,7 @@
 // Block: kWarps warps.
 //     First product: a warp owns 16 rows of the middle, a share of the slice's terms, a share of the tokens.
 //     Second product: a warp owns slice / kWarps columns of the output, all tokens.
-//     Copies: a warp moves kTokens / kWarps rows of each tile, in and out.
+//     Copies: one of the last kCopyWarps warps moves kCopyRows rows of each tile, in and out.
 // Thread: its part of both weights as mma A operands, for as long as the adapter does not change; accumulators.
 // Shared memory: a ring of kStages tiles, which arrive by bulk copies, are overwritten by the output and leave by bulk
 //     copies; partial sums and the middle of two tiles, in the order of mma fragments.
@@ -33,7 +33,8 @@ struct ResidentConfig {
   static constexpr int kTokens = 32;
   static constexpr int kWarps = 16;  // four on each quarter of an SM, each with 128 registers
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kCopyRows = kTokens / kWarps;  // rows of a tile that a warp copies
+  static constexpr int kCopyWarps = 8;  // the last ones: the first have the most of the middle to finish
+  static constexpr int kCopyRows = kTokens / kCopyWarps;  // rows of a tile that such a warp copies
   // First product.
   static constexpr int kRowTiles = kBottleneck / 16;  // of the middle
   static constexpr int kTermGroups = kRowTiles == 8 ? 2 : 4;
@@ -162,7 +163,7 @@ struct ResidentBlock {
   __device__ __forceinline__ void prepare(int tiles) const {
     if (threadIdx.x == 0) {
       for (int i = 0; i < Config::kStages; ++i) {
-        barrier_init(full + i, Config::kWarps), barrier_init(done + i, Config::kWarps);
+        barrier_init(full + i, Config::kCopyWarps), barrier_init(done + i, Config::kWarps);
       }
       for (int i = 0; i < 2; ++i) {
         barrier_init(sums_in + i, 1), barrier_init(middle_in + i, 1);
@@ -297,31 +298,38 @@ struct ResidentWarp {
   // The first of this warp's columns of the output, counted in the slice.
   __device__ __forceinline__ int first_column() const { return warp * Config::kColumnTiles * 16; }
 
+  __device__ __forceinline__ bool copies() const { return warp >= Config::kWarps - Config::kCopyWarps; }
+
+  // The first of this warp's rows of each tile, where it copies.
+  __device__ __forceinline__ int first_row() const {
+    return (warp - (Config::kWarps - Config::kCopyWarps)) * Config::kCopyRows;
+  }
+
   // Copies this warp's rows of a tile to a stage.
   __device__ __forceinline__ void copy_in(const TileTokens& tokens, int stage) const {
-    if (lane != 0) return;
-    const int row = warp * Config::kCopyRows;
+    if (!copies() || lane != 0) return;
     const unsigned bytes = block.columns * 2;
-    barrier_expect(block.full + stage, min(max(tokens.rows() - row, 0), Config::kCopyRows) * bytes);
+    barrier_expect(block.full + stage, min(max(tokens.rows() - first_row(), 0), Config::kCopyRows) * bytes);
+    Element* target = block.stage(stage) + first_row() * Config::kStride;
 #pragma unroll
     for (int i = 0; i < Config::kCopyRows; ++i) {
-      const int64_t token = tokens(row + i);
+      const int64_t token = tokens(first_row() + i);
       if (token < 0) break;
-      bulk_load(block.stage(stage) + (row + i) * Config::kStride,
-                arguments.tile.data + token * arguments.tile.stride + block.column0, bytes, block.full + stage);
+      bulk_load(target + i * Config::kStride, arguments.tile.data + token * arguments.tile.stride + block.column0,
+                bytes, block.full + stage);
     }
   }
 
   // Copies this warp's rows of the finished tile in a stage to the output.
   __device__ __forceinline__ void copy_out(const TileTokens& tokens, int stage) const {
     if (lane != 0) return;
-    const int row = warp * Config::kCopyRows;
+    const Element* source = block.stage(stage) + first_row() * Config::kStride;
 #pragma unroll
     for (int i = 0; i < Config::kCopyRows; ++i) {
-      const int64_t token = tokens(row + i);
+      const int64_t token = tokens(first_row() + i);
       if (token < 0) break;
-      bulk_store(arguments.output + token * arguments.tile.columns + block.column0,
-                 block.stage(stage) + (row + i) * Config::kStride, block.columns * 2);
+      bulk_store(arguments.output + token * arguments.tile.columns + block.column0, source + i * Config::kStride,
+                 block.columns * 2);
     }
     bulk_commit();
   }
@@ -347,7 +355,9 @@ struct ResidentWarp {
 
   // First product of the tile in `stage`. For each token tile one of the groups of terms adds up the sums of all, and
   // sends them to the block that finishes them.
-  __device__ __forceinline__ void multiply_first(const Element* stage, int buffer) const {
+  // `planes_free` returns when nobody reads the planes of the tile before.
+  template <class Wait>
+  __device__ __forceinline__ void multiply_first(const Element* stage, int buffer, const Wait& planes_free) const {
     float sums[Config::kTokenTiles][4] = {};
     const Element* tile =
         stage + token_group * Config::kTokenTiles * 8 * Config::kStride + term_group * Config::kSteps * 16;
@@ -361,6 +371,7 @@ struct ResidentWarp {
         mma<Element>(sums[n + 1], first[step], b[2], b[3]);
       }
     }
+    planes_free();
 #pragma unroll
     for (int n = 0; n < Config::kTokenTiles; ++n) {
       const int owner = owner_group(n);
@@ -383,16 +394,26 @@ struct ResidentWarp {
     }
   }
 
+  // Where the values of half unit `own` of this block belong.
+  __device__ __forceinline__ MiddlePlace middle_place(const TileTokens& tokens, int own) const {
+    const int number = (block.rank << block.unit_bits) + own / 2;
+    const int row = number % Config::kRowTiles * 16 + own % 2 * 8;
+    return {tokens(number / Config::kRowTiles * 8 + lane / 4), row + lane % 4 * 2, row + lane / 4, tokens.adapter};
+  }
+
+  // Asks for what this warp's share of the middle will need from memory.
+  template <class Middle>
+  __device__ __forceinline__ void prefetch_middle(const Middle& middle, const TileTokens& tokens) const {
+    for (int own = warp; own < 2 * block.units(); own += Config::kWarps) middle.prefetch(middle_place(tokens, own));
+  }
+
   // Finishes this block's units of the middle and gives every block of the cluster the result. A warp takes half a unit:
   // two values a lane.
   template <class Middle>
   __device__ __forceinline__ void finish_middle(const Middle& middle, const TileTokens& tokens, int buffer,
                                                 unsigned parity, bool expect) const {
     for (int own = warp; own < 2 * block.units(); own += Config::kWarps) {
-      const int half = own % 2, number = (block.rank << block.unit_bits) + own / 2;
-      const int row = number % Config::kRowTiles * 16 + half * 8;
-      const MiddlePlace place = {tokens(number / Config::kRowTiles * 8 + lane / 4), row + lane % 4 * 2, row + lane / 4,
-                                 tokens.adapter};
+      const MiddlePlace place = middle_place(tokens, own);
       const auto ahead = middle.ask(place);
       barrier_wait_cluster(block.sums_in + buffer, parity);
       if (own == 0 && expect && lane == 0) block.expect_sums(buffer);
@@ -400,11 +421,12 @@ struct ResidentWarp {
       float values[2] = {};
 #pragma unroll 8
       for (int source = 0; source < arguments.cluster_size; ++source) {
-        const float2 part = reinterpret_cast<const float2*>(from + (source << block.unit_bits) * 32)[half];
+        const float2 part = reinterpret_cast<const float2*>(from + (source << block.unit_bits) * 32)[own % 2];
         values[0] += part.x, values[1] += part.y;
       }
       const uint32_t pair = middle(ahead, values, place);
-      auto* to = reinterpret_cast<uint32_t*>(block.middle + (buffer * Config::kUnits + number) * 32 + lane) + half;
+      const int number = (block.rank << block.unit_bits) + own / 2;
+      auto* to = reinterpret_cast<uint32_t*>(block.middle + (buffer * Config::kUnits + number) * 32 + lane) + own % 2;
       for (int target = 0; target < arguments.cluster_size; ++target) {
         store_remote(to, target, pair, block.middle_in + buffer);
       }
@@ -478,26 +500,29 @@ __device__ __forceinline__ void run_tiles(const ResidentBlock<Config>& block,
   for (int i = 0; i < kStages && i < run.count; ++i) warp.copy_in(tile_tokens<Config>(arguments, run[i]), i);
   int first_adapter = kUnusedSegment, second_adapter = kUnusedSegment;
   int stage = 0, stage_before = 0, stage_last = 0;  // of tiles i, i - 1 and i - 2
-  unsigned parity = 0, parity_before = 0;           // of these stages
+  unsigned parity = 0, parity_before = 0, parity_last = 0;
   for (int i = 0; i <= run.count; ++i) {
     const int buffer = i % 2;
     if (i < run.count) {
-      const int adapter = tile_tokens<Config>(arguments, run[i]).adapter;
-      if (adapter >= 0 && adapter != first_adapter) warp.load_first(first_adapter = adapter);
+      const TileTokens tokens = tile_tokens<Config>(arguments, run[i]);
+      if constexpr (Middle::kBackward) warp.prefetch_middle(middle, tokens);
+      if (tokens.adapter >= 0 && tokens.adapter != first_adapter) warp.load_first(first_adapter = tokens.adapter);
+      if (!Config::kGrouped && i == 0) warp.load_second(second_adapter = 0);
       if (i == 0) cluster_wait();  // the barriers of the other blocks are there
       barrier_wait(block.full + stage, parity);
-      warp.multiply_first(block.stage(stage), buffer);
-      // From the next tile on, `done` of the tile before keeps new sums from meeting readers of the old ones.
+      // Who has arrived at `done` of tile i - 2 has read the planes of tile i - 1.
+      warp.multiply_first(block.stage(stage), buffer, [&] {
+        if (i >= 2) barrier_wait(block.done + stage_last, parity_last);
+      });
       if (i == 0) __syncthreads();
     }
-    if (i >= 2 && i - 2 + kStages < run.count) {
+    if (i >= 2 && i - 2 + kStages < run.count && warp.copies()) {
       bulk_wait_read<0>();
-      __syncwarp();
       warp.copy_in(tile_tokens<Config>(arguments, run[i - 2 + kStages]), stage_last);
     }
     if (i >= 1) {
-      const int adapter = tile_tokens<Config>(arguments, run[i - 1]).adapter;
-      if (adapter >= 0 && adapter != second_adapter) warp.load_second(second_adapter = adapter);
+      const int adapter = Config::kGrouped ? tile_tokens<Config>(arguments, run[i - 1]).adapter : 0;
+      if (Config::kGrouped && adapter >= 0 && adapter != second_adapter) warp.load_second(second_adapter = adapter);
       barrier_wait_cluster(block.middle_in + (buffer ^ 1), (i - 1) / 2 % 2);
       if (threadIdx.x == 0 && i + 1 < run.count) block.expect_middle(buffer ^ 1);
       Element* finished = block.stage(stage_before);
@@ -513,11 +538,12 @@ __device__ __forceinline__ void run_tiles(const ResidentBlock<Config>& block,
     if (i < run.count) {
       warp.finish_middle(middle, tile_tokens<Config>(arguments, run[i]), buffer, i / 2 % 2, i + 2 < run.count);
     }
-    if (i >= 1) {
+    if (i >= 1 && warp.copies()) {
       barrier_wait(block.done + stage_before, parity_before);
       warp.copy_out(tile_tokens<Config>(arguments, run[i - 1]), stage_before);
     }
-    stage_last = stage_before, stage_before = stage, parity_before = parity;
+    stage_last = stage_before, stage_before = stage;
+    parity_last = parity_before, parity_before = parity;
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
   bulk_wait<0>();
