@@ -91,7 +91,7 @@ MUTANTS = [
     Mutant("gradient without scaling", "bottleneck_middle.cuh", "activation_gradient(activation, u[i], scaling * values[i])", "activation_gradient(activation, u[i], values[i])"),
     Mutant("padding of the middle not zero", "bottleneck_middle.cuh", "column + i < access.columns ? activate(activation, values[i]) : 0.f", "activate(activation, values[i])"),
     Mutant("padding of the gradient not zero", "bottleneck_middle.cuh", "column + i < access.columns ? gradient : 0.f", "gradient"),
-    Mutant("infinity behind a relu that is off", "activation.cuh", "if (activation == Activation::relu) return x <=", "if (false) return x <="),
+    Mutant("infinity behind a relu that is off", "activation.cuh", "if constexpr (kActivation == Activation::relu) return x <=", "if constexpr (false) return x <="),
     Mutant("derivative taken at the gradient", "bottleneck_middle.cuh", "activation_gradient(activation, u[i], scaling", "activation_gradient(activation, values[i], scaling"),
     Mutant("ones in a row, not a column", "tile.cuh", "return lane / 4 == 0 ?", "return lane % 4 == 0 ?"),
     # The sort of the tokens.

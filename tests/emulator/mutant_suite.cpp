@@ -64,7 +64,7 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
         const BackwardTensors tensors = {tdy.bits(),  stride,      th.bits(),       stride,      tu.bits(),
                                          twd.bits(),  twu.bits(),  add_grad_output, pointers[0], pointers[1],
                                          pointers[2], pointers[3], pointers[4]};
-        run_path<BackwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
+        run_path<BackwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile, {}, c.device});
         std::vector<std::vector<uint16_t>> bits;
         for (int i = 0; i < 5; ++i) {
           if (check && pointers[i]) require_close(results[i].values(), exact[i], c.name);
@@ -117,7 +117,7 @@ void test_infinities(const TileShape& tile) {
 }
 
 // Three ranges of tokens contribute 2^30, -2^30 and 1 to a weight gradient.
-void test_order_of_ranges() {
+void test_order_of_ranges(const Device& device) {
   const size_t t = 3 * 256, d = 8, m = 8;
   Values dy(t * d), u(t * m);
   dy[0] = kBig, u[0] = kBig, dy[300 * d] = -kBig, u[300 * m] = kBig, dy[700 * d] = 1, u[700 * m] = 1;
@@ -127,7 +127,7 @@ void test_order_of_ranges() {
   tensors.pre_activation = tu.bits(), tensors.grad_up_weight = gradient.bits();
   Problem problem = problem_of({t, d, m, {}, ""});
   problem.activation = Activation::identity, problem.scaling = 1;
-  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {64, 1}});
+  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {64, 1}, {}, device});
   require(gradient.values()[0] == 1.0, "order of the sum over token ranges");
 }
 
@@ -224,7 +224,10 @@ void run_all() {
   test_backward({33, 171, 27, {64, 2}, "backward, unaligned wide cluster"}, false, 31);
   test_backward({18, 40, 8, {16, 1}, "backward, up gradients only"}, false, 24);
   test_backward({18, 40, 8, {16, 1}, "backward, down bias only"}, false, 4);
-  test_order_of_ranges();
+  test_order_of_ranges({});
+  test_order_of_ranges(kStreaming);
+  test_backward({65, 264, 24, {16, 1}, "streamed weight gradients", kStreaming}, false, 0b11110);
+  test_backward({260, 8, 24, {16, 1}, "streamed weight gradients in a cluster", kStreaming}, false, 0b11110);
 }
 
 }  // namespace

@@ -93,7 +93,11 @@ struct Case {
   size_t tokens, columns, m;
   TileShape tile;
   const char* name;
+  Device device = {};
 };
+
+// With bulk copies, and few blocks at once.
+inline constexpr Device kStreaming = {90, emulator::kMaxSharedMemory, 8};
 
 // Runs one path on its own, with a workspace of exactly the size that it measures.
 template <class Tensors>

@@ -95,7 +95,7 @@ struct GroupedCase {
     run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, forward, sorted, tile});
     const BackwardTensors backward = {th.bits(), stride,    th.bits(),  stride,     tu.bits(),  twd.bits(), twu.bits(),
                                       true,      dh.bits(), dwd.bits(), dbd.bits(), dwu.bits(), dbu.bits()};
-    run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, sorted, tile});
+    run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, sorted, tile, {}, kStreaming});
     return {output.values(), pre_activation.values(), dh.values(), dwd.values(), dbd.values(), dwu.values(),
             dbu.values()};
   }

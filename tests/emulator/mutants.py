@@ -31,6 +31,7 @@ SOURCES = (
     "segments.cu",
     "partial_sums.cu",
     "weight_gradient.cu",
+    "resident.cu",
 )
 SUITE = ("mutant_suite.cpp", "mutant_suite_grouped.cpp")
 TIME_LIMIT = 120  # seconds; the suite takes a few
