@@ -65,7 +65,7 @@ __device__ __forceinline__ void first_product(FirstSums<Config>& result, const T
       auto& chain = sums[k / 16 % Config::kChains];
       uint32_t a[Config::kRowTiles][4], b[4];
 #pragma unroll
-      for (int i = 0; i < Config::kRowTiles; ++i) load_fragment<false>(a[i], a_from[i] + chunk * Config::kChunk + k);
+      for (int i = 0; i < Config::kRowTiles; ++i) load_fragment<false>(a[i], a_from[i] + k);
 #pragma unroll
       for (int n = 0; n < Config::kFirstColumns; n += 16) {
         load_fragment<kBackward>(b, weight + (kBackward ? k * kStride + n : n * kStride + k));
@@ -76,6 +76,8 @@ __device__ __forceinline__ void first_product(FirstSums<Config>& result, const T
         }
       }
     }
+#pragma unroll
+    for (int i = 0; i < Config::kRowTiles; ++i) a_from[i] += Config::kChunk;
   }
   join_chains(result, sums);
 }
@@ -152,13 +154,13 @@ __device__ __forceinline__ void write_output(const TileBlock<Config>& block,
   OutputRows<Config> output(block, arguments);
   const int n = block.column_group * Config::kSecondColumns, column = n + block.lane % 4 * 2;
   const int b_from = b_offset<kBackward>(kStride, block.lane) + (kBackward ? n : n * kStride);
+  const float* bias = block.bias + column;
   auto* place = block.tile + (block.row0 + block.lane / 4) * block.tile_stride + column;
   for (int chunk = 0; chunk < block.chunks; ++chunk) {
     const auto* weight = feed.next(block.chunks + chunk) + b_from;
     if (chunk > 0) output.store_next();  // the chunk before, which all warps have finished
-    const int first = chunk * Config::kChunk;
-    second_product<Config, kBackward>(middle, weight, place + first, block.tile_stride, block.bias + column + first,
-                                      arguments);
+    second_product<Config, kBackward>(middle, weight, place, block.tile_stride, bias, arguments);
+    place += Config::kChunk, bias += Config::kChunk;
   }
   __syncthreads();
   if (block.chunks > 0) output.store_next();
