@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant("no column guard on the output", "bottleneck_copy.cuh", "if (count_[j] > 0) *rein", "*rein"),
     Mutant("no column guard on the output's elements", "bottleneck_copy.cuh", "i < min(count_[j], Share::kWidth)", "i < Share::kWidth"),
     Mutant("output stored before all warps are done", "bottleneck_tile.cuh", "  __syncthreads();\n  if (block.chunks > 0) output.store_next();", "  if (block.chunks > 0) output.store_next();"),
-    Mutant("bias of the wrong columns", "bottleneck_tile.cuh", "*reinterpret_cast<const float2*>(bias + j * 8)", "*reinterpret_cast<const float2*>(bias)"),
+    Mutant("bias of the wrong columns", "bottleneck_tile.cuh", "*reinterpret_cast<const uint32_t*>(bias + j * 8)", "*reinterpret_cast<const uint32_t*>(bias)"),
     Mutant("bias past the slice", "bottleneck_tile.cuh", "arguments.output_bias != nullptr && i < block.columns", "arguments.output_bias != nullptr"),
     Mutant("residual always added", "bottleneck_tile.cuh", "  if (arguments.add_base) {\n", "  {\n"),
     Mutant("separate residual not copied", "bottleneck_tile.cuh", "has_output && arguments.replacement.data != nullptr", "false"),
