@@ -313,6 +313,7 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   m.def("configure", &configure, py::arg("order") = "forward", py::arg("eager_copies") = false, py::arg("seed") = 1,
         py::arg("guard") = "end", py::arg("greedy_blocks") = false);
   m.def("take_counters", &take_counters);
+  m.def("plant_refusal", [](const std::string& name) { fake_cublaslt::refusal = fake_cublaslt::refusal_named(name); });
   m.def("half_bits", py::vectorize(&emulator::half_bits));
   m.def("half_float", py::vectorize(&emulator::half_float));
   m.def("bfloat16_bits", py::vectorize(&emulator::bfloat16_bits));

@@ -74,7 +74,7 @@ Status run_call(const Plan& plan, Problem problem, const Tensors& tensors, const
                 const CublasLt& cublas, void* workspace, cudaStream_t stream) {
   problem = with_all_sizes(problem);
   Arena arena(workspace);
-  PathCall<Tensors> call = {problem, tensors, nullptr, plan.tile, cublas};
+  PathCall<Tensors> call = {problem, tensors, nullptr, plan.tile, plan.own_products ? CublasLt() : cublas};
   SortedTokens sorted;
   if (indices.num_adapters > 0) {
     sorted = lay_out_sorted(plan, problem, indices, arena);

@@ -24,7 +24,7 @@ struct TileShape {
 
 // What cuBLASLt needs from the caller.
 struct CublasLt {
-  cublasLtContext* handle = nullptr;  // a cublasLtHandle_t
+  cublasLtContext* handle = nullptr;  // a cublasLtHandle_t; null: all products by a kernel of our own
   bool allow_tf32 = false;            // fp32 products may round their operands to TF32
 };
 
