@@ -54,8 +54,9 @@ struct BackwardTensors {
 // pre-activation; the gradients of an adapter that no token picked are zero.
 struct AdapterIndices {
   const int64_t* values =
-      nullptr;               // num_tokens numbers of [-1, num_adapters), -1 for none; the caller has checked them
-  int64_t num_adapters = 0;  // 0: one adapter for all tokens, no indices
+      nullptr;                   // num_tokens numbers of [-1, num_adapters), -1 for none; the caller has checked them
+  int64_t num_adapters = 0;      // 0: one adapter for all tokens, no indices
+  const void* sorted = nullptr;  // on CUDA: what cuda::sort made of them; null: the call sorts them itself
 };
 
 }  // namespace adapterx

@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "kernel_arguments.h"
 #include "registration.h"
+#include "sorted_indices.h"
 
 namespace adapterx::ops {
 namespace {
@@ -65,8 +66,19 @@ Gradients backward_cpu(const BackwardArguments& arguments) {
   return std::move(call.gradients);
 }
 
+// Refused, not ignored: without an order, what is made here would be wrong where it is taken to a GPU.
+Tensor sort_refused(const Tensor& adapter_indices, int64_t num_tokens, int64_t num_adapters) {
+  check_sort(adapter_indices, num_tokens, num_adapters);
+  TORCH_CHECK_NOT_IMPLEMENTED(false,
+                              "sort_tokens: adapter_indices must be on a CUDA device, got CPU tensors; the operators "
+                              "take the indices themselves there");
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapterx, CPU, m) { register_operators<forward_cpu, train_cpu, backward_cpu>(m); }
+TORCH_LIBRARY_IMPL(adapterx, CPU, m) {
+  register_operators<forward_cpu, train_cpu, backward_cpu>(m);
+  m.impl("sort_tokens", sort_refused);
+}
 
 }  // namespace adapterx::ops

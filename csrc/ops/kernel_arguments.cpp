@@ -1,5 +1,7 @@
 #include "kernel_arguments.h"
 
+#include "sorted_indices.h"
+
 namespace adapterx::ops {
 namespace {
 
@@ -25,7 +27,7 @@ Tensor empty_tokens(const Tensor& tokens, int64_t columns) {
 // One index a token, contiguous; undefined in the plain form.
 Tensor index_of_every_token(const OptTensor& adapter_indices, const Tensor& tokens) {
   if (!adapter_indices) return Tensor();
-  Tensor indices = *adapter_indices;
+  Tensor indices = unsorted_indices(*adapter_indices, tokens);
   while (indices.dim() < tokens.dim() - 1) indices = indices.unsqueeze(-1);
   return indices.expand(tokens.sizes().slice(0, tokens.dim() - 1)).contiguous();
 }
@@ -36,9 +38,13 @@ const void* data_or_null(const OptTensor& tensor) { return tensor ? tensor->cons
 
 void* mutable_data_or_null(const Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
 
-AdapterIndices kernel_indices(const Tensor& index_of_token, int64_t num_adapters) {
-  if (!index_of_token.defined()) return {};
-  return {index_of_token.const_data_ptr<int64_t>(), num_adapters};
+AdapterIndices kernel_indices(const OptTensor& adapter_indices, const Tensor& index_of_token, int64_t num_adapters) {
+  if (!adapter_indices) return {};
+  AdapterIndices indices = {index_of_token.const_data_ptr<int64_t>(), num_adapters};
+  if (is_sorted(*adapter_indices)) {
+    indices.sorted = adapter_indices->const_data_ptr<uint8_t>() + order_offset(index_of_token.numel());
+  }
+  return indices;
 }
 
 // Uninitialised gradients of the right shapes where they are wanted.
@@ -77,7 +83,7 @@ ForwardCall::ForwardCall(const ForwardArguments& a, Activation activation, bool 
              a.hidden_states.size(-1),
              a.up_weight.size(-2),
              a.down_weight.size(-2)};
-  indices = kernel_indices(index_of_token, down_weight.size(0));
+  indices = kernel_indices(a.adapter_indices, index_of_token, down_weight.size(0));
   tensors.hidden_states = hidden_states.data();
   tensors.hidden_states_stride = hidden_states.stride;
   tensors.residual = residual ? residual->data() : nullptr;
@@ -108,7 +114,7 @@ BackwardCall::BackwardCall(const BackwardArguments& a, Activation activation)
              input_size,
              a.grad_output.size(-1),
              pre_activation ? pre_activation->size(-1) : 0};
-  indices = kernel_indices(index_of_token, a.num_adapters);
+  indices = kernel_indices(a.adapter_indices, index_of_token, a.num_adapters);
   auto& [grad_hidden_states, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias] = gradients;
   if (empty()) {  // the sums over tokens are zero
     for (const auto* gradient : {&grad_down_weight, &grad_down_bias, &grad_up_weight, &grad_up_bias}) {

@@ -12,7 +12,7 @@ from emulator_cases import GroupedCase, assert_same_bits
     ("tokens", "groups"),
     [(0, 3), (1, 1), (5, 4096), (256, 3), (257, 1), (257, 255), (3000, 2), (700, 256), (700, 300), (9000, 40)],
 )
-@pytest.mark.parametrize("row_tile", [16, 64])
+@pytest.mark.parametrize("row_tile", [16, 32, 64])
 def test_sort(emulator, tokens, groups, row_tile):
     """The order is that of a stable sort; tiles and ranges cover it, group by group, and the tables are long enough."""
     rng = np.random.default_rng(tokens)

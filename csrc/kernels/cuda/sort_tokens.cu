@@ -14,23 +14,25 @@
 namespace adapterx::cuda {
 namespace {
 
-constexpr int kBlockTokens = 256;  // tokens and threads of a block
+constexpr int kBlockTokens = 256;          // tokens and threads of a block
+constexpr int kSums = 1 + kSegmentTables;  // of a slot: its tokens, and its segments in each table
 
 // Shared memory of a block, as integers.
 struct SortMemory {
   int32_t* slots;   // kBlockTokens, of the block's tokens; -1 behind the last token
   int32_t* parts;   // sums over some of the blocks, a number for each thread or slot
   int32_t* totals;  // num_adapters + 1
-  int32_t* sums;    // 3 x kBlockTokens
+  int32_t* sums;    // kSums x kBlockTokens
 
   __device__ __forceinline__ SortMemory(unsigned char* memory, int num_adapters) {
     slots = reinterpret_cast<int32_t*>(memory);
     sums = slots + kBlockTokens;
-    parts = sums + 3 * kBlockTokens;
+    parts = sums + kSums * kBlockTokens;
     totals = parts + max(num_adapters + 1, kBlockTokens);
   }
   static int64_t bytes(int64_t num_adapters, bool scan) {
-    const int64_t numbers = kBlockTokens * 4 + std::max<int64_t>(num_adapters + 1, kBlockTokens) + num_adapters + 1;
+    const int64_t numbers =
+        kBlockTokens * (1 + kSums) + std::max<int64_t>(num_adapters + 1, kBlockTokens) + num_adapters + 1;
     return round_up((scan ? numbers : kBlockTokens) * 4, 16);
   }
 };
@@ -104,63 +106,70 @@ __device__ __forceinline__ void scan_blocks(const SortMemory& memory, const Sort
   __syncthreads();
 }
 
-// Inclusive sums over the threads of three numbers each.
+// Inclusive sums over the threads of kSums numbers each.
 __device__ __forceinline__ void scan_threads(int32_t* sums) {
   for (int offset = 1; offset < kBlockTokens; offset *= 2) {
-    int32_t add[3] = {};
+    int32_t add[kSums] = {};
     const int place = threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < 3; ++i) add[i] = place >= offset ? sums[i * kBlockTokens + place - offset] : 0;
+    for (int i = 0; i < kSums; ++i) add[i] = place >= offset ? sums[i * kBlockTokens + place - offset] : 0;
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < 3; ++i) sums[i * kBlockTokens + place] += add[i];
+    for (int i = 0; i < kSums; ++i) sums[i * kBlockTokens + place] += add[i];
     __syncthreads();
   }
 }
 
-// Where each slot's tokens, tiles and ranges begin. A thread owns a few neighbouring slots.
-__device__ __forceinline__ void scan_slots(const SortMemory& memory, const SortedTokens& tables) {
-  const int slots = tables.num_adapters + 1, run = (slots + kBlockTokens - 1) / kBlockTokens;
-  const int first = min(static_cast<int>(threadIdx.x) * run, slots), end = min(first + run, slots);
-  const auto tiles_of = [&](int slot) { return (memory.totals[slot] + tables.row_tile - 1) / tables.row_tile; };
-  const auto ranges_of = [&](int slot) {
-    const int range_tokens = static_cast<int>(kRangeTokens);
-    return slot < tables.num_adapters ? (memory.totals[slot] + range_tokens - 1) / range_tokens : 0;
-  };
-  int32_t sums[3] = {};
-  for (int slot = first; slot < end; ++slot) {
-    sums[0] += memory.totals[slot], sums[1] += tiles_of(slot), sums[2] += ranges_of(slot);
-  }
+// Adds a slot's numbers to the sums.
+__device__ __forceinline__ void add_slot(int32_t (&sums)[kSums], const SortedTokens& sorted, int slot, int32_t tokens) {
+  sums[0] += tokens;
 #pragma unroll
-  for (int i = 0; i < 3; ++i) memory.sums[i * kBlockTokens + threadIdx.x] = sums[i];
+  for (int i = 0; i < kSegmentTables; ++i) {
+    const SegmentTable& table = sorted.tables[i];
+    if (slot < table.slots) sums[1 + i] += (tokens + table.length - 1) / table.length;
+  }
+}
+
+__device__ __forceinline__ void store_first(const SortedTokens& sorted, int slot, const int32_t (&sums)[kSums]) {
+  sorted.first_token[slot] = sums[0];
+#pragma unroll
+  for (int i = 0; i < kSegmentTables; ++i) sorted.tables[i].first[slot] = sums[1 + i];
+}
+
+// Where each slot's tokens and segments begin. A thread owns a few neighbouring slots.
+__device__ __forceinline__ void scan_slots(const SortMemory& memory, const SortedTokens& sorted) {
+  const int slots = sorted.num_adapters + 1, run = (slots + kBlockTokens - 1) / kBlockTokens;
+  const int first = min(static_cast<int>(threadIdx.x) * run, slots), end = min(first + run, slots);
+  int32_t sums[kSums] = {};
+  for (int slot = first; slot < end; ++slot) add_slot(sums, sorted, slot, memory.totals[slot]);
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) memory.sums[i * kBlockTokens + threadIdx.x] = sums[i];
   __syncthreads();
   scan_threads(memory.sums);
 #pragma unroll
-  for (int i = 0; i < 3; ++i) sums[i] = memory.sums[i * kBlockTokens + threadIdx.x] - sums[i];
+  for (int i = 0; i < kSums; ++i) sums[i] = memory.sums[i * kBlockTokens + threadIdx.x] - sums[i];
   for (int slot = first; slot < end; ++slot) {
-    tables.first_token[slot] = sums[0], tables.first_tile[slot] = sums[1], tables.first_range[slot] = sums[2];
-    sums[0] += memory.totals[slot], sums[1] += tiles_of(slot), sums[2] += ranges_of(slot);
+    store_first(sorted, slot, sums);
+    add_slot(sums, sorted, slot, memory.totals[slot]);
   }
-  if (threadIdx.x != kBlockTokens - 1) return;  // the last thread's sums are those of all
-  tables.first_token[slots] = sums[0], tables.first_tile[slots] = sums[1], tables.first_range[slots] = sums[2];
+  if (threadIdx.x == kBlockTokens - 1) store_first(sorted, slots, sums);  // the last thread's sums are those of all
 }
 
-// Segment `index` of a table whose slot g begins at first[g] and has segments of `size` tokens.
-__device__ __forceinline__ Segment find_segment(const SortedTokens& tables, const int32_t* first, int32_t size,
-                                                int64_t index) {
-  if (index >= first[tables.num_adapters + 1]) return {kUnusedSegment, 0, 0};
-  int low = 0, high = tables.num_adapters;  // the last slot that begins at or before `index`
+// Segment `index` of a table.
+__device__ __forceinline__ Segment find_segment(const SortedTokens& sorted, const SegmentTable& table, int64_t index) {
+  if (index >= table.first[sorted.num_adapters + 1]) return {kUnusedSegment, 0, 0};
+  int low = 0, high = sorted.num_adapters;  // the last slot that begins at or before `index`
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (first[middle] <= index) {
+    if (table.first[middle] <= index) {
       low = middle;
     } else {
       high = middle - 1;
     }
   }
-  const int32_t begin = tables.first_token[low] + static_cast<int32_t>(index - first[low]) * size;
-  const int32_t end = min(begin + size, tables.first_token[low + 1]);
-  return {low == tables.num_adapters ? kNoAdapter : low, begin, end};
+  const int32_t begin = sorted.first_token[low] + static_cast<int32_t>(index - table.first[low]) * table.length;
+  const int32_t end = min(begin + table.length, sorted.first_token[low + 1]);
+  return {low == sorted.num_adapters ? kNoAdapter : low, begin, end};
 }
 
 // Writes the places of this block's tokens, and a few entries of the tables. `slot`: of this thread's token.
@@ -172,11 +181,11 @@ __device__ __forceinline__ void scatter_tokens(const int32_t* slots, int slot, c
     tables.tokens[place] = first + threadIdx.x;
   }
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kBlockTokens;
-  for (int64_t i = first + threadIdx.x; i < tables.max_tiles; i += stride) {
-    tables.tiles[i] = find_segment(tables, tables.first_tile, tables.row_tile, i);
-  }
-  for (int64_t i = first + threadIdx.x; i < tables.max_ranges; i += stride) {
-    tables.ranges[i] = find_segment(tables, tables.first_range, static_cast<int32_t>(kRangeTokens), i);
+#pragma unroll
+  for (int table = 0; table < kSegmentTables; ++table) {
+    for (int64_t i = first + threadIdx.x; i < tables.tables[table].most; i += stride) {
+      tables.tables[table].segments[i] = find_segment(tables, tables.tables[table], i);
+    }
   }
 }
 
@@ -215,27 +224,42 @@ __global__ void __launch_bounds__(kBlockTokens) sort_block_kernel(const int64_t*
 
 }  // namespace
 
+SortedTokens lay_out_sorted(int64_t num_tokens, int64_t num_adapters, int32_t row_tile, Arena& arena) {
+  SortedTokens sorted;
+  sorted.num_tokens = num_tokens;
+  sorted.num_adapters = static_cast<int32_t>(num_adapters);
+  sorted.row_tile = row_tile;
+  sorted.tokens = arena.take<int64_t>(num_tokens);
+  sorted.first_token = arena.take<int32_t>(num_adapters + 2);
+  for (int i = 0; i < kSegmentTables; ++i) {
+    SegmentTable& table = sorted.tables[i];
+    table.length = i == kRangeTable ? static_cast<int32_t>(kRangeTokens) : kRowTiles[i];
+    table.slots = sorted.num_adapters + (i == kRangeTable ? 0 : 1);
+    // The most that full segments and one last segment for each slot that has tokens can be.
+    table.most = num_tokens / table.length + std::min<int64_t>(table.slots, num_tokens);
+    table.first = arena.take<int32_t>(num_adapters + 2);
+    table.segments = arena.take<Segment>(table.most);
+    if (table.length == row_tile) sorted.tiles = table.segments, sorted.max_tiles = table.most;
+  }
+  const SegmentTable& ranges = sorted.tables[kRangeTable];
+  sorted.ranges = ranges.segments, sorted.max_ranges = ranges.most, sorted.first_range = ranges.first;
+  return sorted;
+}
+
+int32_t* lay_out_counts(int64_t num_tokens, int64_t num_adapters, Arena& arena) {
+  return arena.take<int32_t>(ceil_div(num_tokens, kBlockTokens) * (num_adapters + 1));
+}
+
 SortedTokens lay_out_tokens(int64_t num_tokens, int64_t num_adapters, int32_t row_tile, Arena& arena) {
-  SortedTokens tables;
-  tables.num_tokens = num_tokens;
-  tables.num_adapters = static_cast<int32_t>(num_adapters);
-  tables.row_tile = row_tile;
-  // The most that full tiles and one last tile for each slot that has tokens can be.
-  tables.max_tiles = num_tokens / row_tile + std::min(num_adapters + 1, num_tokens);
-  tables.max_ranges = num_tokens / kRangeTokens + std::min(num_adapters, num_tokens);
-  tables.tokens = arena.take<int64_t>(num_tokens);
-  tables.counts = arena.take<int32_t>(ceil_div(num_tokens, kBlockTokens) * (num_adapters + 1));
-  tables.first_token = arena.take<int32_t>(num_adapters + 2);
-  tables.first_tile = arena.take<int32_t>(num_adapters + 2);
-  tables.first_range = arena.take<int32_t>(num_adapters + 2);
-  tables.tiles = arena.take<Segment>(tables.max_tiles);
-  tables.ranges = arena.take<Segment>(tables.max_ranges);
-  return tables;
+  SortedTokens sorted = lay_out_sorted(num_tokens, num_adapters, row_tile, arena);
+  sorted.counts = lay_out_counts(num_tokens, num_adapters, arena);
+  return sorted;
 }
 
 cudaError_t sort_tokens(const int64_t* indices, const SortedTokens& sorted, cudaStream_t stream) {
   const bool fits = sorted.num_adapters >= 1 && sorted.num_adapters <= kMaxAdapters &&
-                    sorted.num_tokens <= kMaxTokens && sorted.max_ranges <= kMaxSortedRanges;
+                    sorted.num_tokens <= kMaxTokens && sorted.max_ranges <= kMaxSortedRanges &&
+                    (sorted.max_tiles > 0 || sorted.num_tokens == 0);
   if (!fits) return cudaErrorInvalidValue;
   if (sorted.num_tokens == 0) return cudaSuccess;
   const auto blocks = static_cast<unsigned>(ceil_div(sorted.num_tokens, kBlockTokens));
