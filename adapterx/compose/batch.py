@@ -37,14 +37,15 @@ class MixedBatch:
             self._indices[members, device] = picked
         return self._indices[members, device]
 
-    def sorted_indices(self, members: tuple[str, ...], indices: Tensor, num_tokens: int) -> Tensor:
-        """Return the indices of the members as the operator works with them best.
+    def sorted_indices(self, members: tuple[str, ...], indices: Tensor, tokens: Tensor) -> Tensor:
+        """Return the indices of the members as the operator works with them best for `(batch, ..., size)` tokens.
 
         The kernels of a GPU sort the tokens by adapter. The order is that of the layer before, so one sort serves all.
         """
         # What is recorded must serve other numbers of tokens and other devices.
         if indices.device.type not in ops.SORTING_DEVICES or torch.jit.is_tracing() or torch.compiler.is_exporting():
             return indices
+        num_tokens = tokens.shape[:-1].numel()
         if torch.compiler.is_compiling():
             return ops.sort_tokens(indices, num_tokens, len(members))  # a training graph makes one of equal calls
         return self._sort(members, indices, num_tokens)

@@ -58,7 +58,7 @@ Tensor sort_cuda(const Tensor& adapter_indices, int64_t num_tokens, int64_t num_
   const CudaContext context(adapter_indices);
   const int64_t size = sorted_size(num_tokens, num_adapters), offset = order_offset(num_tokens);
   TORCH_INTERNAL_ASSERT(offset + cuda::sorted_bytes(num_tokens, num_adapters) <= size);
-  auto sorted = CudaContext::empty_bytes(adapter_indices, size);
+  auto sorted = at::zeros({size}, adapter_indices.options().dtype(at::kByte));  // what lies between the tables, too
   const auto indices = write_indices(sorted, adapter_indices, num_tokens);
   const auto workspace = CudaContext::empty_bytes(adapter_indices, cuda::sort_workspace(num_tokens, num_adapters));
   const auto status =

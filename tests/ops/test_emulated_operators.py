@@ -20,6 +20,8 @@ REST = (
     "tests/ops/test_ops_compile.py",
     "tests/ops/test_ops_errors.py",
     "tests/ops/test_ops_memory.py",
+    "tests/ops/test_ops_sorted.py",
+    "tests/compose/test_mixed_sorting.py",
     "tests/ops/test_ops_transforms.py",
 )
 RUNS = {
