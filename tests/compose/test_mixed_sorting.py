@@ -100,10 +100,10 @@ def test_what_is_recorded_serves_other_numbers_of_tokens(sorting):
     model = small_model()
     example, other = (torch.randn(3, length, 8, dtype=torch.float64) for length in (5, 9))
     with torch.no_grad(), mixed(model, ["b", None, "c"]):
-        expected = model(other)
         traced = torch.jit.trace(model, (example,), check_trace=False)
         length = torch.export.Dim("length")
         program = torch.export.export(model, (example,), dynamic_shapes=({1: length},))
+        expected = model(other)
     torch.testing.assert_close(traced(other), expected)
     torch.testing.assert_close(program.module()(other), expected)
     for text in (str(traced.inlined_graph), str(program.graph)):
