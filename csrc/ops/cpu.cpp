@@ -43,7 +43,7 @@ void check_range(const char* function, const AdapterIndices& indices, int64_t nu
 TrainOutputs run_forward(const ForwardArguments& arguments, bool save_pre_activation) {
   const auto activation = check_forward(arguments);
   check_memory(arguments);
-  ForwardCall call(arguments, activation, save_pre_activation);
+  ForwardCall call(arguments, activation, save_pre_activation, IndexOf::token);
   if (!call.empty()) {
     check_range(arguments.name(), call.indices, call.problem.num_tokens);
     cpu::bottleneck_adapter_forward(call.problem, call.tensors, call.indices, torch_pool());
@@ -58,7 +58,7 @@ TrainOutputs train_cpu(const ForwardArguments& arguments) { return run_forward(a
 Gradients backward_cpu(const BackwardArguments& arguments) {
   const auto activation = check_backward(arguments);
   check_memory(arguments);
-  BackwardCall call(arguments, activation);
+  BackwardCall call(arguments, activation, IndexOf::token);
   if (!call.empty()) {
     check_range(arguments.name(), call.indices, call.problem.num_tokens);
     cpu::bottleneck_adapter_backward(call.problem, call.tensors, call.indices, torch_pool());

@@ -23,13 +23,10 @@ void check_sort(const Tensor& adapter_indices, const c10::SymInt& num_tokens, in
                     num_tokens);
 }
 
-Tensor write_indices(const Tensor& sorted, const Tensor& adapter_indices, int64_t num_tokens) {
-  const auto indices = indices_in(sorted, num_tokens);
-  if (num_tokens > 0) {
-    const int64_t count = adapter_indices.numel();
-    indices.view({count, num_tokens / count}).copy_(adapter_indices.reshape({count, 1}));
-  }
-  return indices;
+void write_indices(const Tensor& sorted, const Tensor& adapter_indices, int64_t num_tokens) {
+  if (num_tokens == 0) return;
+  const int64_t count = adapter_indices.numel();
+  indices_in(sorted, num_tokens).view({count, num_tokens / count}).copy_(adapter_indices.reshape({count, 1}));
 }
 
 Tensor unsorted_indices(const Tensor& adapter_indices, const Tensor& tokens) {

@@ -26,8 +26,8 @@ Int sorted_size(const Int& num_tokens, const Int& num_adapters) {
 // Arguments of sort_tokens: "<argument> must <rule>, got <value>".
 void check_sort(const Tensor& adapter_indices, const c10::SymInt& num_tokens, int64_t num_adapters);
 
-// Writes the index of every token into the beginning of `sorted`, and returns that part as (num_tokens) int64.
-Tensor write_indices(const Tensor& sorted, const Tensor& adapter_indices, int64_t num_tokens);
+// Writes the index of every token into the beginning of `sorted`.
+void write_indices(const Tensor& sorted, const Tensor& adapter_indices, int64_t num_tokens);
 
 // The indices (int64) of what may be sorted, as a view. `tokens`: any tensor with the leading dimensions of the tokens;
 // those of the result are the same, or the first few of them.

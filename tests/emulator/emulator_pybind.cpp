@@ -65,16 +65,16 @@ struct OptionalSorted {
   SortedTokens sorted;
   bool present = false;
 
-  OptionalSorted(const OptionalArray& indices, int64_t num_adapters, int row_tile) {
+  OptionalSorted(const OptionalArray& indices, int64_t num_adapters, int row_tile, int64_t tokens_each = 1) {
     if (!indices) return;
     present = true;
-    const int64_t tokens = indices->shape(0);
+    const int64_t tokens = indices->shape(0) * tokens_each;
     Arena measure;
     lay_out_tokens(tokens, num_adapters, row_tile, measure);
     workspace = emulator::GuardedMemory(round_up(measure.used(), kWorkspaceAlignment));
     Arena arena(workspace.data());
     sorted = lay_out_tokens(tokens, num_adapters, row_tile, arena);
-    check(sort_tokens(static_cast<const int64_t*>(indices->data()), sorted, nullptr));
+    check(sort_tokens(static_cast<const int64_t*>(indices->data()), sorted, nullptr, tokens_each));
   }
   const SortedTokens* get() const { return present ? &sorted : nullptr; }
 };
@@ -97,11 +97,11 @@ py::array copy_of(const T* data, std::vector<py::ssize_t> shape) {
 }
 
 // The sorted order, both tables as rows (adapter, begin, end), and where each adapter's ranges begin.
-py::tuple sort_tokens_binding(const py::array& indices, int64_t num_adapters, int row_tile) {
-  const OptionalSorted owner(indices, num_adapters, row_tile);
+py::tuple sort_tokens_binding(const py::array& indices, int64_t num_adapters, int row_tile, int64_t tokens_each) {
+  const OptionalSorted owner(indices, num_adapters, row_tile, tokens_each);
   const SortedTokens& sorted = owner.sorted;
   const auto table = [](const Segment* segments, int64_t count) { return copy_of(&segments->adapter, {count, 3}); };
-  return py::make_tuple(copy_of(sorted.tokens, {indices.shape(0)}), table(sorted.tiles, sorted.max_tiles),
+  return py::make_tuple(copy_of(sorted.tokens, {sorted.num_tokens}), table(sorted.tiles, sorted.max_tiles),
                         table(sorted.ranges, sorted.max_ranges), copy_of(sorted.first_range, {num_adapters + 1}));
 }
 
@@ -336,7 +336,7 @@ PYBIND11_MODULE(adapterx_emulator, m) {
         py::arg("activation"), py::arg("scaling"), py::arg("row_tile"), py::arg("cluster_size"),
         py::arg("indices") = py::none());
   m.def("sort_tokens", &sort_tokens_binding, array("indices"), py::kw_only(), py::arg("num_adapters"),
-        py::arg("row_tile"));
+        py::arg("row_tile"), py::arg("tokens_each") = 1);
   m.def("segments_forward", &segments_forward, array("hidden_states"), array("residual"), array("down_weight"),
         array("down_bias"), array("up_weight"), array("up_bias"), array("output"), array("pre_activation"),
         py::kw_only(), py::arg("activation"), py::arg("scaling"), array("indices"),

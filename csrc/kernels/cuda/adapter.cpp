@@ -65,7 +65,7 @@ Status run_call(const Plan& plan, Problem problem, const Tensors& tensors, const
   if (indices.num_adapters > 0) {
     sorted = sorted_tokens(plan, problem, indices, arena);
     if (indices.sorted == nullptr) {
-      const cudaError_t error = sort_tokens(indices.values, sorted, stream);
+      const cudaError_t error = sort_tokens(indices.values, sorted, stream, indices.tokens_each);
       if (error != cudaSuccess) return error;
     }
     call.sorted = &sorted;
@@ -112,7 +112,7 @@ Status sort(const AdapterIndices& indices, int64_t num_tokens, void* sorted, voi
   Arena kept(sorted), scratch(workspace);
   SortedTokens tokens = lay_out_sorted(num_tokens, indices.num_adapters, kSegmentRowTile, kept);
   tokens.counts = lay_out_counts(num_tokens, indices.num_adapters, scratch);
-  return sort_tokens(indices.values, tokens, stream);
+  return sort_tokens(indices.values, tokens, stream, indices.tokens_each);
 }
 
 Plan plan(const Problem& problem, const ForwardTensors& tensors, const AdapterIndices& indices, const Device& device,

@@ -3,7 +3,8 @@
 // count:    a block of 256 tokens; thread s counts slot s.
 // scan:     one block; for each slot a few threads add the blocks, then all threads add the slots.
 // scatter:  a block of the same 256 tokens; a thread places its token, and fills in a few entries of the tables.
-// Where one block holds all tokens, one kernel does all three.
+// Few indices, as of the sequences of a batch, take one launch: there every block counts and scans them all for itself,
+// and places 256 tokens.
 // Shared memory: the slots of the block's tokens; for the scan a few numbers a slot.
 #include <algorithm>
 
@@ -14,42 +15,53 @@
 namespace adapterx::cuda {
 namespace {
 
-constexpr int kBlockTokens = 256;          // tokens and threads of a block
-constexpr int kSums = 1 + kSegmentTables;  // of a slot: its tokens, and its segments in each table
+constexpr int kBlockTokens = 256;              // tokens and threads of a block
+constexpr int kSums = 1 + kSegmentTables;      // of a slot: its tokens, and its segments in each table
+constexpr int64_t kMaxSortMemory = 96 * 1024;  // of a block; every GPU from compute capability 8.0 on grants it
 
 // Shared memory of a block, as integers.
 struct SortMemory {
-  int32_t* slots;   // kBlockTokens, of the block's tokens; -1 behind the last token
-  int32_t* parts;   // sums over some of the blocks, a number for each thread or slot
-  int32_t* totals;  // num_adapters + 1
+  int32_t* slots;   // kBlockTokens, of the block's tokens or of all indices; -1 behind the last one
   int32_t* sums;    // kSums x kBlockTokens
+  int32_t* totals;  // num_adapters + 1: tokens of each slot
+  int32_t* rest;    // of the scan: sums over some of the blocks; of few indices: where each slot begins
 
   __device__ __forceinline__ SortMemory(unsigned char* memory, int num_adapters) {
     slots = reinterpret_cast<int32_t*>(memory);
     sums = slots + kBlockTokens;
-    parts = sums + kSums * kBlockTokens;
-    totals = parts + max(num_adapters + 1, kBlockTokens);
+    totals = sums + kSums * kBlockTokens;
+    rest = totals + num_adapters + 1;
   }
-  static int64_t bytes(int64_t num_adapters, bool scan) {
-    const int64_t numbers =
-        kBlockTokens * (1 + kSums) + std::max<int64_t>(num_adapters + 1, kBlockTokens) + num_adapters + 1;
-    return round_up((scan ? numbers : kBlockTokens) * 4, 16);
+  static int64_t bytes(int64_t num_adapters, int64_t rest) {
+    return round_up((kBlockTokens * (1 + kSums) + num_adapters + 1 + rest) * 4, 16);
   }
+  static int64_t bytes_of_slots() { return kBlockTokens * 4; }
+  static int64_t bytes_of_scan(int64_t num_adapters) {
+    return bytes(num_adapters, std::max<int64_t>(num_adapters + 1, kBlockTokens));
+  }
+  static int64_t bytes_of_few(int64_t num_adapters) { return bytes(num_adapters, kSums * (num_adapters + 2)); }
 };
 
-// Reads this block's slots to shared memory; returns that of this thread's token. Tokens without adapter form a last
-// slot of their own.
-__device__ __forceinline__ int load_slots(int32_t* slots, const int64_t* indices, const SortedTokens& tables) {
-  const int64_t token = static_cast<int64_t>(blockIdx.x) * kBlockTokens + threadIdx.x;
-  int32_t slot = -1;
-  if (token < tables.num_tokens) {
-    const int64_t index = indices[token];
-    if (index < -1 || index >= tables.num_adapters) {
-      assertion_failed("bottleneck_adapter: adapter_indices must be -1 or the number of an adapter", "sort_tokens.cu",
-                       __LINE__, "sort_tokens");
-    }
-    slot = index < 0 ? tables.num_adapters : static_cast<int32_t>(index);
+// What is to be sorted: each index is for some consecutive tokens.
+struct Indices {
+  const int64_t* values;
+  int64_t tokens_each;
+};
+
+// Tokens without adapter form a last slot of their own.
+__device__ __forceinline__ int slot_of(int64_t index, int num_adapters) {
+  if (index < -1 || index >= num_adapters) {
+    assertion_failed("bottleneck_adapter: adapter_indices must be -1 or the number of an adapter", "sort_tokens.cu",
+                     __LINE__, "sort_tokens");
   }
+  return index < 0 ? num_adapters : static_cast<int>(index);
+}
+
+// Reads this block's slots to shared memory; returns that of this thread's token.
+__device__ __forceinline__ int load_slots(int32_t* slots, const Indices& indices, const SortedTokens& tables) {
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kBlockTokens + threadIdx.x;
+  int slot = -1;
+  if (token < tables.num_tokens) slot = slot_of(indices.values[token / indices.tokens_each], tables.num_adapters);
   slots[threadIdx.x] = slot;
   __syncthreads();
   return slot;
@@ -85,12 +97,12 @@ __device__ __forceinline__ void scan_blocks(const SortMemory& memory, const Sort
   for (int slot = first_slot; slot < slots && part < parts; slot += step) {
     int32_t total = 0;
     for (int64_t block = first; block < end; ++block) total += tables.counts[block * slots + slot];
-    memory.parts[part * step + slot] = total;
+    memory.rest[part * step + slot] = total;
   }
   __syncthreads();
   for (int slot = first_slot; slot < slots && part < parts; slot += step) {
     int32_t before = 0;
-    for (int other = 0; other < part; ++other) before += memory.parts[other * step + slot];
+    for (int other = 0; other < part; ++other) before += memory.rest[other * step + slot];
     for (int64_t block = first; block < end; block += kBatch) {
       int32_t batch[kBatch];
 #pragma unroll
@@ -172,24 +184,20 @@ __device__ __forceinline__ Segment find_segment(const SortedTokens& sorted, cons
   return {low == sorted.num_adapters ? kNoAdapter : low, begin, end};
 }
 
-// Writes the places of this block's tokens, and a few entries of the tables. `slot`: of this thread's token.
-__device__ __forceinline__ void scatter_tokens(const int32_t* slots, int slot, const SortedTokens& tables) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens;
-  if (slot >= 0) {
-    const int32_t earlier = tables.counts[static_cast<int64_t>(blockIdx.x) * (tables.num_adapters + 1) + slot];
-    const int32_t place = tables.first_token[slot] + earlier + count_slot(slots, slot, threadIdx.x);
-    tables.tokens[place] = first + threadIdx.x;
-  }
+// Writes this block's share of the tables.
+__device__ __forceinline__ void write_tables(const SortedTokens& sorted) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kBlockTokens;
 #pragma unroll
-  for (int table = 0; table < kSegmentTables; ++table) {
-    for (int64_t i = first + threadIdx.x; i < tables.tables[table].most; i += stride) {
-      tables.tables[table].segments[i] = find_segment(tables, tables.tables[table], i);
+  for (int i = 0; i < kSegmentTables; ++i) {
+    const SegmentTable& table = sorted.tables[i];
+    for (int64_t index = first; index < table.most; index += stride) {
+      table.segments[index] = find_segment(sorted, table, index);
     }
   }
 }
 
-__global__ void __launch_bounds__(kBlockTokens) sort_count_kernel(const int64_t* indices, const SortedTokens tables) {
+__global__ void __launch_bounds__(kBlockTokens) sort_count_kernel(const Indices indices, const SortedTokens tables) {
   ADAPTERX_SHARED_MEMORY(bytes);
   const SortMemory memory(bytes, tables.num_adapters);
   load_slots(memory.slots, indices, tables);
@@ -203,23 +211,60 @@ __global__ void __launch_bounds__(kBlockTokens) sort_scan_kernel(const SortedTok
   scan_slots(memory, tables);
 }
 
-__global__ void __launch_bounds__(kBlockTokens) sort_scatter_kernel(const int64_t* indices, const SortedTokens tables) {
+__global__ void __launch_bounds__(kBlockTokens) sort_scatter_kernel(const Indices indices, const SortedTokens tables) {
   ADAPTERX_SHARED_MEMORY(bytes);
   const SortMemory memory(bytes, tables.num_adapters);
   const int slot = load_slots(memory.slots, indices, tables);
-  scatter_tokens(memory.slots, slot, tables);
+  if (slot >= 0) {
+    const int32_t earlier = tables.counts[static_cast<int64_t>(blockIdx.x) * (tables.num_adapters + 1) + slot];
+    const int32_t place = tables.first_token[slot] + earlier + count_slot(memory.slots, slot, threadIdx.x);
+    tables.tokens[place] = static_cast<int64_t>(blockIdx.x) * kBlockTokens + threadIdx.x;
+  }
+  write_tables(tables);
 }
 
-__global__ void __launch_bounds__(kBlockTokens) sort_block_kernel(const int64_t* indices, const SortedTokens tables) {
+// ---- few indices ---------------------------------------------------------------------------------------------------
+
+// The tables with this block's own copy of where each slot begins.
+__device__ __forceinline__ SortedTokens with_own_firsts(const SortMemory& memory, const SortedTokens& tables) {
+  SortedTokens own = tables;
+  const int entries = tables.num_adapters + 2;
+  own.first_token = memory.rest;
+#pragma unroll
+  for (int i = 0; i < kSegmentTables; ++i) own.tables[i].first = memory.rest + (1 + i) * entries;
+  return own;
+}
+
+__device__ __forceinline__ void store_firsts(const SortedTokens& own, const SortedTokens& tables) {
+  for (int slot = threadIdx.x; slot < tables.num_adapters + 2; slot += kBlockTokens) {
+    tables.first_token[slot] = own.first_token[slot];
+#pragma unroll
+    for (int i = 0; i < kSegmentTables; ++i) tables.tables[i].first[slot] = own.tables[i].first[slot];
+  }
+}
+
+__global__ void __launch_bounds__(kBlockTokens)
+    sort_few_kernel(const Indices indices, int count, const SortedTokens tables) {
   ADAPTERX_SHARED_MEMORY(bytes);
   const SortMemory memory(bytes, tables.num_adapters);
-  const int slot = load_slots(memory.slots, indices, tables);
-  count_slots(memory.slots, tables);
+  const int thread = threadIdx.x, each = static_cast<int>(indices.tokens_each);
+  memory.slots[thread] = thread < count ? slot_of(indices.values[thread], tables.num_adapters) : -1;
   __syncthreads();
-  scan_blocks(memory, tables, 1);
-  scan_slots(memory, tables);
+  for (int slot = thread; slot <= tables.num_adapters; slot += kBlockTokens) {
+    memory.totals[slot] = count_slot(memory.slots, slot, count) * each;
+  }
   __syncthreads();
-  scatter_tokens(memory.slots, slot, tables);
+  const SortedTokens own = with_own_firsts(memory, tables);
+  scan_slots(memory, own);
+  __syncthreads();
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kBlockTokens + thread;
+  if (token < tables.num_tokens) {
+    const int index = static_cast<int>(token / each), slot = memory.slots[index];
+    const int32_t place = own.first_token[slot] + count_slot(memory.slots, slot, index) * each;
+    tables.tokens[place + static_cast<int32_t>(token % each)] = token;
+  }
+  write_tables(own);
+  if (blockIdx.x == 0) store_firsts(own, tables);
 }
 
 }  // namespace
@@ -256,16 +301,22 @@ SortedTokens lay_out_tokens(int64_t num_tokens, int64_t num_adapters, int32_t ro
   return sorted;
 }
 
-cudaError_t sort_tokens(const int64_t* indices, const SortedTokens& sorted, cudaStream_t stream) {
+cudaError_t sort_tokens(const int64_t* values, const SortedTokens& sorted, cudaStream_t stream, int64_t tokens_each) {
   const bool fits = sorted.num_adapters >= 1 && sorted.num_adapters <= kMaxAdapters &&
                     sorted.num_tokens <= kMaxTokens && sorted.max_ranges <= kMaxSortedRanges &&
-                    (sorted.max_tiles > 0 || sorted.num_tokens == 0);
+                    (sorted.max_tiles > 0 || sorted.num_tokens == 0) && tokens_each >= 1 &&
+                    sorted.num_tokens % tokens_each == 0;
   if (!fits) return cudaErrorInvalidValue;
   if (sorted.num_tokens == 0) return cudaSuccess;
+  const Indices indices = {values, tokens_each};
   const auto blocks = static_cast<unsigned>(ceil_div(sorted.num_tokens, kBlockTokens));
-  const LaunchShape over_tokens = {dim3(blocks), dim3(kBlockTokens), SortMemory::bytes(sorted.num_adapters, false)};
-  const LaunchShape one_block = {dim3(1), dim3(kBlockTokens), SortMemory::bytes(sorted.num_adapters, true)};
-  if (blocks == 1) return launch(sort_block_kernel, one_block, stream, indices, sorted);
+  const int64_t count = sorted.num_tokens / tokens_each, few_bytes = SortMemory::bytes_of_few(sorted.num_adapters);
+  if (count <= kBlockTokens && few_bytes <= kMaxSortMemory) {
+    const LaunchShape shape = {dim3(blocks), dim3(kBlockTokens), few_bytes};
+    return launch(sort_few_kernel, shape, stream, indices, static_cast<int>(count), sorted);
+  }
+  const LaunchShape over_tokens = {dim3(blocks), dim3(kBlockTokens), SortMemory::bytes_of_slots()};
+  const LaunchShape one_block = {dim3(1), dim3(kBlockTokens), SortMemory::bytes_of_scan(sorted.num_adapters)};
   cudaError_t error = launch(sort_count_kernel, over_tokens, stream, indices, sorted);
   if (error != cudaSuccess) return error;
   error = launch(sort_scan_kernel, one_block, stream, sorted, static_cast<int>(blocks));

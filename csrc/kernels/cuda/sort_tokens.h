@@ -62,8 +62,9 @@ int32_t* lay_out_counts(int64_t num_tokens, int64_t num_adapters, Arena& arena);
 // Both.
 SortedTokens lay_out_tokens(int64_t num_tokens, int64_t num_adapters, int32_t row_tile, Arena& arena);
 
-// Three launches, or one for at most 256 tokens. indices: a number of [-1, num_adapters) for each token, -1 for no
-// adapter; any other number is a device-side assertion, as an index out of range is in PyTorch.
-cudaError_t sort_tokens(const int64_t* indices, const SortedTokens& sorted, cudaStream_t stream);
+// One launch for at most 256 indices (and at most some 3800 adapters), otherwise three. indices: a number of [-1, num_adapters) for each token, or for
+// as many consecutive tokens as tokens_each says, -1 for no adapter; any other number is a device-side assertion, as an index out of range is in PyTorch.
+cudaError_t sort_tokens(const int64_t* indices, const SortedTokens& sorted, cudaStream_t stream,
+                        int64_t tokens_each = 1);
 
 }  // namespace adapterx::cuda
