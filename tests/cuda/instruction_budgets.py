@@ -1,0 +1,222 @@
+"""Instruction budgets of the hot loops: what a warp executes for an mma and for 16 bytes copied, per architecture.
+
+    python tests/cuda/instruction_budgets.py build/ptxas/*.o            # count, print, compare with the budgets
+    python tests/cuda/instruction_budgets.py build/ptxas/*.o --write    # count, and make that the budgets
+
+The one table is instruction_budgets.csv: a row for each hot loop of each bfloat16 kernel on tensor cores, with what was
+counted in one iteration on the aligned path (sass_loops.py says how) when the row was written, and which targets that
+misses. A loop may not need more instructions an mma, more of them for 16 bytes copied or more cycles of the shared
+memory's pipe an mma than its row, by SLACK. `make cuda-check` and check_ptxas.py compare.
+"""
+
+import argparse
+import csv
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel_report import disassemble, kernel_name, split_sass
+from sass_loops import Paths, hot_loops
+
+TABLE = Path(__file__).with_suffix(".csv")
+ARCHITECTURES = ("80", "90")
+SLACK = 1.02  # another release of the compiler orders a few instructions otherwise
+
+# Instructions for 16 bytes copied.
+COPY_TARGETS = {"80": 20.0, "90": 6.0}
+# Instructions of both products of the headline (bottleneck 64) for a warp's share of 64 x 32 elements, on sm_90.
+SHARE_TARGET = 250.0
+SHARE_ELEMENTS = 64 * 32 // 4  # four warps
+MMA_ELEMENTS = 2048  # multiply-adds of one mma.m16n8k16
+
+
+@dataclass(frozen=True)
+class LoopBudget:
+    """A row of the table: one iteration of a hot loop, executed by a warp."""
+
+    arch: str
+    kernel: str
+    loop: str
+    instructions: int
+    mma: int
+    ldmatrix: int
+    copies: int  # of 16 bytes a thread, or of a row in bulk
+    copy_instructions: int  # what the copies add to the iteration
+    shared_cycles: int  # of the shared memory's pipe, at 128 bytes a cycle
+    missed: str = ""  # the targets that this misses
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.arch, self.kernel, self.loop
+
+    @property
+    def per_mma(self) -> float:
+        """Instructions an mma."""
+        return self.instructions / self.mma
+
+    @property
+    def per_copy(self) -> float:
+        """Instructions for 16 bytes copied."""
+        return self.copy_instructions / self.copies if self.copies else 0.0
+
+    @property
+    def shared_per_mma(self) -> float:
+        """Cycles of the shared memory's pipe an mma."""
+        return self.shared_cycles / self.mma
+
+
+def expected_loops(name: str) -> list[tuple[str, int]]:
+    """Return the hot loops of a kernel: a word for each, and the 16-byte copies of a thread in one iteration."""
+    numbers = [int(n) for n in name.split()[-1].split(",") if n.isdigit()]
+
+    def units(elements: int, threads: int) -> int:
+        return -(-elements // (8 * threads))
+
+    if name.startswith("bottleneck_tile_kernel"):
+        size, row_groups, column_groups, chunk, _, _ = numbers
+        threads = 32 * row_groups * column_groups
+        weights, tile = units(chunk * size, threads), units(16 * row_groups * chunk, threads)
+        return [("first product", tile + weights), ("second product", weights)]
+    if name.startswith("weight_gradient_kernel"):
+        size, threads, tokens = numbers[0], 128, 32
+        copies = units(tokens * (64 if size > 64 else 128), threads) + units(tokens * size, threads)
+        return [("up gradient", copies), ("down gradient", copies)]
+    return []
+
+
+def measure(arch: str, name: str, loop: str, paths: Paths, copies: int) -> LoopBudget:
+    """Return the row of a hot loop, from its paths by the number of copies."""
+    path = paths[copies]
+    copying = path["instructions"] - paths.get(0, path)["instructions"]
+    counts = (path[what] for what in ("instructions", "mma", "ldmatrix", "copies"))
+    row = LoopBudget(arch, name, loop, *counts, copying, path["shared_cycles"])
+    missed = f"copy <= {COPY_TARGETS[arch]:g}" if row.per_copy > COPY_TARGETS[arch] else ""
+    return dataclasses.replace(row, missed=missed)
+
+
+def count_kernel(arch: str, name: str, code: str) -> tuple[list[LoopBudget], list[str]]:
+    """Count the hot loops of one kernel; return their rows, and what was not found as expected."""
+    expected = expected_loops(name)
+    found = hot_loops(code) if expected else []
+    if not found and name.endswith(",1") and arch < "90":
+        return [], []  # clusters: empty before sm_90
+    rows, problems, waiting = [], [], list(found)
+    for loop, copies in expected:
+        fitting = [paths for paths in waiting if copies in paths]
+        if not fitting:
+            seen = [{n: path["instructions"] for n, path in sorted(paths.items())} for paths in found]
+            problems.append(
+                f"sm_{arch} {name}, {loop}: {copies} copies a thread in an iteration expected, found (copies: "
+                f"instructions) {seen}; expected_loops() in {Path(__file__).name} says what is expected"
+            )
+        chosen = next(iter(fitting or waiting), None)
+        if chosen is None:
+            break
+        rows.append(measure(arch, name, loop, chosen, copies if fitting else max(chosen)))
+        waiting = waiting[waiting.index(chosen) + 1 :]
+    return rows, problems
+
+
+def count_loops(functions: list[tuple[str, str, str]]) -> tuple[list[LoopBudget], list[str]]:
+    """Count the hot loops of all bfloat16 kernels among the functions that split_sass gives."""
+    rows, problems = [], []
+    for arch, mangled, code in functions:
+        name = kernel_name(mangled)
+        if arch in ARCHITECTURES and "bf16" in name.split():
+            counted, unknown = count_kernel(arch, name, code)
+            rows += counted
+            problems += unknown
+    return sorted(rows, key=lambda row: row.key), problems
+
+
+def read_table(path: Path = TABLE) -> list[LoopBudget]:
+    """Read the budgets."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [LoopBudget(*row[:3], *map(int, row[3:9]), row[9]) for row in list(csv.reader(file))[1:]]
+
+
+def write_table(rows: list[LoopBudget], path: Path = TABLE) -> None:
+    """Write rows over those of the same loops, and keep the others."""
+    kept = {row.key: row for row in (read_table(path) if path.is_file() else [])} | {row.key: row for row in rows}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in dataclasses.fields(LoopBudget))
+        writer.writerows(dataclasses.astuple(row) for _, row in sorted(kept.items()))
+
+
+def over_budget(rows: list[LoopBudget], budgets: list[LoopBudget]) -> list[str]:
+    """Return what is wrong: loops over their budget, or without one."""
+    problems = []
+    by_key = {budget.key: budget for budget in budgets}
+    for row in rows:
+        budget = by_key.get(row.key)
+        where = f"sm_{row.arch} {row.kernel}, {row.loop}"
+        if budget is None:
+            problems.append(f"{where}: no budget in {TABLE.name} (--write makes one)")
+            continue
+        for what, now, most in (
+            ("instructions an mma", row.per_mma, budget.per_mma),
+            ("instructions for 16 bytes copied", row.per_copy, budget.per_copy),
+            ("shared-memory cycles an mma", row.shared_per_mma, budget.shared_per_mma),
+        ):
+            if now > SLACK * most:
+                problems.append(f"{where}: {now:.1f} {what}, the budget is {most:.1f}")
+    return problems
+
+
+def check_loops(functions: list[tuple[str, str, str]]) -> list[str]:
+    """Count the hot loops, print them, and return what is wrong with them."""
+    rows, problems = count_loops(functions)
+    print_loops(rows)
+    return problems + over_budget(rows, read_table())
+
+
+def share_instructions(rows: list[LoopBudget], bottleneck: int) -> float:
+    """Return the instructions of some loops for a warp's share of 64 x 32 elements of the tile."""
+    mma = SHARE_ELEMENTS * bottleneck / MMA_ELEMENTS
+    return sum(row.per_mma * mma for row in rows)
+
+
+def print_loops(rows: list[LoopBudget]) -> None:
+    """Print what was counted, one line a loop."""
+    print(f"{'hot loops, one iteration of a warp':68s} instr  mma  /mma  ldsm copies /16 B  shared  missed targets")
+    for row in rows:
+        print(
+            f"sm_{row.arch} {row.kernel + ', ' + row.loop:62s} {row.instructions:5d} {row.mma:4d} {row.per_mma:5.1f} "
+            f"{row.ldmatrix:5d} {row.copies:6d} {row.per_copy:5.1f} {row.shared_cycles:7d}  {row.missed}"
+        )
+    by_kernel: dict[tuple[str, str], list[LoopBudget]] = {}
+    for row in rows:
+        by_kernel.setdefault((row.arch, row.kernel), []).append(row)
+    for (arch, kernel), loops in by_kernel.items():
+        bottleneck = int(kernel.split()[-1].split(",")[0])
+        if bottleneck == 64 and "tile" in kernel:
+            share = share_instructions(loops, bottleneck)
+            print(f"sm_{arch} {kernel}: {share:.0f} a warp and 64x32 elements, target {SHARE_TARGET:.0f}")
+
+
+def main() -> int:
+    """Disassemble objects, count, compare."""
+    from check_ptxas import find_tool  # which imports this file
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("objects", nargs="+", type=Path, help="compiled kernels, or the library")
+    parser.add_argument("--write", action="store_true", help="make what is counted the budgets")
+    arguments = parser.parse_args()
+    cuobjdump = find_tool("cuobjdump")
+    if cuobjdump is None:
+        sys.exit("instruction_budgets: cuobjdump must be on PATH or in CUDA_HOME/bin, found none")
+    parts = [part for o in arguments.objects for part in split_sass(disassemble(cuobjdump, o, "-sass"))]
+    rows, problems = count_loops(parts)
+    print_loops(rows)
+    if arguments.write:
+        write_table(rows)
+    else:
+        problems += over_budget(rows, read_table())
+    print("\n".join(problems) if problems else f"{len(rows)} hot loops counted, all within their budgets")
+    return 1 if problems or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
