@@ -133,7 +133,7 @@ def aligned_blocks(blocks: dict[int, Block]) -> dict[int, Block]:
     for address, block in blocks.items():
         within = set(blocks) - joins[address]
         regions = {s: reachable([s] if s in within else [], blocks, within) for s in block.successors}
-        edges[address] = [s for s, region in regions.items() if s not in slow and (not region & slow or region & wide)]
+        edges[address] = [s for s, region in regions.items() if not region & slow or region & wide]
     pruned = {a: Block(block.instructions, tuple(edges[a])) for a, block in blocks.items() if a not in slow}
     forward = reachable({min(blocks)} & set(pruned), pruned, set(pruned))
     kept = forward & reachable([END], pruned, set(pruned), backwards=True)
