@@ -21,6 +21,7 @@ SINGLE_ELEMENT_STORE = re.compile(r"ST[SG]?\.(\w+\.)*[US]16")
 WIDE = re.compile(r"(LDG|STG|LDGSTS)\.(\w+\.)*128|UBLKCP|HMMA")
 WIDTHS = {"32": 1, "64": 2, "128": 4}  # of an access of the whole warp, in cycles of 128 bytes
 
+RELOAD = 16  # loads of a stretch of code that fetches operands to keep: once for many iterations
 END = sys.maxsize  # the address of the block that stands for leaving the function
 
 Paths = dict[int, Counter]  # by the number of copies, 16 bytes or in bulk: what the longest path with so many executes
@@ -112,6 +113,7 @@ def is_switch(instruction: Instruction) -> bool:
 def switch_targets(groups: list[list[Instruction]], successors: dict[int, list[int]]) -> dict[int, list[int]]:
     """Return where each indirect branch may lead: the blocks behind it, up to the next one, that no other reaches."""
     reached = {target for targets in successors.values() for target in targets}
+    reached |= {i.target for group in groups for i in group if i.target is not None}  # where lanes have parted too
     found: dict[int, list[int]] = {}
     switch = None
     for group in groups:
@@ -128,12 +130,17 @@ def aligned_blocks(blocks: dict[int, Block]) -> dict[int, Block]:
     """Return the graph of the aligned path: without what stores single elements, and what only leads there."""
     slow = {a for a, block in blocks.items() if any(SINGLE_ELEMENT_STORE.match(i.opcode) for i in block.instructions)}
     wide = {a for a, block in blocks.items() if any(WIDE.match(i.opcode) for i in block.instructions)}
+    loads = {a: sum(i.opcode.startswith("LDG") for i in block.instructions) for a, block in blocks.items()}
+
+    def kept_out(region: set[int]) -> bool:
+        return not region & wide and (bool(region & slow) or sum(loads[a] for a in region) >= RELOAD)
+
     joins = postdominators(blocks)
     edges = {}
     for address, block in blocks.items():
         within = set(blocks) - joins[address]
         regions = {s: reachable([s] if s in within else [], blocks, within) for s in block.successors}
-        edges[address] = [s for s, region in regions.items() if not region & slow or region & wide]
+        edges[address] = [s for s, region in regions.items() if not kept_out(region)]
     pruned = {a: Block(block.instructions, tuple(edges[a])) for a, block in blocks.items() if a not in slow}
     forward = reachable({min(blocks)} & set(pruned), pruned, set(pruned))
     kept = forward & reachable([END], pruned, set(pruned), backwards=True)
@@ -222,7 +229,9 @@ def costs(instruction: Instruction) -> Counter:
         found["copies"], found["shared_cycles"] = int(cycles == 4), cycles
     elif name == "UBLKCP":
         found["bulk_copies"] = 1
-    elif name in ("LDG", "STG", "LD", "ST", "STAS"):
+    elif name == "STAS":
+        found["remote_stores"] = 1
+    elif name in ("LDG", "STG", "LD", "ST"):
         found["global_accesses"] = 1
     elif name == "BAR" or name.startswith("UCGABAR"):
         found["barriers"] = 1
@@ -280,34 +289,58 @@ def add(paths: Paths, cost: Counter) -> Paths:
     return {copies + copied: path + cost for copies, path in paths.items()}
 
 
-def iterations(loop: Loop, loops: list[Loop], blocks: dict[int, Block]) -> Paths:
+@dataclass(frozen=True)
+class Trips:
+    """How often inner loops run whose bounds are known at run time only."""
+
+    bulk: int = 1  # one that issues bulk copies, lane by lane
+    sending: float = 1.0  # one that stores to other blocks of the cluster, on average over the warps
+
+
+def iterations(loop: Loop, loops: list[Loop], blocks: dict[int, Block], trips: Trips) -> Paths:
     """Return the longest paths through one iteration of a loop."""
     inner = [other for other in loops if other.body < loop.body]
-    outermost = [o for o in inner if not any(o.body < other.body for other in inner)]
-    node_of = {a: o.head for o in outermost for a in o.body}
-    members = {o.head: o for o in outermost}
-    memory: dict[int, Paths] = {}
+    nested = {o.head: o for o in inner if not any(o.body < other.body for other in inner)}
+    node_of = {a: o.head for o in nested.values() for a in o.body}
+    after: dict[int, set[int]] = defaultdict(set)  # between blocks and, as one node each, inner loops
+    for address in loop.body:
+        node = node_of.get(address, address)
+        for successor in blocks[address].successors:
+            if successor in loop.body and successor != loop.head:
+                after[node] |= {node_of.get(successor, successor)} - {node}
+    paths: dict[int, Paths] = {}
+    for node in backwards_from(node_of.get(loop.head, loop.head), after):
+        members = nested[node].body if node in nested else {node}
+        cost = inner_cost(nested[node], loops, blocks, trips) if node in nested else block_costs(blocks[node])
+        rest: Paths = {0: Counter()} if loop.latches & members else {}
+        for successor in after[node]:
+            merge(rest, paths.get(successor, {}))
+        paths[node] = add(rest, cost)
+    return paths[node_of.get(loop.head, loop.head)]
 
-    def from_node(node: int) -> Paths:
-        """The longest paths from a block, or from the head of an inner loop, to the end of the iteration."""
-        if node in memory:
-            return memory[node]
-        if node in members:
-            addresses: Iterable[int] = members[node].body
-            once = longest(iterations(members[node], loops, blocks))
-            trips = trip_count(members[node], blocks)
-            cost = Counter({name: trips * count for name, count in once.items()})
-        else:
-            addresses, cost = (node,), block_costs(blocks[node])
-        rest: Paths = {0: Counter()} if loop.latches & set(addresses) else {}
-        for successor in {s for a in addresses for s in blocks[a].successors}:
-            place = node_of.get(successor, successor)
-            if successor in loop.body and successor != loop.head and place != node:
-                merge(rest, from_node(place))
-        memory[node] = add(rest, cost)
-        return memory[node]
 
-    return from_node(node_of.get(loop.head, loop.head))
+def backwards_from(start: int, after: dict[int, set[int]]) -> list[int]:
+    """Return the nodes of a graph without cycles, each behind all that come after it."""
+    order, seen, waiting = [], set(), [(start, False)]
+    while waiting:
+        node, expanded = waiting.pop()
+        if expanded:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            waiting += [(node, True), *((successor, False) for successor in sorted(after[node]))]
+    return order
+
+
+def inner_cost(loop: Loop, loops: list[Loop], blocks: dict[int, Block], trips: Trips) -> Counter:
+    """Return what an inner loop takes in all."""
+    once = longest(iterations(loop, loops, blocks, trips))
+    times: float = trip_count(loop, blocks)
+    if once["bulk_copies"] == 1:
+        times = trips.bulk
+    elif once["remote_stores"] and any(other.body < loop.body for other in loops):
+        times = trips.sending
+    return Counter({name: times * count for name, count in once.items()})
 
 
 def longest(paths: Paths) -> Counter:
@@ -315,10 +348,10 @@ def longest(paths: Paths) -> Counter:
     return max(paths.values(), key=lambda cost: cost["instructions"])
 
 
-def hot_loops(code: str) -> list[Paths]:
+def hot_loops(code: str, trips: Trips = Trips()) -> list[Paths]:
     """Return the paths of the innermost loops of a function that multiply on tensor cores, in the order of the code."""
     blocks = aligned_blocks(cut_blocks(read_instructions(code)))
     loops = find_loops(blocks) if blocks else []
     holding = [loop for loop in loops if any(block_costs(blocks[a])["mma"] for a in loop.body)]
     innermost = [loop for loop in holding if not any(other.body < loop.body for other in holding)]
-    return [iterations(loop, loops, blocks) for loop in sorted(innermost, key=lambda loop: loop.head)]
+    return [iterations(loop, loops, blocks, trips) for loop in sorted(innermost, key=lambda loop: loop.head)]
