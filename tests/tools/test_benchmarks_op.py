@@ -82,7 +82,7 @@ def test_the_sweep_gives_a_plan_table(gpu, tmp_path, monkeypatch):
     assert {mode: len(cells) for mode, cells in times.items()} == {"forward": 8, "backward": 8}
     assert (64, 8) not in times["forward"][1, 8, 2]
     assert set(times["backward"][1, 8, 2]) == {plan_table.parse_plan(plan) for plan in op_sweep.PLANS}
-    assert plan_table.measured_rows(capability, times["backward"])
+    assert plan_table.grid_rows(capability, times["backward"])
 
 
 def test_the_sweep_times_graphs_of_pinned_calls(gpu, monkeypatch):
