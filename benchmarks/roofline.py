@@ -14,7 +14,7 @@ no other limit; those of the cublas path to the same sweep. The median error the
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,16 +77,20 @@ class Loop:
     shared_cycles: int
 
 
+def sum_loops(rows: Iterable[tuple[str, str, int, int]]) -> dict[tuple[str, str], Loop]:
+    """Return the sums over each kernel's loops, from rows of architecture, kernel, instructions, shared cycles."""
+    found: dict[tuple[str, str], Loop] = defaultdict(lambda: Loop(0, 0))
+    for arch, kernel, instructions, shared_cycles in rows:
+        before = found[arch, kernel]
+        found[arch, kernel] = Loop(before.instructions + instructions, before.shared_cycles + shared_cycles)
+    return dict(found)
+
+
 def read_loops(path: Path = BUDGETS) -> dict[tuple[str, str], Loop]:
     """Return what an iteration of all of a kernel's loops takes, by architecture and kernel."""
-    found: dict[tuple[str, str], Loop] = defaultdict(lambda: Loop(0, 0))
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            key, before = (row["arch"], row["kernel"]), found[row["arch"], row["kernel"]]
-            found[key] = Loop(
-                before.instructions + int(row["instructions"]), before.shared_cycles + int(row["shared_cycles"])
-            )
-    return dict(found)
+        rows = list(csv.DictReader(file))
+    return sum_loops((r["arch"], r["kernel"], int(r["instructions"]), int(r["shared_cycles"])) for r in rows)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_report import disassemble, kernel_name, split_sass
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # plain Python
+
+from limits import limit_table
+from roofline import MODEL, Model, sum_loops
 from sass_loops import Paths, Trips, hot_loops
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -47,6 +52,8 @@ class LoopBudget:
     copies: int  # of 16 bytes a thread, or of a row in bulk
     copy_instructions: int  # what the copies add to the iteration
     shared_cycles: int  # of the shared memory's pipe, at 128 bytes a cycle
+    registers: int = 0  # of a thread; like the next known where the table is written
+    spilled: int = 0  # bytes of local memory of a thread
     missed: str = ""  # the targets that this misses
 
     @property
@@ -161,7 +168,7 @@ def count_loops(functions: list[tuple[str, str, str]]) -> tuple[list[LoopBudget]
 def read_table(path: Path = TABLE) -> list[LoopBudget]:
     """Read the budgets."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [LoopBudget(*row[:3], *map(int, row[3:9]), row[9]) for row in list(csv.reader(file))[1:]]
+        return [LoopBudget(*row[:3], *map(int, row[3:-1]), row[-1]) for row in list(csv.reader(file))[1:]]
 
 
 def write_table(rows: list[LoopBudget], path: Path = TABLE) -> None:
@@ -197,12 +204,20 @@ def check_loops(functions: list[tuple[str, str, str]]) -> list[str]:
     """Count the hot loops, print them, and return what is wrong with them."""
     rows, problems = count_loops(functions)
     print_loops(rows)
+    print_limits(rows)
     return problems + over_budget(rows, read_table())
 
 
 def is_headline(name: str) -> bool:
     """Return whether a kernel computes both products for a bottleneck of 64."""
     return bool(re.search(r"tile_kernel \w+ bf16 64,", name))
+
+
+def print_limits(rows: list[LoopBudget]) -> None:
+    """Print what limits the kernels, with what was counted in the place of the budgets."""
+    counted = sum_loops((row.arch, row.kernel, row.instructions, row.shared_cycles) for row in rows)
+    print("\npredicted, with each limit on an H100 in microseconds (benchmarks/roofline.py)")
+    print(limit_table(Model(MODEL.constants, MODEL.loops | counted)), flush=True)
 
 
 def share_instructions(rows: list[LoopBudget]) -> float:
@@ -227,6 +242,23 @@ def print_loops(rows: list[LoopBudget]) -> None:
             print(f"sm_{arch} {kernel}: {share:.0f} a warp and 64x32 elements, target {SHARE_TARGET:.0f}")
 
 
+def read_resources(report: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """Read registers and bytes of local memory from `cuobjdump -res-usage`, by architecture and short name."""
+    found, arch = {}, ""
+    for line in re.split(r"(?=arch = )|(?=Function )", report):
+        arch = new.group(1) if (new := re.match(r"arch = sm_(\w+)", line)) else arch
+        usage = re.match(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", line, re.DOTALL)
+        if usage:
+            found[arch, kernel_name(usage.group(1))] = int(usage.group(2)), int(usage.group(3)) + int(usage.group(4))
+    return found
+
+
+def with_resources(row: LoopBudget, resources: dict[tuple[str, str], tuple[int, int]]) -> LoopBudget:
+    """Return the row with its kernel's registers and local memory."""
+    registers, spilled = resources[row.arch, row.kernel]
+    return dataclasses.replace(row, registers=registers, spilled=spilled)
+
+
 def main() -> int:
     """Disassemble objects, count, compare."""
     from check_ptxas import find_tool  # which imports this file
@@ -242,7 +274,9 @@ def main() -> int:
     rows, problems = count_loops(parts)
     print_loops(rows)
     if arguments.write:
-        write_table(rows)
+        resources = read_resources("".join(disassemble(cuobjdump, o, "-res-usage") for o in arguments.objects))
+        write_table([with_resources(row, resources) for row in rows])
+        print("now write what rests on them anew: csrc/kernels/cuda/plan_table.h, as it says, and `make bench-table`")
     else:
         problems += over_budget(rows, read_table())
     print("\n".join(problems) if problems else f"{len(rows)} hot loops counted, all within their budgets")

@@ -1,0 +1,114 @@
+"""What was counted in the kernels and what limits them: the tables of docs/cuda.md (`make bench-table` writes them).
+
+The build check (tests/cuda/instruction_budgets.py) prints the second one for the kernels that it has just counted.
+"""
+
+import csv
+import itertools
+from collections.abc import Iterator
+
+from roofline import BUDGETS, CUBLAS, GPUS, MODEL, Cell, Gpu, Model, Plan, Prediction, fits, predict
+
+# The headline and the other shapes that the targets name.
+SHAPES: tuple[Cell, ...] = ((16384, 4096, 64), (16384, 1024, 64), (2048, 768, 48), (8, 4096, 64))
+TILES = {"tile": tuple(itertools.product((16, 64), (1, 2, 4, 8))), "resident": ((32, 1), (32, 2), (32, 4), (32, 8))}
+LIMITS = ("memory", "tensor cores", "issue", "shared memory", "latency")
+# Of the many kernels, those of the headline, and on sm_90 those in clusters.
+COUNTED = {
+    "90": (
+        "resident_tile_kernel {} bf16 64,512",
+        "bottleneck_tile_kernel {} bf16 64,4,1,32,4,1",
+        "bottleneck_tile_kernel {} bf16 64,1,4,64,4,1",
+        "weight_gradient_kernel bf16 64",
+    ),
+    "80": (
+        "bottleneck_tile_kernel {} bf16 64,4,1,32,4,0",
+        "bottleneck_tile_kernel {} bf16 64,1,4,64,4,0",
+        "weight_gradient_kernel bf16 64",
+    ),
+}
+
+
+def plans(gpu: Gpu, cell: Cell, model: Model) -> Iterator[tuple[str, tuple[Plan, ...]]]:
+    """Yield the kernels that serve a problem on a device, and their plans."""
+    for name, tiles in TILES.items():
+        counted = name == "tile" or any("resident" in kernel for _, kernel in model.loops)
+        fitting = tuple(plan for plan in tiles if counted and fits(gpu, cell, plan))
+        if fitting:
+            yield name, fitting
+    yield "cublas", (CUBLAS,)
+
+
+def predictions(model: Model) -> Iterator[tuple[Cell, str, str, dict[str, Prediction]]]:
+    """Yield shape, direction, plan and what is predicted for each GPU, each kernel with its fastest plan on an H100."""
+    gpus = {name: GPUS[name] for name in ("H100", "H200")}
+    for cell, direction in itertools.product(SHAPES, ("forward", "backward")):
+        for name, choices in plans(gpus["H100"], cell, model):
+            plan = min(choices, key=lambda p: predict(gpus["H100"], direction, cell, p, model).us)
+            shown = name if plan == CUBLAS else f"{name} {plan[0]}x{plan[1]}"
+            yield cell, direction, shown, {g: predict(gpu, direction, cell, plan, model) for g, gpu in gpus.items()}
+
+
+def limit_table(model: Model = MODEL) -> str:
+    """Return the predictions: microseconds, the limit that binds, and each limit on an H100."""
+    heads = ("tokens × hidden, bottleneck", "call", "plan", "H100, µs", "H200, µs", *LIMITS)
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for (tokens, columns, bottleneck), direction, plan, found in predictions(model):
+        cells = [f"{tokens} × {columns}, {bottleneck}", direction, plan]
+        cells += [f"{found[gpu].us:.1f} ({found[gpu].limit})" for gpu in ("H100", "H200")]
+        limits = found["H100"].limits
+        cells += [f"{limits[name]:.1f}" if name in limits else "–" for name in LIMITS]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def bytes_in_flight(kernel: str) -> int:
+    """Return how many bytes an SM has asked for at a time: what the stages hold that are not being worked on."""
+    numbers = [int(n) for n in kernel.split()[-1].split(",")]
+    size = numbers[0]
+    if kernel.startswith("resident"):
+        columns = numbers[1]
+        exchange = 2 * 4 * size // 16 * 32 * (24 if size == 128 else 40) + 256
+        return (min(8, (227 * 1024 - exchange) // (2 * 32 * (columns + 8))) - 1) * 2 * 32 * columns
+    if kernel.startswith("weight"):
+        return 4 * 3 * 2 * 32 * (128 + size)
+    rows, chunk = 16 * numbers[1], numbers[3]
+    return (2 if rows == 64 else 3) * 3 * 2 * (rows + size) * chunk  # blocks on an SM at 512 columns each
+
+
+def counted_table() -> str:
+    """Return what was counted in the kernels of the headline."""
+    heads = ("", "kernel", "instructions", "an mma", "for 16 bytes", "shared memory, cycles")
+    heads += ("bytes in flight", "registers", "spilled", "targets missed")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    with BUDGETS.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for arch, patterns in COUNTED.items():
+        for pattern, direction in itertools.product(patterns, ("forward", "backward")):
+            kernel = pattern.format(direction)
+            loops = [row for row in rows if (row["arch"], row["kernel"]) == (arch, kernel)]
+            if loops and not (direction == "backward" and "{}" not in pattern):
+                lines.append("| " + " | ".join([f"sm_{arch}", *counted_cells(kernel, loops)]) + " |")
+    return "\n".join(lines)
+
+
+def counted_cells(kernel: str, loops: list[dict[str, str]]) -> list[str]:
+    """Return the figures of one kernel; a warp's share of 64 x 32 elements takes 16 mma of each product."""
+    total = {name: sum(int(row[name]) for row in loops) for name in ("instructions", "mma", "shared_cycles")}
+    copied = [int(row["copies"]) and int(row["copy_instructions"]) / int(row["copies"]) for row in loops]
+    shares = total["mma"] / 32
+    return [
+        kernel.replace("_kernel", "").replace(" bf16", ""),
+        f"{total['instructions'] / shares:.0f}",
+        f"{total['instructions'] / total['mma']:.1f}",
+        " / ".join(f"{each:.1f}" for each in copied),
+        f"{total['shared_cycles'] / shares:.0f}",
+        f"{bytes_in_flight(kernel):,}".replace(",", " "),
+        loops[0]["registers"],
+        loops[0]["spilled"],
+        loops[0]["missed"].replace("<=", "≤"),
+    ]
+
+
+if __name__ == "__main__":
+    print(f"{counted_table()}\n\n{limit_table()}")
