@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # plai
 
 from limits import limit_table
 from roofline import MODEL, Model, sum_loops
-from sass_loops import Paths, Trips, hot_loops
+from sass_loops import Paths, Trips, copy_loops, hot_loops
 
 TABLE = Path(__file__).with_suffix(".csv")
 ARCHITECTURES = ("80", "90")
@@ -36,6 +36,7 @@ COPY_TARGETS = {"80": 20.0, "90": 6.0}
 SHARE_TARGET = 250.0
 SHARE_ELEMENTS = 64 * 32 // 4  # four warps
 MMA_ELEMENTS = 2048  # multiply-adds of one mma.m16n8k16
+STAGES_IN_0_1 = 4  # TileConfig had their number where it now has the columns of a chunk
 WARP_BYTES = 32 * 16  # of one copy of 16 bytes by every thread
 
 
@@ -62,8 +63,8 @@ class LoopBudget:
 
     @property
     def per_mma(self) -> float:
-        """Instructions an mma."""
-        return self.instructions / self.mma
+        """Instructions an mma; 0 where the loop has none."""
+        return self.instructions / self.mma if self.mma else 0.0
 
     @property
     def per_copy(self) -> float:
@@ -73,7 +74,7 @@ class LoopBudget:
     @property
     def shared_per_mma(self) -> float:
         """Cycles of the shared memory's pipe an mma."""
-        return self.shared_cycles / self.mma
+        return self.shared_cycles / self.mma if self.mma else 0.0
 
 
 @dataclass(frozen=True)
@@ -81,47 +82,62 @@ class ExpectedLoop:
     """What is known of a hot loop from the kernel's configuration."""
 
     loop: str
-    copies: int  # of 16 bytes a thread, or rows copied in bulk, in one iteration
-    products: int = 1  # how many of the two products of the adapter it computes
-    row_bytes: int = 0  # of a row copied in bulk; 0: none is
+    copies: int  # of 16 bytes a thread, or in bulk, in one iteration
+    products: int = 1  # how many of the two products of the adapter it computes; 0: it only copies
+    bulk_bytes: int = 0  # that a warp copies in bulk in one iteration
     trips: Trips = dataclasses.field(default_factory=Trips)
+
+
+def units(elements: int, threads: int) -> int:
+    """Return the copies of 16 bytes that a thread has to do."""
+    return -(-elements // (8 * threads))
 
 
 def expected_loops(name: str) -> list[ExpectedLoop]:
     """Return the hot loops of a kernel, in the order of its code."""
     numbers = [int(n) for n in name.split()[-1].split(",") if n.isdigit()]
-
-    def units(elements: int, threads: int) -> int:
-        return -(-elements // (8 * threads))
-
     if name.startswith("resident_tile_kernel"):
         size, columns = numbers
         tokens, warps, cluster_size = 32, 8, 8
         # A block finishes its share of the middle's mma tiles, a warp each at a time.
         finishing = tokens // 8 * (size // 16) / cluster_size / warps
-        rows = tokens // warps
-        return [ExpectedLoop("tile", 2 * rows, 2, 2 * columns, Trips(bulk=rows, sending=finishing))]
+        rows = tokens // warps  # in, and out
+        return [ExpectedLoop("tile", 2 * rows, 2, 2 * rows * 2 * columns, Trips(bulk=rows, sending=finishing))]
     if name.startswith("bottleneck_tile_kernel"):
-        size, row_groups, column_groups, chunk, _, _ = numbers
-        threads = 32 * row_groups * column_groups
-        weights, tile = units(chunk * size, threads), units(16 * row_groups * chunk, threads)
-        return [ExpectedLoop("first product", tile + weights), ExpectedLoop("second product", weights)]
+        size, threads, rows, chunk = tile_sizes(numbers)
+        weights, tile = units(chunk * size, threads), units(rows * chunk, threads)
+        if numbers[4] == STAGES_IN_0_1:
+            return [ExpectedLoop("first product", tile + weights), ExpectedLoop("second product", weights)]
+        products = [ExpectedLoop("first product", weights), ExpectedLoop("second product", weights)]
+        return [*products, ExpectedLoop("tile rows", tile, 0)]
     if name.startswith("weight_gradient_kernel"):
         size, threads, tokens = numbers[0], 128, 32
         copies = units(tokens * (64 if size > 64 else 128), threads) + units(tokens * size, threads)
         return [ExpectedLoop("up gradient", copies), ExpectedLoop("down gradient", copies)]
+    if name.startswith("gradient_stream_kernel"):
+        tokens = 32 // 4  # of a warp that copies: a wide row each, their narrow ones together
+        copied = 2 * tokens * (256 + numbers[0] + 8)
+        copies = ExpectedLoop("copies", tokens + 1, 0, copied, Trips(bulk=tokens + 1))
+        return [ExpectedLoop("down gradient", 0), ExpectedLoop("up gradient", 0), copies]
     return []
+
+
+def tile_sizes(numbers: list[int]) -> tuple[int, int, int, int]:
+    """Return padded bottleneck, threads, rows and columns of a chunk from the numbers of TileConfig."""
+    if numbers[4] == STAGES_IN_0_1:
+        size, row_groups, column_groups, chunk, _, _ = numbers
+        return size, 32 * row_groups * column_groups, 16 * row_groups, chunk
+    size, row_groups, row_tiles, column_groups, chunk, _ = numbers
+    return size, 32 * row_groups * column_groups, 16 * row_groups * row_tiles, chunk
 
 
 def measure(arch: str, name: str, expected: ExpectedLoop, paths: Paths, copies: int) -> LoopBudget:
     """Return the row of a hot loop, from its paths by the number of copies."""
     path = paths[copies]
-    copying = path["instructions"] - paths.get(0, path)["instructions"]
-    units, shared = path["copies"], path["shared_cycles"]
-    if expected.row_bytes:  # as many copies of 16 bytes by all threads of the warp
-        units += path["bulk_copies"] * expected.row_bytes // WARP_BYTES
-        shared += path["bulk_copies"] * expected.row_bytes // 128
-    counts = (path["instructions"], path["mma"], path["ldmatrix"], units, copying, shared)
+    others = paths.get(0, path)["instructions"] if expected.products else 0
+    copied = path["copies"] + expected.bulk_bytes / WARP_BYTES  # as if all threads of the warp had copied 16 bytes
+    shared = path["shared_cycles"] + expected.bulk_bytes / 128
+    counts = (path["instructions"], path["mma"], path["ldmatrix"], copied, path["instructions"] - others, shared)
     row = LoopBudget(arch, name, expected.loop, *map(round, counts))
     missed = f"copy <= {COPY_TARGETS[arch]:g}" if row.per_copy > COPY_TARGETS[arch] else ""
     return dataclasses.replace(row, missed=missed)
@@ -131,10 +147,14 @@ def count_kernel(arch: str, name: str, code: str) -> tuple[list[LoopBudget], lis
     """Count the hot loops of one kernel; return their rows, and what was not found as expected."""
     rows, problems = [], []
     wanted = expected_loops(name)
-    waiting = hot_loops(code, wanted[0].trips) if wanted else []
-    if not waiting and arch < "90" and (name.endswith(",1") or name.startswith("resident")):
+    if not wanted:
+        return [], []
+    multiplying = hot_loops(code, wanted[0].trips)
+    if not multiplying and arch < "90" and (name.endswith(",1") or name.startswith(("resident", "gradient_stream"))):
         return [], []  # clusters and bulk copies: empty before sm_90
+    copying = copy_loops(code, wanted[-1].trips) if not wanted[-1].products else []
     for expected in wanted:
+        waiting = multiplying if expected.products else copying
         fitting = [paths for paths in waiting if expected.copies in paths]
         if not fitting:
             seen = [{n: round(path["instructions"]) for n, path in sorted(paths.items())} for paths in waiting]
@@ -142,11 +162,13 @@ def count_kernel(arch: str, name: str, code: str) -> tuple[list[LoopBudget], lis
                 f"sm_{arch} {name}, {expected.loop}: {expected.copies} copies in an iteration expected, found (copies: "
                 f"instructions) {seen}; expected_loops() in {Path(__file__).name} says what is expected"
             )
+        if not expected.products:  # the steady loop, not the one that starts
+            fitting.sort(key=lambda paths, copies=expected.copies: paths[copies]["instructions"])
         chosen = next(iter(fitting or waiting), None)
         if chosen is None:
             break
         rows.append(measure(arch, name, expected, chosen, expected.copies if fitting else max(chosen)))
-        waiting = waiting[waiting.index(chosen) + 1 :]
+        del waiting[: waiting.index(chosen) + 1]
     if arch == "90" and is_headline(name) and len(rows) == len(wanted) and share_instructions(rows) > SHARE_TARGET:
         missed = f"share <= {SHARE_TARGET:g}"
         rows = [dataclasses.replace(row, missed=", ".join(filter(None, (row.missed, missed)))) for row in rows]
@@ -172,8 +194,11 @@ def read_table(path: Path = TABLE) -> list[LoopBudget]:
 
 
 def write_table(rows: list[LoopBudget], path: Path = TABLE) -> None:
-    """Write rows over those of the same loops, and keep the others."""
-    kept = {row.key: row for row in (read_table(path) if path.is_file() else [])} | {row.key: row for row in rows}
+    """Write rows over those of the same kernels, whatever their sizes were, and keep the others."""
+    families = {(row.arch, row.kernel.rsplit(" ", 1)[0]) for row in rows}
+    before = read_table(path) if path.is_file() else []
+    kept = {row.key: row for row in before if (row.arch, row.kernel.rsplit(" ", 1)[0]) not in families}
+    kept |= {row.key: row for row in rows}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(field.name for field in dataclasses.fields(LoopBudget))
@@ -224,8 +249,8 @@ def share_instructions(rows: list[LoopBudget]) -> float:
     """Return the instructions of a tile kernel's loops for a warp's share of 64 x 32 elements of the tile."""
     size = int(rows[0].kernel.split()[-1].split(",")[0])
     mma = SHARE_ELEMENTS * size / MMA_ELEMENTS  # of one product
-    products = {expected.loop: expected.products for expected in expected_loops(rows[0].kernel)}
-    return sum(row.per_mma * mma * products[row.loop] for row in rows)
+    products = sum(expected.products for expected in expected_loops(rows[0].kernel))
+    return sum(row.instructions for row in rows) * mma * products / sum(row.mma for row in rows)
 
 
 def print_loops(rows: list[LoopBudget]) -> None:

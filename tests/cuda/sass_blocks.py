@@ -2,8 +2,9 @@
 
 Blocks are cut at branches and their targets. Blocks that store single 16-bit elements belong to the slow copy of rows
 that are not aligned; where a branch leads to one of these, and to no mma and no wide access before its two ways meet
-again, that way is taken out. So is one that fetches operands to keep: not once an iteration. What is left is the
-aligned path. Loops are the natural loops of this graph: a back edge leads to a block that dominates it.
+again, that way is taken out. So is one that fetches operands to keep, or clears what no copy fills: not once an
+iteration; and copies that fill up with zeros, at a matrix's edge, where there are others. What is left is the aligned
+path. Loops are the natural loops of this graph: a back edge leads to a block that dominates it.
 """
 
 import itertools
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 SINGLE_ELEMENT_STORE = re.compile(r"ST[SG]?\.(\w+\.)*[US]16")
+EDGE_COPY = re.compile(rf"{SINGLE_ELEMENT_STORE.pattern}|LDGSTS\.(\w+\.)*ZFILL")
 WIDE = re.compile(r"(LDG|STG|LDGSTS)\.(\w+\.)*128|UBLKCP|HMMA")
-RELOAD = 16  # loads of a stretch of code that fetches operands to keep
+RARE = 16  # loads, or stores to shared memory, of a stretch of code that fetches operands to keep or clears stages
 END = sys.maxsize  # the address of the block that stands for leaving the function
 
 
@@ -121,12 +123,16 @@ def switch_targets(groups: list[list[Instruction]], successors: dict[int, list[i
 
 def aligned_blocks(blocks: dict[int, Block]) -> dict[int, Block]:
     """Return the graph of the aligned path: without what stores single elements, and what only leads there."""
-    slow = {a for a, block in blocks.items() if any(SINGLE_ELEMENT_STORE.match(i.opcode) for i in block.instructions)}
-    wide = {a for a, block in blocks.items() if any(WIDE.match(i.opcode) for i in block.instructions)}
-    loads = {a: sum(i.opcode.startswith("LDG") for i in block.instructions) for a, block in blocks.items()}
+    copies = [i.opcode for block in blocks.values() for i in block.instructions if i.opcode.startswith("LDGSTS")]
+    slow_copy = EDGE_COPY if any("ZFILL" not in copy for copy in copies) else SINGLE_ELEMENT_STORE
+    slow = {a for a, block in blocks.items() if any(slow_copy.match(i.opcode) for i in block.instructions)}
+    wide = {a for a, block in blocks.items() if any(WIDE.match(i.opcode) for i in block.instructions)} - slow
+    filling = {
+        a: sum(bool(re.match(r"LDG|STS\.128", i.opcode)) for i in block.instructions) for a, block in blocks.items()
+    }
 
     def kept_out(region: set[int]) -> bool:
-        return not region & wide and (bool(region & slow) or sum(loads[a] for a in region) >= RELOAD)
+        return not region & wide and (bool(region & slow) or sum(filling[a] for a in region) >= RARE)
 
     joins = postdominators(blocks)
     edges = {}

@@ -160,8 +160,31 @@ def longest(paths: Paths) -> Counter:
 
 def hot_loops(code: str, trips: Trips = Trips()) -> list[Paths]:
     """Return the paths of the innermost loops of a function that multiply on tensor cores, in the order of the code."""
-    blocks = aligned_blocks(cut_blocks(read_instructions(code)))
-    loops = find_loops(blocks) if blocks else []
+    blocks, loops = find_all(code)
     holding = [loop for loop in loops if any(block_costs(blocks[a])["mma"] for a in loop.body)]
-    innermost = [loop for loop in holding if not any(other.body < loop.body for other in holding)]
-    return [iterations(loop, loops, blocks, trips) for loop in sorted(innermost, key=lambda loop: loop.head)]
+    return [iterations(loop, loops, blocks, trips) for loop in innermost(holding)]
+
+
+def copy_loops(code: str, trips: Trips = Trips()) -> list[Paths]:
+    """Return the paths of the loops that copy and do not multiply, in the order of the code: those around bulk copies,
+    and the innermost ones of 16-byte copies.
+    """
+    blocks, loops = find_all(code)
+    totals = {loop.head: sum((block_costs(blocks[a]) for a in loop.body), Counter()) for loop in loops}
+    idle = [loop for loop in loops if not totals[loop.head]["mma"]]
+    bulk = [loop for loop in idle if totals[loop.head]["bulk_copies"]]
+    around = [loop for loop in bulk if any(other.body < loop.body for other in bulk)]
+    single = [loop for loop in idle if totals[loop.head]["copies"]]
+    return [iterations(loop, loops, blocks, trips) for loop in innermost(around) + innermost(single)]
+
+
+def find_all(code: str) -> tuple[dict[int, Block], list[Loop]]:
+    """Return the aligned path of a function and its loops."""
+    blocks = aligned_blocks(cut_blocks(read_instructions(code)))
+    return blocks, find_loops(blocks) if blocks else []
+
+
+def innermost(loops: list[Loop]) -> list[Loop]:
+    """Return the loops that hold no other of them, in the order of the code."""
+    found = [loop for loop in loops if not any(other.body < loop.body for other in loops)]
+    return sorted(found, key=lambda loop: loop.head)
