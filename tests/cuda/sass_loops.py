@@ -57,11 +57,13 @@ def block_costs(block: Block) -> Counter:
 
 
 def trip_count(loop: Loop, blocks: dict[int, Block]) -> int:
-    """Return how often a loop runs whose counter starts below its step; 1 where its bound is no immediate."""
+    """Return how often a loop runs whose counter starts below its step, or at 0; 1 where its bound is no immediate."""
     body = [i for address in sorted(loop.body) for i in blocks[address].instructions]
     for latch in sorted(loop.latches):
         predicate = blocks[latch].instructions[-1].predicate.lstrip("@!")
-        compares = [i for i in body if i.opcode.startswith("ISETP.G") and i.operands.startswith(f"{predicate}, ")]
+        compares = [
+            i for i in body if i.opcode.startswith(("ISETP.G", "ISETP.NE")) and i.operands.startswith(f"{predicate}, ")
+        ]
         for compare in compares if predicate else ():
             found = re.search(r"PT, (R\d+)(?:\.reuse)?, (-?0x[0-9a-f]+), PT", compare.operands)
             step = found and step_of(found.group(1), body)

@@ -130,6 +130,7 @@ STEPS = {
     "compared before": ("ISETP.GE.AND P2, PT, R18, 0x80, PT\nVIADD R18, R18, 0x80", "R0", 2),
     "compared behind": ("VIADD R18, R18, 0x80\nISETP.GE.AND P2, PT, R18, 0x200, PT", "R0", 4),
     "one step ahead": ("VIADD R20, R18, 0x80\nMOV R18, R20\nISETP.GE.AND P2, PT, R20, 0x80, PT", "R5", 2),
+    "not equal": ("VIADD R18, R18, 0x2\nISETP.NE.AND P2, PT, R18, 0x6, PT", "RZ", 3),
     "greater than": ("IADD3 R18, R18, 0x40, RZ\nISETP.GT.AND P2, PT, R18, 0x100, PT", "R0", 5),
 }
 
