@@ -15,8 +15,10 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from gpu_limits import BUDGETS, CUBLAS, GPUS, Cell, Gpu, Plan, read_loops
+from kernel_launches import Model
 from plan_table import DIRECTIONS, read_sweep
-from roofline import BUDGETS, CUBLAS, GPUS, Cell, Gpu, Model, Plan, predict, read_loops
+from roofline import predict
 
 STEPS = 400
 DAMPING = 0.1  # errors above count linearly

@@ -7,7 +7,9 @@ import csv
 import itertools
 from collections.abc import Iterator
 
-from roofline import BUDGETS, CUBLAS, GPUS, MODEL, Cell, Gpu, Model, Plan, Prediction, fits, predict
+from gpu_limits import BUDGETS, CUBLAS, GPUS, Cell, Gpu, Plan
+from kernel_launches import MODEL, Model, fits
+from roofline import Prediction, predict
 
 # The headline and the other shapes that the targets name.
 SHAPES: tuple[Cell, ...] = ((16384, 4096, 64), (16384, 1024, 64), (2048, 768, 48), (8, 4096, 64))
@@ -32,8 +34,7 @@ COUNTED = {
 def plans(gpu: Gpu, cell: Cell, model: Model) -> Iterator[tuple[str, tuple[Plan, ...]]]:
     """Yield the kernels that serve a problem on a device, and their plans."""
     for name, tiles in TILES.items():
-        counted = name == "tile" or any("resident" in kernel for _, kernel in model.loops)
-        fitting = tuple(plan for plan in tiles if counted and fits(gpu, cell, plan))
+        fitting = tuple(plan for plan in tiles if fits(gpu, cell, plan, model))
         if fitting:
             yield name, fitting
     yield "cublas", (CUBLAS,)

@@ -23,7 +23,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from roofline import CUBLAS, GPUS, MAX_BOTTLENECK_DIM, Cell, Gpu, Plan, fits, predict
+from gpu_limits import CUBLAS, GPUS, Cell, Gpu, Plan
+from kernel_launches import MAX_BOTTLENECK_DIM, fits
+from roofline import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ROOT / "csrc" / "kernels" / "cuda" / "plan_table.h"

@@ -6,8 +6,10 @@ any implementation can do, "eager" what PyTorch's formula moves: passes over the
 
 import itertools
 
+from gpu_limits import BYTES, CUBLAS, GPUS, Cell, Gpu
+from kernel_launches import MODEL, Model
 from limits import SHAPES, plans
-from roofline import BYTES, CUBLAS, GPUS, MODEL, Cell, Gpu, Model, predict
+from roofline import predict
 
 # Passes over the hidden states, forward and backward, for scaling != 1.
 PASSES = {"copy": (2, 3), "eager": (7, 10)}

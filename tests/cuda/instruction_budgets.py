@@ -22,8 +22,9 @@ from kernel_report import disassemble, kernel_name, split_sass
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # plain Python
 
+from gpu_limits import collect_loops
+from kernel_launches import MODEL, Model
 from limits import limit_table
-from roofline import MODEL, Model, sum_loops
 from sass_loops import Paths, Trips, copy_loops, hot_loops
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -240,7 +241,7 @@ def is_headline(name: str) -> bool:
 
 def print_limits(rows: list[LoopBudget]) -> None:
     """Print what limits the kernels, with what was counted in the place of the budgets."""
-    counted = sum_loops((row.arch, row.kernel, row.instructions, row.shared_cycles) for row in rows)
+    counted = collect_loops((row.arch, row.kernel, row.loop, row.instructions, row.shared_cycles) for row in rows)
     print("\npredicted, with each limit on an H100 in microseconds (benchmarks/roofline.py)")
     print(limit_table(Model(MODEL.constants, MODEL.loops | counted)), flush=True)
 

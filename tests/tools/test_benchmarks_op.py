@@ -13,8 +13,9 @@ import pytest
 import tables
 import torch
 from fake_gpu import TINY, fake_machine, read
+from gpu_limits import GPUS
 from predictions import moved_us, predicted_us
-from roofline import GPUS, predict
+from roofline import predict
 
 from adapterx import ops
 
