@@ -7,28 +7,14 @@ import csv
 import itertools
 from collections.abc import Iterator
 
-from gpu_limits import BUDGETS, CUBLAS, GPUS, Cell, Gpu, Plan
-from kernel_launches import MODEL, Model, fits
+from gpu_limits import BUDGETS, CUBLAS, GPUS, Cell, Gpu, Plan, architecture
+from kernel_launches import MODEL, Model, TileLayout, fits, resident_kernel
 from roofline import Prediction, predict
 
 # The headline and the other shapes that the targets name.
 SHAPES: tuple[Cell, ...] = ((16384, 4096, 64), (16384, 1024, 64), (2048, 768, 48), (8, 4096, 64))
 TILES = {"tile": tuple(itertools.product((16, 64), (1, 2, 4, 8))), "resident": ((32, 1), (32, 2), (32, 4), (32, 8))}
 LIMITS = ("memory", "tensor cores", "issue", "shared memory", "latency")
-# Of the many kernels, those of the headline, and on sm_90 those in clusters.
-COUNTED = {
-    "90": (
-        "resident_tile_kernel {} bf16 64,512",
-        "bottleneck_tile_kernel {} bf16 64,4,1,32,4,1",
-        "bottleneck_tile_kernel {} bf16 64,1,4,64,4,1",
-        "weight_gradient_kernel bf16 64",
-    ),
-    "80": (
-        "bottleneck_tile_kernel {} bf16 64,4,1,32,4,0",
-        "bottleneck_tile_kernel {} bf16 64,1,4,64,4,0",
-        "weight_gradient_kernel bf16 64",
-    ),
-}
 
 
 def plans(gpu: Gpu, cell: Cell, model: Model) -> Iterator[tuple[str, tuple[Plan, ...]]]:
@@ -64,17 +50,32 @@ def limit_table(model: Model = MODEL) -> str:
 
 
 def bytes_in_flight(kernel: str) -> int:
-    """Return how many bytes an SM has asked for at a time: what the stages hold that are not being worked on."""
-    numbers = [int(n) for n in kernel.split()[-1].split(",")]
-    size = numbers[0]
+    """Return how many bytes an SM has asked for at a time, with 512 columns a block: stages that are not worked on."""
+    size, *numbers = [int(n) for n in kernel.split()[-1].split(",")]
     if kernel.startswith("resident"):
-        columns = numbers[1]
         exchange = 2 * 4 * size // 16 * 32 * (24 if size == 128 else 40) + 256
-        return (min(8, (227 * 1024 - exchange) // (2 * 32 * (columns + 8))) - 1) * 2 * 32 * columns
+        stage = 2 * 32 * (numbers[0] + 8)
+        return (min(8, (227 * 1024 - exchange) // stage) - 1) * 2 * 32 * numbers[0]
+    if kernel.startswith("gradient_stream"):
+        stage = 2 * 32 * (256 + 8 + size + 8)
+        return (208 * 1024 // stage - 1) * 2 * 32 * (256 + size)
     if kernel.startswith("weight"):
         return 4 * 3 * 2 * 32 * (128 + size)
-    rows, chunk = 16 * numbers[1], numbers[3]
-    return (2 if rows == 64 else 3) * 3 * 2 * (rows + size) * chunk  # blocks on an SM at 512 columns each
+    layout = TileLayout.of(kernel)
+    if layout.row_tiles:  # the whole tile, and a chunk of a weight
+        return 2 * 2 * (layout.rows * 512 + size * layout.chunk)
+    return (2 if layout.rows == 64 else 3) * 3 * 2 * (layout.rows + size) * layout.chunk
+
+
+def headline_kernels(gpu: Gpu) -> Iterator[str]:
+    """Yield the kernels of a bottleneck of 64, in clusters where there are any."""
+    clusters = max(gpu.clusters)
+    for rows, direction in itertools.product((32, 64, 16), ("forward", "backward")):
+        if rows == 32:
+            yield resident_kernel(direction, SHAPES[0], 8)
+        elif kernel := MODEL.tile_kernel(gpu, direction, 64, (rows, clusters)):
+            yield kernel
+    yield from ("gradient_stream_kernel bf16 64", "weight_gradient_kernel bf16 64")
 
 
 def counted_table() -> str:
@@ -84,19 +85,18 @@ def counted_table() -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     with BUDGETS.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    for arch, patterns in COUNTED.items():
-        for pattern, direction in itertools.product(patterns, ("forward", "backward")):
-            kernel = pattern.format(direction)
-            loops = [row for row in rows if (row["arch"], row["kernel"]) == (arch, kernel)]
-            if loops and not (direction == "backward" and "{}" not in pattern):
-                lines.append("| " + " | ".join([f"sm_{arch}", *counted_cells(kernel, loops)]) + " |")
+    for gpu in (GPUS["H100"], GPUS["A100"]):
+        for kernel in headline_kernels(gpu):
+            loops = [row for row in rows if (row["arch"], row["kernel"]) == (architecture(gpu), kernel)]
+            if loops:
+                lines.append("| " + " | ".join([f"sm_{architecture(gpu)}", *counted_cells(kernel, loops)]) + " |")
     return "\n".join(lines)
 
 
 def counted_cells(kernel: str, loops: list[dict[str, str]]) -> list[str]:
     """Return the figures of one kernel; a warp's share of 64 x 32 elements takes 16 mma of each product."""
     total = {name: sum(int(row[name]) for row in loops) for name in ("instructions", "mma", "shared_cycles")}
-    copied = [int(row["copies"]) and int(row["copy_instructions"]) / int(row["copies"]) for row in loops]
+    copied = [int(row["copy_instructions"]) / int(row["copies"]) for row in loops if int(row["copies"])]
     shares = total["mma"] / 32
     return [
         kernel.replace("_kernel", "").replace(" bf16", ""),
@@ -107,7 +107,9 @@ def counted_cells(kernel: str, loops: list[dict[str, str]]) -> list[str]:
         f"{bytes_in_flight(kernel):,}".replace(",", " "),
         loops[0]["registers"],
         loops[0]["spilled"],
-        loops[0]["missed"].replace("<=", "≤"),
+        ", ".join(dict.fromkeys(part for row in loops for part in row["missed"].split(", ") if part)).replace(
+            "<=", "≤"
+        ),
     ]
 
 
