@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from expected_loops import ExpectedLoop, expected_loops
 from kernel_report import disassemble, kernel_name, split_sass
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # plain Python
@@ -25,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # plai
 from gpu_limits import collect_loops
 from kernel_launches import MODEL, Model
 from limits import limit_table
-from sass_loops import Paths, Trips, copy_loops, hot_loops
+from sass_loops import Paths, copy_loops, hot_loops
 
 TABLE = Path(__file__).with_suffix(".csv")
 ARCHITECTURES = ("80", "90")
@@ -37,7 +38,6 @@ COPY_TARGETS = {"80": 20.0, "90": 6.0}
 SHARE_TARGET = 250.0
 SHARE_ELEMENTS = 64 * 32 // 4  # four warps
 MMA_ELEMENTS = 2048  # multiply-adds of one mma.m16n8k16
-STAGES_IN_0_1 = 4  # TileConfig had their number where it now has the columns of a chunk
 WARP_BYTES = 32 * 16  # of one copy of 16 bytes by every thread
 
 
@@ -78,60 +78,6 @@ class LoopBudget:
         return self.shared_cycles / self.mma if self.mma else 0.0
 
 
-@dataclass(frozen=True)
-class ExpectedLoop:
-    """What is known of a hot loop from the kernel's configuration."""
-
-    loop: str
-    copies: int  # of 16 bytes a thread, or in bulk, in one iteration
-    products: int = 1  # how many of the two products of the adapter it computes; 0: it only copies
-    bulk_bytes: int = 0  # that a warp copies in bulk in one iteration
-    trips: Trips = dataclasses.field(default_factory=Trips)
-
-
-def units(elements: int, threads: int) -> int:
-    """Return the copies of 16 bytes that a thread has to do."""
-    return -(-elements // (8 * threads))
-
-
-def expected_loops(name: str) -> list[ExpectedLoop]:
-    """Return the hot loops of a kernel, in the order of its code."""
-    numbers = [int(n) for n in name.split()[-1].split(",") if n.isdigit()]
-    if name.startswith("resident_tile_kernel"):
-        size, columns = numbers
-        tokens, warps, cluster_size = 32, 8, 8
-        # A block finishes its share of the middle's mma tiles, a warp each at a time.
-        finishing = tokens // 8 * (size // 16) / cluster_size / warps
-        rows = tokens // warps  # in, and out
-        return [ExpectedLoop("tile", 2 * rows, 2, 2 * rows * 2 * columns, Trips(bulk=rows, sending=finishing))]
-    if name.startswith("bottleneck_tile_kernel"):
-        size, threads, rows, chunk = tile_sizes(numbers)
-        weights, tile = units(chunk * size, threads), units(rows * chunk, threads)
-        if numbers[4] == STAGES_IN_0_1:
-            return [ExpectedLoop("first product", tile + weights), ExpectedLoop("second product", weights)]
-        products = [ExpectedLoop("first product", weights), ExpectedLoop("second product", weights)]
-        return [*products, ExpectedLoop("tile rows", tile, 0)]
-    if name.startswith("weight_gradient_kernel"):
-        size, threads, tokens = numbers[0], 128, 32
-        copies = units(tokens * (64 if size > 64 else 128), threads) + units(tokens * size, threads)
-        return [ExpectedLoop("up gradient", copies), ExpectedLoop("down gradient", copies)]
-    if name.startswith("gradient_stream_kernel"):
-        tokens = 32 // 4  # of a warp that copies: a wide row each, their narrow ones together
-        copied = 2 * tokens * (256 + numbers[0] + 8)
-        copies = ExpectedLoop("copies", tokens + 1, 0, copied, Trips(bulk=tokens + 1))
-        return [ExpectedLoop("down gradient", 0), ExpectedLoop("up gradient", 0), copies]
-    return []
-
-
-def tile_sizes(numbers: list[int]) -> tuple[int, int, int, int]:
-    """Return padded bottleneck, threads, rows and columns of a chunk from the numbers of TileConfig."""
-    if numbers[4] == STAGES_IN_0_1:
-        size, row_groups, column_groups, chunk, _, _ = numbers
-        return size, 32 * row_groups * column_groups, 16 * row_groups, chunk
-    size, row_groups, row_tiles, column_groups, chunk, _ = numbers
-    return size, 32 * row_groups * column_groups, 16 * row_groups * row_tiles, chunk
-
-
 def measure(arch: str, name: str, expected: ExpectedLoop, paths: Paths, copies: int) -> LoopBudget:
     """Return the row of a hot loop, from its paths by the number of copies."""
     path = paths[copies]
@@ -161,7 +107,7 @@ def count_kernel(arch: str, name: str, code: str) -> tuple[list[LoopBudget], lis
             seen = [{n: round(path["instructions"]) for n, path in sorted(paths.items())} for paths in waiting]
             problems.append(
                 f"sm_{arch} {name}, {expected.loop}: {expected.copies} copies in an iteration expected, found (copies: "
-                f"instructions) {seen}; expected_loops() in {Path(__file__).name} says what is expected"
+                f"instructions) {seen}; expected_loops.py says what is expected"
             )
         if not expected.products:  # the steady loop, not the one that starts
             fitting.sort(key=lambda paths, copies=expected.copies: paths[copies]["instructions"])
