@@ -122,7 +122,7 @@ def resident_kernel(direction: str, cell: Cell, cluster_size: int) -> str:
     """Return the name of the resident kernel that serves a problem."""
     size = padded(cell[2], 32)
     columns = 256 if size == 128 or resident_columns(cell, cluster_size) <= 256 else 512
-    return f"resident_tile_kernel {direction} bf16 {size},{columns}"
+    return f"resident_tile_kernel {direction} bf16 {size},{columns},0"
 
 
 def tile_launch(gpu: Gpu, direction: str, cell: Cell, plan: Plan, model: Model) -> Launch:
@@ -152,7 +152,7 @@ def resident_launch(gpu: Gpu, direction: str, cell: Cell, plan: Plan, model: Mod
     clusters = min(tiles, gpu.clusters[cluster_size])
     return Launch(
         model.loop(gpu, resident_kernel(direction, cell, cluster_size)),
-        warps=8,
+        warps=16,
         blocks=clusters * cluster_size,
         cluster_size=cluster_size,
         iterations=math.ceil(tiles / clusters),

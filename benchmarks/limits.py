@@ -53,7 +53,7 @@ def bytes_in_flight(kernel: str) -> int:
     """Return how many bytes an SM has asked for at a time, with 512 columns a block: stages that are not worked on."""
     size, *numbers = [int(n) for n in kernel.split()[-1].split(",")]
     if kernel.startswith("resident"):
-        exchange = 2 * 4 * size // 16 * 32 * (24 if size == 128 else 40) + 256
+        exchange = 4 * size // 16 * 32 * (64 if size == 128 else 96) + 256 + 4 * numbers[0]
         stage = 2 * 32 * (numbers[0] + 8)
         return (min(8, (227 * 1024 - exchange) // stage) - 1) * 2 * 32 * numbers[0]
     if kernel.startswith("gradient_stream"):

@@ -15,6 +15,7 @@ class ExpectedLoop:
     copies: int  # of 16 bytes a thread, or in bulk, in one iteration
     products: int = 1  # how many of the two products of the adapter it computes; 0: it only copies
     bulk_bytes: int = 0  # that a warp copies in bulk in one iteration
+    copying: float = 1.0  # the part of the warps that copies
     trips: Trips = field(default_factory=Trips)
 
 
@@ -27,12 +28,12 @@ def expected_loops(name: str) -> list[ExpectedLoop]:
     """Return the hot loops of a kernel, in the order of its code."""
     numbers = [int(n) for n in name.split()[-1].split(",") if n.isdigit()]
     if name.startswith("resident_tile_kernel"):
-        size, columns = numbers
-        tokens, warps, cluster_size = 32, 8, 8
+        size, columns, _ = numbers
+        tokens, warps, copy_warps, cluster_size = 32, 16, 8, 8
         # A block finishes its share of the middle's mma tiles, a warp each at a time.
         finishing = tokens // 8 * (size // 16) / cluster_size / warps
-        rows = tokens // warps  # in, and out
-        return [ExpectedLoop("tile", 2 * rows, 2, 2 * rows * 2 * columns, Trips(bulk=rows, sending=finishing))]
+        rows = 2 * tokens // copy_warps  # in, and out
+        return [ExpectedLoop("tile", rows, 2, rows * 2 * columns, copy_warps / warps, Trips(sending=finishing))]
     if name.startswith("bottleneck_tile_kernel"):
         size, threads, rows, chunk = tile_sizes(numbers)
         weights, tile = units(chunk * size, threads), units(rows * chunk, threads)
@@ -47,7 +48,7 @@ def expected_loops(name: str) -> list[ExpectedLoop]:
     if name.startswith("gradient_stream_kernel"):
         tokens = 32 // 4  # of a warp that copies: a wide row each, their narrow ones together
         copied = 2 * tokens * (256 + numbers[0] + 8)
-        copies = ExpectedLoop("copies", tokens + 1, 0, copied, Trips(bulk=tokens + 1))
+        copies = ExpectedLoop("copies", tokens + 1, 0, copied, trips=Trips(bulk=tokens + 1))
         return [ExpectedLoop("down gradient", 0), ExpectedLoop("up gradient", 0), copies]
     return []
 

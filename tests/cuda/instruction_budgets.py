@@ -80,11 +80,13 @@ class LoopBudget:
 
 def measure(arch: str, name: str, expected: ExpectedLoop, paths: Paths, copies: int) -> LoopBudget:
     """Return the row of a hot loop, from its paths by the number of copies."""
-    path = paths[copies]
-    others = paths.get(0, path)["instructions"] if expected.products else 0
-    copied = path["copies"] + expected.bulk_bytes / WARP_BYTES  # as if all threads of the warp had copied 16 bytes
-    shared = path["shared_cycles"] + expected.bulk_bytes / 128
-    counts = (path["instructions"], path["mma"], path["ldmatrix"], copied, path["instructions"] - others, shared)
+    path, others = paths[copies], paths.get(0, paths[copies])
+    executed = others["instructions"] + expected.copying * (path["instructions"] - others["instructions"])
+    copying = executed - others["instructions"] if expected.products else executed
+    bulk_bytes = expected.copying * expected.bulk_bytes
+    copied = path["copies"] + bulk_bytes / WARP_BYTES  # as if all threads of the warp had copied 16 bytes
+    shared = path["shared_cycles"] + bulk_bytes / 128
+    counts = (executed, path["mma"], path["ldmatrix"], copied, copying, shared)
     row = LoopBudget(arch, name, expected.loop, *map(round, counts))
     missed = f"copy <= {COPY_TARGETS[arch]:g}" if row.per_copy > COPY_TARGETS[arch] else ""
     return dataclasses.replace(row, missed=missed)

@@ -53,9 +53,9 @@ def dynamic_shared_memory(name: str) -> int | None:
         shared = 2 * (rows * (HEADLINE_SLICE + 8) + stages * stage + rows * (size + 8))
         return shared + 4 * column_groups * rows * (size + 4) + 8 * rows
     if name.startswith("resident_tile_kernel"):
-        size, columns = numbers
-        units = 4 * size // 16  # of the middle of 32 tokens
-        exchange = 2 * units * 32 * (24 if size == 128 else 40) + 256
+        size, columns, _ = numbers
+        units, term_groups = 4 * size // 16, 2 if size == 128 else 4  # mma tiles of the middle of 32 tokens
+        exchange = units * 32 * (48 + 16 * (term_groups - 1)) + 256 + 4 * columns
         stage = 2 * 32 * (columns + 8)
         return min(8, (227 * 1024 - exchange) // stage) * stage + exchange
     if name.startswith("weight_gradient_kernel"):

@@ -73,16 +73,18 @@ def test_what_binds_changes_with_the_kernel(measured):
 
 
 def test_the_resident_kernel_walks_over_its_tiles():
-    """512 tiles of 32 tokens, 15 clusters of 8 at once: 35 for the busiest, by 8 warps on one SM."""
-    names = ("64,512", "128,256")
+    """512 tiles of 32 tokens, 15 clusters of 8 at once: 35 for the busiest, by 16 warps on one SM."""
+    names = ("64,512,0", "128,256,0")
     loops = {("90", f"resident_tile_kernel forward bf16 {name}"): {"tile": Loop(1000, 300)} for name in names}
     model = Model(Constants(), loops)
     launch = resident_launch(H100, "forward", HEADLINE, (32, 8), model)
     assert (launch.blocks, launch.iterations, launch.total_iterations) == (120, 35, 512 * 8)
     c = model.constants
     found = launch.limits(H100, c)
-    assert found["latency"] == pytest.approx(35 * (1000 * (c.cycles + c.more_cycles) + c.wait_cycles) / 1755 + c.block)
-    assert found["issue"] == pytest.approx(512 * 8 * 8 * 1000 / (4 * 132) / 1755)
+    assert found["latency"] == pytest.approx(
+        35 * (1000 * (c.cycles + 3 * c.more_cycles) + c.wait_cycles) / 1755 + c.block
+    )
+    assert found["issue"] == pytest.approx(512 * 8 * 16 * 1000 / (4 * 132) / 1755)
     assert not fits(H100, (16384, 4096, 128), (32, 8), model)  # 512 columns of 128 do not fit in registers
     assert fits(H100, (16384, 2048, 128), (32, 8), model)
     assert not fits(H100, (16384, 2048, 32), (32, 8), model)  # a kernel that was not counted
