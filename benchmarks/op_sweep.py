@@ -21,7 +21,13 @@ HIDDEN_SIZES = (768, 1024, 2048, 4096, 8192)
 BOTTLENECK_DIMS = (64, 16, 128)  # the most usual one first
 QUICK = ((16, 4096), (1024, 4096), (64,))
 MODES = ("forward", "backward")
-PLANS = (*(f"tile:{rows}x{blocks}" for rows in (16, 64) for blocks in (1, 2, 4, 8)), "cublas")
+PLANS = (*(f"tile:{rows}x{blocks}" for rows in (16, 32, 64) for blocks in (1, 2, 4, 8)), "cublas")
+# The gradients that a call of the backward operator is asked for: hidden_states, then weights and biases.
+MASKS = {
+    "backward": (True,) * 5,
+    "grad_input": (True, False, False, False, False),
+    "weight_gradients": (False, True, True, True, True),
+}
 MIN_SAMPLE_MS = 1.0
 Call = Callable[[], object]
 
@@ -68,18 +74,33 @@ def captured(call: Call, plan: str, calls: int) -> Call:
 
 
 def make_call(case: Case, device: str, seed: int) -> Call:
-    """Return a function that runs the forward, or the backward operator alone."""
-    tensors = make_tensors(case, device, seed)
-    hidden_states, down_weight, down_bias, up_weight, up_bias = tensors.values()
-    weights = (down_weight, down_bias, up_weight, up_bias)
+    """Return a function that runs the forward operator, or the backward operator alone for what the mode names."""
+    tensors = make_tensors(case, device, seed).values()
     if case.mode == "forward":
-        return lambda: ops.bottleneck_adapter(
-            hidden_states, hidden_states, *weights, activation=ACTIVATION, scaling=SCALING
-        )
-    grad_output = torch.ones_like(hidden_states)
-    pre_activation = hidden_states @ down_weight.t() + down_bias
+        return forward_call(*tensors)
+    return backward_call(MASKS[case.mode], backward_tensors(*tensors))
+
+
+def forward_call(hidden_states: torch.Tensor, *weights: torch.Tensor, indices: torch.Tensor | None = None) -> Call:
+    """Return a function that runs the forward operator, in sequential placement."""
+    options = {"activation": ACTIVATION, "scaling": SCALING, "adapter_indices": indices}
+    return lambda: ops.bottleneck_adapter(hidden_states, hidden_states, *weights, **options)
+
+
+def backward_tensors(hidden_states: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return what the backward operator takes, from what the forward operator takes."""
+    down_weight, down_bias, up_weight, _ = weights
+    if down_weight.dim() == 2:
+        pre_activation = hidden_states @ down_weight.t() + down_bias
+    else:  # of many adapters; any will do
+        pre_activation = torch.randn_like(hidden_states[:, : down_weight.shape[1]]).contiguous()
+    return torch.randn_like(hidden_states), hidden_states, pre_activation, down_weight, up_weight
+
+
+def backward_call(
+    mask: tuple[bool, ...], tensors: tuple[torch.Tensor, ...], indices: torch.Tensor | None = None
+) -> Call:
+    """Return a function that runs the backward operator, in sequential placement, for the gradients of the mask."""
     backward = torch.ops.adapterx.bottleneck_adapter_backward
-    mask = [True] * 5
-    return lambda: backward(
-        *(grad_output, hidden_states, pre_activation, down_weight, up_weight), ACTIVATION, SCALING, True, mask
-    )
+    adapters = 0 if indices is None else len(tensors[-1])
+    return lambda: backward(*tensors, ACTIVATION, SCALING, True, mask, indices, adapters)

@@ -1,0 +1,107 @@
+"""What both stages on a GPU share: results folder, facts, the library that is used, and the end of the whole.
+
+A library that ADAPTERX_LIBRARY names is used if it loads and computes here; else it is built in place for this GPU, in
+the background while nothing needs it yet.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from facts import BEGIN, PLACE, read_facts, write_fact
+from gpu_machine import ROOT, environment_of_steps
+from step_runner import Result, Runner, Step
+
+CUDA_TESTS = Path("tests") / "cuda"
+PYTHON = (sys.executable,)
+CARRIED = "ADAPTERX_LIBRARY"
+BUILD_S = 200.0
+
+
+def python(*arguments: str) -> Callable[[float], list[str]]:
+    """Return the command of a Python program that needs not know how long it may take."""
+    return lambda _: [*PYTHON, *arguments]
+
+
+def program(name: str, *arguments: str) -> Callable[[float], list[str]]:
+    """Return the command of a program of tests/cuda."""
+    return python(str(CUDA_TESTS / name), *arguments)
+
+
+BUILD = Step("build", lambda _: [*PYTHON, "setup.py", "build_ext", "--inplace"], BUILD_S)
+MACHINE = Step("machine", program("gpu_machine.py"), 60.0)
+
+
+def load(name: str) -> Step:
+    """Return the step that loads the library and calls it once."""
+    return Step(name, program("call_library.py"), 60.0)
+
+
+class NotPossible(Exception):
+    """Nothing can be found out here; the message says why."""
+
+
+def have_machine_and_library(runner: Runner) -> None:
+    """Find a GPU, measure what it reaches, and have a library that works on it.
+
+    Raises:
+        NotPossible: one of them is missing.
+    """
+    carried = CARRIED in runner.environment
+    runner.start(load("library") if carried else BUILD)
+    machine = runner.run(MACHINE)[0]
+    if machine.status != "passed" and "must find a GPU" in machine.output:
+        raise NotPossible("PyTorch must find a GPU, got none")
+    if carried:
+        if runner.wait("library").status == "passed":
+            return
+        write_fact("fallback", words=f"{runner.environment.pop(CARRIED)} does not work here: one is built")
+        runner.start(BUILD)
+    if runner.wait("build").status != "passed":
+        raise NotPossible(f"the library could not be built: {runner.results['build'].output[-600:]}")
+    if runner.run(load("built library"))[0].status != "passed":
+        raise NotPossible("the library that was built does not work")
+
+
+def run_stage(name: str, seconds: float, results: Path, work: Callable[[Runner, Path], None]) -> int:
+    """Do the work of a stage within so many seconds; return the exit status.
+
+    Whatever happens, steps are ended, and the last fact says how it went.
+    """
+    folder = results.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    begin = time.time()
+    os.environ |= {PLACE: str(folder / "facts.jsonl"), BEGIN: str(begin)}
+    environment = environment_of_steps()
+    environment |= {key: os.environ[key] for key in (PLACE, BEGIN)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    write_fact("begin", stage=name, seconds=seconds, commit=environment["ADAPTERX_COMMIT"])
+    runner = Runner(seconds, environment, ROOT, folder / "log.txt")
+    code = 1
+    try:
+        work(runner, folder)
+        code = 0 if runner.all_passed() else 1
+    except NotPossible as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        write_fact("not possible", words=str(error))
+        code = 2
+    except KeyboardInterrupt:
+        write_fact("interrupted", left_s=round(runner.left(), 1))
+    finally:
+        runner.close()
+        words = {result.name: result.status for result in runner.results.values() if result.status != "passed"}
+        write_fact("end", stage=name, passed=code == 0, seconds=round(time.time() - begin, 1), not_passed=words)
+    return code
+
+
+def failed_hard(result: Result) -> bool:
+    """Return whether a step hung, or left no word of its own: what it ran would break others too."""
+    return result.status == "timed out" or (result.status == "failed" and not result.output.strip().endswith("}"))
+
+
+def facts_of(folder: Path, kind: str) -> list[dict]:
+    """Return the facts of a kind that the stage has written so far."""
+    return read_facts(folder / "facts.jsonl", kind)
