@@ -136,7 +136,7 @@ def check(problem: Problem) -> dict[str, object]:
     differing = [name for name in exact if not torch.equal(runs[0][name], runs[1][name])]
     found = {"ok": not wrong and not differing, "wrong": wrong, "other_bits": differing}
     # Ours, and that of the formula.
-    return {**found, "errors": {name: [float(f"{e:.2g}") for e in pair] for name, pair in errors.items()}}
+    return {**found, "errors": {name: [float(f"{error:.2g}") for error in pair] for name, pair in errors.items()}}
 
 
 def is_refusal(error: Exception) -> bool:

@@ -5,6 +5,7 @@
 Beside torch only the standard library: this must run where nothing else does.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -124,7 +125,7 @@ def seconds_of(call: Callable[[], object]) -> list[float]:
         call()
         event.record()
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(events, events[1:], strict=False)]
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
 
 
 def measure_ceilings() -> None:
