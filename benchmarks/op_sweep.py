@@ -3,11 +3,15 @@
 A cell is a number of tokens, a hidden_size and a bottleneck_dim. Each plan is pinned in turn; one that does not fit is
 left out. "backward" is the backward operator alone, all gradients wanted. The time is that of a call within a CUDA
 graph: outside of one, few tokens would show what the host needs to launch a plan, not which kernel is faster. Rows come
-plane by plane (all cells of one bottleneck_dim), so that a sweep that ran out of time still spans a grid.
+cell by cell, plane by plane (all cells of one bottleneck_dim); of a sweep that ran out of time, whole planes make the
+table. A process that hangs in a cell ends; one that is started with --resume goes on behind that cell.
 """
 
+import csv
+import faulthandler
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
 
 import cuda_timing
 import torch
@@ -29,28 +33,74 @@ MASKS = {
     "weight_gradients": (False, True, True, True, True),
 }
 MIN_SAMPLE_MS = 1.0
+CASE_S = 30.0
 Call = Callable[[], object]
+Cell = tuple[str, int, int, int]  # mode, num_tokens, hidden_size, bottleneck_dim
 
 
-def batches(machine: Machine, deadline: Deadline, *, repeats: int, quick: bool) -> Iterator[list[dict[str, object]]]:
-    """Yield the rows of each plane that was measured to its end."""
+def batches(
+    machine: Machine,
+    deadline: Deadline,
+    *,
+    repeats: int,
+    quick: bool,
+    known: Container[Cell] = (),
+    without: Container[str] = (),
+) -> Iterator[list[dict[str, object]]]:
+    """Yield the rows of each cell as it is measured, plane by plane.
+
+    Args:
+        machine: where it runs.
+        deadline: after it nothing is measured.
+        repeats: rounds.
+        quick: a few cells only.
+        known: cells that are left out.
+        without: plans that are left out.
+    """
+    for case in cases(quick):
+        if cell_of(case) in known:
+            continue
+        if deadline.passed():
+            print(f"bench_op --sweep: out of time in the plane of bottleneck_dim {case.bottleneck_dim}", flush=True)
+            return
+        faulthandler.dump_traceback_later(CASE_S, exit=True)  # a kernel that hangs holds this thread
+        yield run_case(case, machine, repeats, without)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def cases(quick: bool) -> list[Case]:
+    """Return the cells of the grid in both modes, plane by plane."""
     tokens, hidden_sizes, bottleneck_dims = QUICK if quick else (TOKENS, HIDDEN_SIZES, BOTTLENECK_DIMS)
-    for bottleneck_dim in bottleneck_dims:
-        rows: list[dict[str, object]] = []
-        for num_tokens, hidden_size, mode in itertools.product(tokens, hidden_sizes, MODES):
-            if deadline.passed():
-                print(f"bench_op --sweep: out of time in the plane of bottleneck_dim {bottleneck_dim}", flush=True)
-                return
-            case = Case(mode, num_tokens, hidden_size, bottleneck_dim, torch.bfloat16)
-            rows += run_case(case, machine, repeats)
-        yield rows
+    grid = itertools.product(bottleneck_dims, tokens, hidden_sizes, MODES)
+    return [Case(mode, num_tokens, d, m, torch.bfloat16) for m, num_tokens, d, mode in grid]
 
 
-def run_case(case: Case, machine: Machine, repeats: int) -> list[dict[str, object]]:
+def cell_of(case: Case) -> Cell:
+    """Return what names a case in the rows."""
+    return case.mode, case.num_tokens, case.hidden_size, case.bottleneck_dim
+
+
+def known_cells(path: Path, quick: bool) -> set[Cell]:
+    """Return the cells that an earlier process has measured into a file, and the one in which it ended."""
+    if not path.exists():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "time"]
+    known = {
+        (row["mode"], *(int(row[size]) for size in ("num_tokens", "hidden_size", "bottleneck_dim"))) for row in rows
+    }
+    next_one = next((cell for cell in map(cell_of, cases(quick)) if cell not in known), None)
+    if known and next_one is not None:
+        print(f"bench_op --sweep: left out, an earlier process ended in it: {next_one}", flush=True)
+        known.add(next_one)
+    return known
+
+
+def run_case(case: Case, machine: Machine, repeats: int, without: Container[str] = ()) -> list[dict[str, object]]:
     """Time all plans in one cell and return its rows."""
     copies = machine.copies(input_bytes(case))
     call = rotate([make_call(case, machine.device, seed) for seed in range(copies)])
-    graphs = {plan: captured(call, plan, copies) for plan in PLANS if can_run(call, plan)}
+    graphs = {plan: captured(call, plan, copies) for plan in PLANS if plan not in without and can_run(call, plan)}
     samples = time_in_turns(graphs, repeats=repeats, min_sample_ms=MIN_SAMPLE_MS, sample=machine.sample)
     samples = {plan: [time_ms / copies for time_ms in times] for plan, times in samples.items()}
     fastest = min(samples, key=lambda plan: min(samples[plan]))

@@ -124,6 +124,20 @@ def read_sweep(path: Path) -> tuple[str, int, Times]:
     return found[1], int(found[2]), times
 
 
+def whole_planes(times: dict[Cell, dict[Plan, float]]) -> dict[Cell, dict[Plan, float]]:
+    """Return the planes (all cells of one bottleneck_dim) that are whole: a sweep may have run out of time in one.
+
+    A plane is whole that has every number of tokens and every hidden_size of the sweep; which are not is printed.
+    """
+    tokens, hidden_sizes, bottleneck_dims = (set(axis) for axis in zip(*times, strict=True))
+    grid = set(itertools.product(tokens, hidden_sizes))
+    cut = {m for m in bottleneck_dims if {cell[:2] for cell in times if cell[2] == m} != grid}
+    if cut and cut != bottleneck_dims:
+        print(f"plan_table: left out, cells are missing: bottleneck_dim {sorted(cut)}", file=sys.stderr)
+        return {cell: plans for cell, plans in times.items() if cell[2] not in cut}
+    return times
+
+
 def check_grid(cells: Iterable[Cell]) -> tuple[list[int], ...]:
     """Return the sorted sizes of each dimension.
 
@@ -181,7 +195,7 @@ def table_of(sweep: Path | None) -> tuple[str, dict[str, list[Row]]]:
     name, capability, times = read_sweep(sweep)
     rows = {}
     for direction in DIRECTIONS:
-        measured = measured_rows(capability, times[direction])
+        measured = measured_rows(capability, whole_planes(times[direction]))
         newer, older = roofline_rows(90), roofline_rows(80)
         rows[direction] = measured + newer + older if capability >= 90 else newer + measured + older
     return f"measured on {name}", rows
