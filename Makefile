@@ -5,7 +5,7 @@ TORCH  ?= torch==2.13.0
 VENV   := .venv
 SOURCES := $(shell find csrc -type f)
 # Where `make gpu-first` and `make gpu-check` write what they find.
-RESULTS ?= runs/gpu
+RESULTS ?= runs/$@
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

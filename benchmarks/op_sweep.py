@@ -8,14 +8,13 @@ table. A process that hangs in a cell ends; one that is started with --resume go
 """
 
 import csv
-import faulthandler
 import itertools
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 import cuda_timing
 import torch
-from harness import Case, Deadline, Machine, pinned, rotate, rows_of, time_in_turns
+from harness import Case, Deadline, Machine, ended_after, pinned, rotate, rows_of, time_in_turns
 from op_calls import ACTIVATION, SCALING, input_bytes, make_tensors, moved_bytes
 
 from adapterx import ops
@@ -63,9 +62,9 @@ def batches(
         if deadline.passed():
             print(f"bench_op --sweep: out of time in the plane of bottleneck_dim {case.bottleneck_dim}", flush=True)
             return
-        faulthandler.dump_traceback_later(CASE_S, exit=True)  # a kernel that hangs holds this thread
-        yield run_case(case, machine, repeats, without)
-        faulthandler.cancel_dump_traceback_later()
+        with ended_after(CASE_S):
+            rows = run_case(case, machine, repeats, without)
+        yield rows
 
 
 def cases(quick: bool) -> list[Case]:

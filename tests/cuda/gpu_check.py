@@ -40,7 +40,7 @@ BENCHMARKS = {
 
 
 def test_step(file: str, part: int, parts: int) -> Step:
-    """Return the step of a part of a file of tests: in a process of its own, for a broken context breaks later tests."""
+    """Return the step of a part of a file of tests, in a process of its own: a broken context breaks later tests."""
     # The project's pytest turns warnings into errors, which other versions of its libraries may raise on import.
     options = ["-W", "default", "--continue-on-collection-errors", "-o", "faulthandler_timeout=60"]
     options += ["-q", "--tb=short", "-p", "no:cacheprovider", "-k", f"not {LARGE}"]

@@ -67,10 +67,8 @@ def environment_of_steps() -> dict[str, str]:
     kept.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
     nvcc = find_tool("nvcc")
     home = Path(nvcc).resolve().parents[1] if nvcc else None
-    headers = ("include", "targets/*/include")
-    if home is not None and any(
-        any(home.glob(f"{folder}/cuda_runtime.h")) for folder in headers
-    ):  # a toolkit, not a link to its compiler alone
+    # A toolkit, not a link to its compiler alone.
+    if home and any(any(home.glob(f"{folder}/cuda_runtime.h")) for folder in ("include", "targets/*/include")):
         kept.setdefault("CUDA_HOME", str(home))
     return kept
 

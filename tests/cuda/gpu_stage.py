@@ -73,6 +73,10 @@ def run_stage(name: str, seconds: float, results: Path, work: Callable[[Runner, 
     """
     folder = results.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if any(fact["stage"] == name for fact in facts_of(folder, "begin")):
+        # What has been measured is not measured again: it would pass for that of today.
+        print(f"{name}: RESULTS must hold no earlier run of this stage, got {folder}", file=sys.stderr, flush=True)
+        return 2
     begin = time.time()
     os.environ |= {PLACE: str(folder / "facts.jsonl"), BEGIN: str(begin)}
     environment = environment_of_steps()

@@ -10,7 +10,6 @@ again, it goes on behind what is known, without that path.
 """
 
 import argparse
-import faulthandler
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -257,9 +256,8 @@ def main() -> int:
         if deadline.passed():
             write_fact("no time", **group.described())
             continue
-        faulthandler.dump_traceback_later(CASE_S, exit=True)  # a kernel that hangs holds this thread
-        bench.run(group)
-        faulthandler.cancel_dump_traceback_later()
+        with harness.ended_after(CASE_S):
+            bench.run(group)
         if DEVICE == "cuda":
             torch.cuda.empty_cache()  # the pools of the graphs
     return 0
