@@ -40,9 +40,11 @@ def write_fact(kind: str, *, shown: bool = True, **values: object) -> None:
     if not os.environ.get(PLACE):
         return
     try:
-        file = os.open(os.environ[PLACE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(os.environ[PLACE], os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, line.encode() + b"\n")
+            size = os.fstat(file).st_size
+            whole = size == 0 or os.pread(file, 1, size - 1) in (b"\n", b"")  # else a full disk has cut a line off
+            os.write(file, (b"" if whole else b"\n") + line.encode() + b"\n")
             os.fsync(file)
         finally:
             os.close(file)
@@ -53,7 +55,7 @@ def write_fact(kind: str, *, shown: bool = True, **values: object) -> None:
 def read_facts(path: Path, kind: str | None = None) -> list[dict]:
     """Return the facts of a file, of one kind or all; a line that was cut off is none."""
     found = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     for line in lines:
         try:
             fact = json.loads(line)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from facts import write_fact
 from gpu_first import PATHS
-from gpu_machine import ROOT
-from gpu_stage import PYTHON, facts_of, failed_hard, have_machine_and_library, program, run_stage
+from gpu_machine import ROOT, python
+from gpu_stage import facts_of, failed_hard, have_machine_and_library, program, run_stage
 from gpu_tools import DRIVER, SANITIZERS, count_hazards, sanitizer_step
 from step_runner import Runner, Step
 
@@ -46,14 +46,14 @@ def test_step(file: str, part: int, parts: int) -> Step:
     options += ["-q", "--tb=short", "-p", "no:cacheprovider", "-k", f"not {LARGE}"]
     environment = {"ADAPTERX_TEST_PART": f"{part}/{parts}"}
     name = file if parts == 1 else f"{file} {part}/{parts}"
-    command = [*PYTHON, "-m", "pytest", f"tests/cuda/{file}.py", *options]
+    command = python("-m", "pytest", f"tests/cuda/{file}.py", *options)
     return Step(name, lambda _: command, TESTS_S, environment=environment, judge=judge_tests, reserve_s=SANITIZERS_S)
 
 
 def large_step() -> Step:
     """Return the step of the tests that need the memory for themselves."""
     options = ["-W", "default", "--continue-on-collection-errors", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    command = [*PYTHON, "-m", "pytest", "tests/cuda", *options, "-k", LARGE]
+    command = python("-m", "pytest", "tests/cuda", *options, "-k", LARGE)
     return Step("large tensors", lambda _: command, LARGE_S, judge=judge_tests, reserve_s=SANITIZERS_S)
 
 
@@ -84,7 +84,7 @@ def benchmark_command(name: str, results: Path, without: set[str]) -> Callable[[
     def command(limit_s: float) -> list[str]:
         seconds = f"{max(5.0, limit_s - 20.0):.0f}"
         place = ["--device", "cuda", "--results", str(results), "--seconds", seconds]
-        return [*PYTHON, f"benchmarks/{file}.py", *place, *options]
+        return python(f"benchmarks/{file}.py", *place, *options)
 
     return command
 
@@ -115,7 +115,7 @@ def work(runner: Runner, folder: Path) -> None:
     run_tests(runner)
     write_fact("tests", **count_tests(folder))
     run_benchmarks(runner, folder, broken)
-    runner.run(Step("coverage", lambda _: [*PYTHON, DRIVER, "--coverage"], 60.0, reserve_s=SANITIZERS_S - 30))
+    runner.run(Step("coverage", lambda _: python(DRIVER, "--coverage"), 60.0, reserve_s=SANITIZERS_S - 30))
     run_sanitizers(runner)
 
 

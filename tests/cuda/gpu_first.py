@@ -16,7 +16,7 @@ from pathlib import Path
 
 from facts import write_fact
 from gpu_machine import ROOT, find_tool
-from gpu_stage import CARRIED, CUDA_TESTS, failed_hard, have_machine_and_library, program, run_stage
+from gpu_stage import CARRIED, failed_hard, have_machine_and_library, program, run_stage
 from gpu_tools import BYTES, SHARE, TIME, ncu_step, read_counters, sanitizer_step
 from step_runner import Runner, Step
 
@@ -47,7 +47,7 @@ def check_paths(runner: Runner) -> set[str]:
 def self_test_steps(runner: Runner) -> list[Step]:
     """Return the step of the program that runs the instructions of ptx.cuh: carried beside the library, or built."""
     carried = Path(runner.environment.get(CARRIED) or ROOT / "nowhere").resolve().with_name(SELF_TEST)
-    source, built = ROOT / CUDA_TESTS / f"{SELF_TEST}.cu", ROOT / "build" / SELF_TEST
+    source, built = ROOT / "tests" / "cuda" / f"{SELF_TEST}.cu", ROOT / "build" / SELF_TEST
     nvcc = find_tool("nvcc")
     if carried.is_file():
         return [Step(SELF_TEST, lambda _: [str(carried)], 30.0)]

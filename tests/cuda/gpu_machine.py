@@ -18,6 +18,7 @@ from facts import write_fact
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
+PYTHON = [sys.executable]  # that runs the steps
 TOOLS = {
     "nvcc": ("bin",),
     "compute-sanitizer": ("bin", "compute-sanitizer"),
@@ -28,6 +29,11 @@ CLOCKS = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 COPIED_BYTES = 1 << 30  # far more than any cache
 PRODUCT_SIZE = 8192
 REPEATS = 20
+
+
+def python(*arguments: str) -> list[str]:
+    """Return the command of a Python program."""
+    return [*PYTHON, *arguments]
 
 
 def find_tool(name: str) -> str | None:
@@ -62,6 +68,8 @@ def environment_of_steps() -> dict[str, str]:
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     kept["PYTHONUNBUFFERED"] = "1"
+    if kept.get("ADAPTERX_LIBRARY"):
+        kept["ADAPTERX_LIBRARY"] = os.path.abspath(kept["ADAPTERX_LIBRARY"])
     kept["ADAPTERX_CUDA"] = "1"
     kept["ADAPTERX_COMMIT"] = os.environ.get("ADAPTERX_COMMIT") or commit()
     kept.setdefault("MAX_JOBS", str(os.cpu_count() or 1))

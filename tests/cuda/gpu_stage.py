@@ -12,26 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from facts import BEGIN, PLACE, read_facts, write_fact
-from gpu_machine import ROOT, environment_of_steps
+from gpu_machine import ROOT, environment_of_steps, python
 from step_runner import Result, Runner, Step
 
-CUDA_TESTS = Path("tests") / "cuda"
-PYTHON = (sys.executable,)
 CARRIED = "ADAPTERX_LIBRARY"
 BUILD_S = 200.0
 
 
-def python(*arguments: str) -> Callable[[float], list[str]]:
-    """Return the command of a Python program that needs not know how long it may take."""
-    return lambda _: [*PYTHON, *arguments]
-
-
 def program(name: str, *arguments: str) -> Callable[[float], list[str]]:
-    """Return the command of a program of tests/cuda."""
-    return python(str(CUDA_TESTS / name), *arguments)
+    """Return the command of a program of tests/cuda that needs not know how long it may take."""
+    return lambda _: python(f"tests/cuda/{name}", *arguments)
 
 
-BUILD = Step("build", lambda _: [*PYTHON, "setup.py", "build_ext", "--inplace"], BUILD_S)
+BUILD = Step("build", lambda _: python("setup.py", "build_ext", "--inplace"), BUILD_S)
 MACHINE = Step("machine", program("gpu_machine.py"), 60.0)
 
 
@@ -102,8 +95,8 @@ def run_stage(name: str, seconds: float, results: Path, work: Callable[[Runner, 
 
 
 def failed_hard(result: Result) -> bool:
-    """Return whether a step hung, or left no word of its own: what it ran would break others too."""
-    return result.status == "timed out" or (result.status == "failed" and not result.output.strip().endswith("}"))
+    """Return whether a step hung, crashed or broke its context: what it ran would break others too."""
+    return result.status == "timed out" or (result.status == "failed" and result.words != "exit status 1")
 
 
 def facts_of(folder: Path, kind: str) -> list[dict]:

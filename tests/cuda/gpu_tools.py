@@ -7,10 +7,9 @@ some barriers that kernels may use: its hazards are counted, and required to be 
 
 import csv
 import re
-import sys
 from functools import partial
 
-from gpu_machine import find_tool, say
+from gpu_machine import find_tool, python, say
 from step_runner import Step
 
 DRIVER = "tests/cuda/kernel_driver.py"
@@ -45,7 +44,7 @@ def sanitizer_command(tool: str, paths: str = "") -> list[str]:
             "--kernel-name" if "--kernel-name" in say([program, "--help"]) else "--kernel-regex",
             "kns=adapterx",
         ]
-    driver = [sys.executable, DRIVER, *(["--without-cublas"] if tool in OWN_KERNELS_ONLY else [])]
+    driver = python(DRIVER, *(["--without-cublas"] if tool in OWN_KERNELS_ONLY else []))
     return [program, *options, *driver, *(["--paths", paths] if paths else [])]
 
 
@@ -96,7 +95,7 @@ def ncu_step(path: str, limit_s: float, **options: object) -> Step:
 
     return Step(
         f"ncu {path}",
-        lambda _: [*command, sys.executable, DRIVER, "--target", path],
+        lambda _: [*command, *python(DRIVER, "--target", path)],
         limit_s,
         required=False,
         judge=judge,

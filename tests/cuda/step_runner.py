@@ -91,7 +91,7 @@ class Output:
         if self.line:
             self._write(self.line)
         if self.length > LOGGED_BYTES:
-            self._to_log(b"... the rest was too long; it ends with\n" + self.tail[-2000:])
+            self._to_log(b"... the rest was too long; it ends with\n" + self.tail[-2000:].rstrip())
 
     def text(self) -> str:
         """Return what is kept; says where something is left out."""
@@ -246,6 +246,9 @@ class Runner:
             result = running.result()
             result.status, result.words = "failed", "ended with the whole"
             self._settle(result)
+        self.selector.close()
+        if self.log is not None:
+            self.log.close()
 
     def all_passed(self) -> bool:
         """Return whether every required step that the machine can run has passed."""

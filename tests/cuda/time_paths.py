@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from check_path import PIN, is_refusal, relative_error
+from check_path import PIN, is_broken, is_refusal, relative_error
 from facts import PLACE, read_facts, write_fact
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -192,9 +192,10 @@ class Bench:
             if is_refusal(error):
                 found["refused"].append(path)
                 return {}
-            if "CUDA error" in str(error) or "Accelerator" in type(error).__name__:
-                raise  # the context is broken
-            found["failed"][path] = f"{type(error).__name__}: {error}"[:300]
+            words = f"{type(error).__name__}: {error}"
+            if is_broken(words):
+                raise
+            found["failed"][path] = words[:300]
             return {}
 
     def rivals(self, group: Group, sets: list[Inputs]) -> Iterator[tuple[str, Call]]:
