@@ -4,6 +4,7 @@ Several processes write into the file that ADAPTERX_FACTS names; each line is on
 is killed, the lines of the others stay whole. Most are printed as well.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -42,6 +43,7 @@ def write_fact(kind: str, *, shown: bool = True, **values: object) -> None:
     try:
         file = os.open(os.environ[PLACE], os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
+            fcntl.flock(file, fcntl.LOCK_EX)
             size = os.fstat(file).st_size
             whole = size == 0 or os.pread(file, 1, size - 1) in (b"\n", b"")  # else a full disk has cut a line off
             os.write(file, (b"" if whole else b"\n") + line.encode() + b"\n")
