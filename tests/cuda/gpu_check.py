@@ -100,9 +100,8 @@ def run_benchmarks(runner: Runner, folder: Path, without: set[str]) -> None:
 def run_sanitizers(runner: Runner) -> None:
     """Run the sanitizers, two at a time, and count hazards."""
     tools = list(SANITIZERS)
-    for pair in (tools[:2], tools[2:]):
-        share = max(1.0, (runner.left() - 10.0) / (1 if pair[0] == tools[2] else 2))
-        for result in runner.run(*(sanitizer_step(tool, min(share, SANITIZERS[tool])) for tool in pair)):
+    for pair, reserve in ((tools[:2], runner.left() / 2), (tools[2:], 0.0)):
+        for result in runner.run(*(sanitizer_step(tool, SANITIZERS[tool], reserve_s=reserve) for tool in pair)):
             if result.output:
                 write_fact("sanitizer", tool=result.name, status=result.status, reports=count_hazards(result.output))
 

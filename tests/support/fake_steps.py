@@ -26,7 +26,7 @@ def fault(command: str) -> str:
 
 def suffer(planted: str, command: str) -> None:
     """Do what is planted, having said as much as the program says before."""
-    print("begun:", command[:60], flush=True)
+    print("begun:", command, flush=True)
     if planted == "hang":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         time.sleep(600)
@@ -50,7 +50,7 @@ def library(_: str) -> None:
 
 def check(command: str) -> None:
     path = command.split()[-1]
-    ok = False if fault("wrong " + path) else True
+    ok = not fault(f"wrong {path}")
     for tokens in (7, 33):
         write_fact("check", path=path, form="plain", dtype="bfloat16", shape=[tokens, 72, 6], ok=ok, shown=not ok)
         time.sleep(0.02)

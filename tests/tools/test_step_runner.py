@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-CUDA = Path(__file__).parents[1] / "cuda"
-sys.path.insert(0, str(CUDA))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
 import facts
 import step_runner
 from step_runner import Result, Runner, Step
+
+CUDA = Path(__file__).parents[1] / "cuda"
 
 
 def step(text, name="step", limit_s=60.0, **options):
@@ -122,7 +123,9 @@ def test_steps_run_side_by_side_and_in_the_background(runner):
 
 def test_what_a_step_prints_is_in_the_log_at_once(runner, tmp_path):
     log = str(tmp_path / "log.txt")
-    text = f"import time\nprint('begun', flush=True)\nwhile '[slow] begun' not in open({log!r}).read(): time.sleep(0.01)"
+    text = (
+        f"import time\nprint('begun', flush=True)\nwhile '[slow] begun' not in open({log!r}).read(): time.sleep(0.01)"
+    )
     assert runner.run(step(text, "slow"))[0].status == "passed"
 
 

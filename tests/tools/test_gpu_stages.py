@@ -1,0 +1,174 @@
+"""Both stages on a GPU from their beginning to their end, with fake steps: planted faults, missing tools, kills.
+
+The runner, the order, the limits and the files are the real ones; tests/torture has the long campaign.
+"""
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from rehearsal import ROOT, Rehearsal
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
+import gpu_check
+import gpu_first
+import gpu_stage
+from gpu_tools import SANITIZERS
+from step_runner import Result
+
+
+@pytest.fixture
+def rehearsal(tmp_path):
+    return Rehearsal(tmp_path)
+
+
+def not_passed(steps):
+    return {name: fact["status"] for name, fact in steps.items() if fact["status"] != "passed"}
+
+
+def test_first_contact_where_all_is_well(rehearsal):
+    code, steps, last = rehearsal.run("first")
+    assert (code, last["passed"]) == (0, True)
+    assert set(not_passed(steps)) <= {"ptx_self_test"}
+    names = list(steps)
+    assert set(names[:2]) == {"library", "machine"}
+    assert {f"check {path}" for path in gpu_first.PATHS} < set(names)
+    assert names[-5:] == ["times", *(f"ncu {path}" for path in gpu_first.PROFILED), "memcheck"]
+    begin = rehearsal.facts()[0]
+    assert (begin["stage"], begin["commit"]) == ("gpu-first", "abc1234")
+    assert rehearsal.facts("library")[0]["path"] == str(ROOT / "carried.so")
+    assert len(rehearsal.facts("time")) == 3
+    kernel = rehearsal.facts("kernel")[0]
+    assert (kernel["path"], kernel["ns"], kernel["share"]) == ("tile:32x8", "77300", "81.2")
+    assert "[times] begun: tests/cuda/time_paths.py" in (rehearsal.results / "log.txt").read_text()
+
+
+def test_all_checks_where_all_is_well(rehearsal):
+    code, steps, last = rehearsal.run("check")
+    assert (code, last["passed"]) == (0, True)
+    assert not_passed(steps) == {}
+    names = list(steps)
+    files = {path.stem for path in (ROOT / "tests" / "cuda").glob("test_*.py")}
+    assert {name.split()[0] for name in names if name.startswith("test_")} == files
+    order = [names.index(name) for name in ("large tensors", "bench sweep", "bench model", "coverage", "memcheck")]
+    assert order == sorted(order)
+    assert set(names[-4:]) == set(SANITIZERS)
+    assert rehearsal.facts("tests")[0]["passed"] == len(rehearsal.facts("test")) > 20
+    hazards = {fact["tool"]: fact["reports"] for fact in rehearsal.facts("sanitizer")}
+    assert hazards == {"memcheck": 0, "racecheck": 3, "synccheck": 0, "initcheck": 0}
+
+
+def test_a_path_that_hangs_or_crashes_costs_itself_alone(rehearsal):
+    plan = {"check_path.py tile:64x8": "hang", "check_path.py cublas": "crash", "wrong tile:16x8": "wrong"}
+    code, steps, last = rehearsal.run("first", plan, speed=20)
+    assert (code, last["passed"]) == (1, False)
+    assert not_passed(steps) | {"ptx_self_test": ""} == {
+        "ptx_self_test": "",
+        "check tile:64x8": "timed out",
+        "check cublas": "failed",
+        "check tile:16x8": "failed",
+        "ncu tile:64x8": "skipped",
+        "ncu cublas": "skipped",
+    }
+    log = (rehearsal.results / "log.txt").read_text()
+    assert "[check tile:64x8] begun" in log
+    assert "--without cublas,tile:64x8" in log  # the wrong one is timed, the others are left out
+    assert "exit status -11" in steps["check cublas"]["words"]
+    assert rehearsal.facts("time")
+    assert last["not_passed"]["check tile:64x8"] == "timed out"
+
+
+@pytest.mark.parametrize(("planted", "status", "again"), [("fail", "failed", 5), ("once", "passed", 1)])
+def test_times_that_end_badly_are_gone_on_with_and_take_nothing_along(planted, status, again, rehearsal):
+    code, steps, _ = rehearsal.run("first", {"time_paths.py": planted})
+    assert steps["times"]["status"] == status
+    assert code == (status != "passed")
+    assert steps["memcheck"]["status"] == "passed"
+    assert len(rehearsal.facts("again")) == again
+
+
+def test_missing_tools_are_said_in_words(rehearsal):
+    code, steps, _ = rehearsal.run("first", tools=False)
+    assert code == 0
+    for name in ("ncu tile:32x8", "memcheck"):
+        assert steps[name]["status"] == "not run"
+        assert "was not found" in steps[name]["words"]
+    assert steps["times"]["status"] == "passed"
+
+
+def test_a_library_that_does_not_work_is_built_anew(rehearsal):
+    code, steps, _ = rehearsal.run("first", {"call_library.py": "once"})
+    assert steps["library"]["status"] == "failed"
+    assert steps["build"]["status"] == steps["built library"]["status"] == "passed"
+    assert [fact["path"] for fact in rehearsal.facts("library")] == ["built"]
+    assert steps["times"]["status"] == "passed"
+    assert code == 0  # the fallback serves as well
+
+
+def test_without_a_library_one_is_built_beside_the_ceilings(rehearsal):
+    code, steps, _ = rehearsal.run("first", library=None)
+    assert code == 0
+    assert steps["build"]["status"] == "passed"
+    log = (rehearsal.results / "log.txt").read_text()
+    assert log.index("[build] begun") < log.index("[check ")
+
+
+def test_a_build_that_fails_is_the_end_and_says_why(rehearsal):
+    """As where ninja is missing; what the machine is, and what it reaches, is known all the same."""
+    code, _, last = rehearsal.run("check", {"setup.py": "fail"}, library=None)
+    assert code == 2
+    assert last["not_passed"] == {"build": "failed"}
+    assert rehearsal.facts("machine")
+    assert rehearsal.facts("ceiling")
+    words = rehearsal.facts("not possible")[0]["words"]
+    assert "could not be built" in words
+    assert "Traceback: planted" in words
+
+
+def test_an_earlier_run_is_not_gone_on_with(rehearsal):
+    assert rehearsal.run("first")[0] == 0
+    before = rehearsal.place.read_bytes()
+    assert rehearsal.start("first").wait() == 2
+    assert "RESULTS must hold no earlier run of this stage" in (rehearsal.folder / "output.txt").read_text()
+    assert rehearsal.place.read_bytes() == before
+    assert rehearsal.run("check")[0] == 0  # the other one may follow in the same folder
+
+
+@pytest.mark.parametrize(("number", "lines"), [(signal.SIGKILL, 9), (signal.SIGKILL, 40), (signal.SIGTERM, 25)])
+def test_what_was_known_is_still_there_after_a_kill(number, lines, rehearsal):
+    rehearsal.kill(rehearsal.start("first", {"check_path.py cublas": "hang"}), number, lines)
+
+
+def test_the_steps_name_programs_that_exist(tmp_path):
+    steps = [gpu_stage.BUILD, gpu_stage.MACHINE, gpu_stage.load("library"), gpu_check.large_step()]
+    steps += [gpu_check.test_step("test_cuda_operator", 1, 4)]
+    commands = [step.command(100.0) for step in steps]
+    commands += [gpu_check.benchmark_command(name, tmp_path, {"cublas"})(100.0) for name in gpu_check.BENCHMARKS]
+    for command in commands:
+        programs = [argument for argument in command if argument.endswith(".py")]
+        assert all(isinstance(argument, str) for argument in command)
+        assert all((ROOT / argument).exists() for argument in programs), command
+    sweep = commands[-len(gpu_check.BENCHMARKS)]
+    assert sweep[sweep.index("--seconds") + 1] == "80"
+    assert sweep[sweep.index("--without") + 1] == "cublas"
+
+
+def test_tests_of_other_versions_are_collected_and_run():
+    """Where a library warns, or one file cannot be imported, the others still run."""
+    for step in (gpu_check.test_step("test_cuda_errors", 0, 1), gpu_check.large_step()):
+        command = " ".join(step.command(100.0))
+        assert "-W default" in command
+        assert "--continue-on-collection-errors" in command
+    assert gpu_check.judge_tests(5, "") is None  # no test in this part
+    assert "exit status 1" in gpu_check.judge_tests(1, "")
+
+
+def test_what_counts_as_broken():
+    judge = gpu_stage.failed_hard
+    assert judge(Result("check", "timed out", True))
+    assert judge(Result("check", "failed", True, words="exit status -11"))
+    assert judge(Result("check", "failed", True, words="exit status 3"))
+    assert not judge(Result("check", "failed", True, words="exit status 1"))
+    assert not judge(Result("check", "passed", True))
+    assert not judge(Result("check", "skipped", True, words="out of time"))
