@@ -10,6 +10,7 @@ printed) and a CSV file with the times. The exit status is 0 if all that could r
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +40,11 @@ def check_paths(runner: Runner) -> set[str]:
     """Check the instructions and every path side by side; return the paths that break or hang their process."""
     reserve = TIMES_S + NCU_S
     steps = {path: Step(f"check {path}", program("check_path.py", path), 60.0, reserve_s=reserve) for path in PATHS}
-    results = runner.run(*self_test_steps(runner), *steps.values())
-    by_name = {result.name: result for result in results}
-    return {path for path, step in steps.items() if failed_hard(by_name[step.name])}
+    runner.run(*self_test_steps(runner), *steps.values())
+    for line in runner.results[SELF_TEST].output.splitlines():
+        if line.startswith("{"):  # one a group of instructions
+            write_fact("instructions", **json.loads(line))
+    return {path for path, step in steps.items() if failed_hard(runner.results[step.name])}
 
 
 def self_test_steps(runner: Runner) -> list[Step]:
@@ -56,7 +59,7 @@ def self_test_steps(runner: Runner) -> list[Step]:
     if nvcc is None:
         return [Step(SELF_TEST, lambda _: [], 0.0, missing="it was not carried, and there is no nvcc to build it")]
     built.parent.mkdir(exist_ok=True)
-    build = f"'{nvcc}' -std=c++17 -arch=native -I '{ROOT}/csrc' -o '{built}' '{source}' && '{built}'"
+    build = f"'{nvcc}' -std=c++17 -arch=native -o '{built}' '{source}' && '{built}'"
     return [Step(SELF_TEST, lambda _: ["sh", "-c", build], 60.0, reserve_s=TIMES_S + NCU_S)]
 
 

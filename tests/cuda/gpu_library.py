@@ -26,7 +26,7 @@ def build_self_test(toolkit: Path, build: Path, architecture: str, env: dict[str
     if not source.is_file():
         return None
     number = architecture.split(";")[0].removesuffix("+PTX").replace(".", "")
-    options = ["-std=c++17", "-O2", f"-arch=sm_{number}", "-I", ROOT / "csrc", "-o", program]
+    options = ["-std=c++17", "-O2", f"-arch=sm_{number}", "-o", program]
     run_logged([toolkit / "bin" / "nvcc", *options, source], build / "build.log", env)
     return program
 
