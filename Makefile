@@ -6,6 +6,8 @@ VENV   := .venv
 SOURCES := $(shell find csrc -type f)
 # Where `make gpu-first` and `make gpu-check` write what they find.
 RESULTS ?= runs/$@
+# An environment with torch 2.11.0+cu130 and its toolkit for `make gpu-library`; unset: it makes .venv-cuda.
+CUDA_VENV ?=
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -43,7 +45,7 @@ cuda-check: install  ## without a GPU: build the CUDA extension in .venv-cuda, l
 	$(PYTHON) tests/cuda/check_extension.py
 
 gpu-library:  ## without a GPU: build the library for an H100, to be carried to one (ADAPTERX_LIBRARY names it there)
-	$(PYTHON) tests/cuda/gpu_library.py
+	$(PYTHON) tests/cuda/gpu_library.py $(if $(CUDA_VENV),--venv $(CUDA_VENV))
 
 gpu-first:  ## on a machine with a GPU: every path against float64, its times, its counters, within 200 seconds
 	$(PYTHON) tests/cuda/gpu_first.py --results $(RESULTS)

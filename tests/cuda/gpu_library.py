@@ -1,7 +1,7 @@
 """Build the operator library for a GPU that is elsewhere, without one, by the recipe of check_extension.py.
 
     python tests/cuda/gpu_library.py                  # for an H100 or H200; others: --architectures 8.0
-    python tests/cuda/gpu_library.py --venv FOLDER    # an environment that is there already
+    python tests/cuda/gpu_library.py --venv FOLDER    # an environment that is there already, used as it is
 
 For CUDA 13.0 and torch 2.11.0+cu130 (requirements.txt). The library holds nothing of Python, so the version of Python
 there does not matter; the torch there must be 2.11. It is loaded here once, and says where it lies: on the machine with
@@ -34,13 +34,13 @@ def build_self_test(toolkit: Path, build: Path, architecture: str, env: dict[str
 def main() -> int:
     """Make the environment, build, load, say where."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv-cuda")
+    parser.add_argument("--venv", type=Path, help="with torch and toolkit; else .venv-cuda is made")
     parser.add_argument("--build", type=Path, default=BUILD)
     parser.add_argument("--architectures", default="9.0")
     options = parser.parse_args()
     build = options.build.resolve()
     with timed("environment"):
-        programs = environment(options.venv.resolve())
+        programs = options.venv.resolve() / "bin" if options.venv else environment(ROOT / ".venv-cuda")
     toolkit = next(programs.parent.glob("lib/python*/site-packages/nvidia/cu*/bin/nvcc")).parents[1]
     build.mkdir(parents=True, exist_ok=True)
     (build / "build.log").unlink(missing_ok=True)
