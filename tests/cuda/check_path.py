@@ -5,11 +5,12 @@
 Memory that results will take is filled with what is no number before the first run and with zeros before the second,
 and both must give the same bits. An error counts if it is larger than three times that of the plain formula in the same
 dtype on the same device. A pin that the operator refuses with ValueError is "refused", which is no failure. A process
-serves one path, for a broken context breaks all that comes later. The exit status is 1 where a case is wrong, 3 where
-the context is broken.
+serves one path, for a broken context breaks all that comes later. The last fact, "checked", is missing where a
+case hung, crashed or broke the context.
 """
 
 import argparse
+import faulthandler
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ GROUPS = 5
 # What is left of a sum in another order counts as no error.
 FLOORS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 FACTOR = 3
+CASE_S = 20.0  # what takes longer hangs
 THREADS = 2  # a process each for a dozen paths, side by side
 OPTIONS = {"activation": "gelu", "scaling": 0.5}
 
@@ -160,16 +162,19 @@ def main() -> int:
     for problem in problems(path):
         case = {"path": path, **problem.described()}
         print("check_path:", *case.values(), flush=True)  # where it hangs, the log says in what
+        # A kernel that hangs holds this thread.
+        faulthandler.dump_traceback_later(CASE_S, exit=True, file=sys.__stderr__)
         try:
             found = check(problem)
         except Exception as error:  # noqa: BLE001, whatever it is, the other cases go on
             words = f"{type(error).__name__}: {error}"
             found = {"ok": "refused" if is_refusal(error) else False, "words": words[:400]}
+        faulthandler.cancel_dump_traceback_later()
         write_fact("check", **case, **found, shown=found["ok"] is False)
         served += found["ok"] is True
         failures += found["ok"] is False
         if is_broken(str(found.get("words"))):
-            return 3  # whatever came now would be blamed on other cases
+            return 1  # whatever came now would be blamed on other cases
     write_fact("checked", path=path, served=served, failures=failures)
     return 1 if failures else 0
 

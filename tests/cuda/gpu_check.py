@@ -20,7 +20,7 @@ from pathlib import Path
 from facts import write_fact
 from gpu_first import PATHS
 from gpu_machine import ROOT, python
-from gpu_stage import facts_of, failed_hard, have_machine_and_library, program, run_stage
+from gpu_stage import check_paths, facts_of, have_machine_and_library, run_stage
 from gpu_tools import DRIVER, SANITIZERS, count_hazards, sanitizer_step
 from step_runner import Runner, Step
 
@@ -109,8 +109,7 @@ def run_sanitizers(runner: Runner) -> None:
 def work(runner: Runner, folder: Path) -> None:
     """Find out everything, in the order of the head of this file."""
     have_machine_and_library(runner)
-    checks = [Step(f"check {path}", program("check_path.py", path), 60.0, reserve_s=300.0) for path in PATHS]
-    broken = {path for path, result in zip(PATHS, runner.run(*checks), strict=True) if failed_hard(result)}
+    broken = check_paths(runner, folder, PATHS, 300.0)
     run_tests(runner)
     write_fact("tests", **count_tests(folder))
     run_benchmarks(runner, folder, broken)

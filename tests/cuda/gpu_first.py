@@ -17,7 +17,7 @@ from pathlib import Path
 
 from facts import write_fact
 from gpu_machine import ROOT, find_tool
-from gpu_stage import CARRIED, failed_hard, have_machine_and_library, program, run_stage
+from gpu_stage import CARRIED, check_paths, have_machine_and_library, program, run_stage
 from gpu_tools import BYTES, SHARE, TIME, ncu_step, read_counters, sanitizer_step
 from step_runner import Runner, Step
 
@@ -36,15 +36,13 @@ SELF_TEST = "ptx_self_test"
 TIMES_S, NCU_S, MEMCHECK_S = 75.0, 25.0, 25.0
 
 
-def check_paths(runner: Runner) -> set[str]:
-    """Check the instructions and every path side by side; return the paths that break or hang their process."""
-    reserve = TIMES_S + NCU_S
-    steps = {path: Step(f"check {path}", program("check_path.py", path), 60.0, reserve_s=reserve) for path in PATHS}
-    runner.run(*self_test_steps(runner), *steps.values())
+def check(runner: Runner, folder: Path) -> set[str]:
+    """Check the instructions and every path; return the paths that break or hang their process."""
+    broken = check_paths(runner, folder, PATHS, TIMES_S + NCU_S, *self_test_steps(runner))
     for line in runner.results[SELF_TEST].output.splitlines():
         if line.startswith("{"):  # one a group of instructions
             write_fact("instructions", **json.loads(line))
-    return {path for path, step in steps.items() if failed_hard(runner.results[step.name])}
+    return broken
 
 
 def self_test_steps(runner: Runner) -> list[Step]:
@@ -90,7 +88,7 @@ def profile(runner: Runner, without: set[str]) -> None:
 def work(runner: Runner, folder: Path) -> None:
     """Find out everything, in the order of the head of this file."""
     have_machine_and_library(runner)
-    broken = check_paths(runner)
+    broken = check(runner, folder)
     time_paths(runner, folder, broken)
     profile(runner, broken)
     runner.run(sanitizer_step("memcheck", 60.0, CHECKED_BY_MEMCHECK, required=False))

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from facts import BEGIN, PLACE, read_facts, write_fact
@@ -94,9 +94,17 @@ def run_stage(name: str, seconds: float, results: Path, work: Callable[[Runner, 
     return code
 
 
-def failed_hard(result: Result) -> bool:
-    """Return whether a step hung, crashed or broke its context: what it ran would break others too."""
-    return result.status == "timed out" or (result.status == "failed" and result.words != "exit status 1")
+def check_paths(runner: Runner, folder: Path, paths: Sequence[str], reserve_s: float, *others: Step) -> set[str]:
+    """Check every path, and do other steps, side by side; return the paths that hang, crash or break their context."""
+    steps = {path: Step(f"check {path}", program("check_path.py", path), 60.0, reserve_s=reserve_s) for path in paths}
+    runner.run(*others, *steps.values())
+    ended = {fact["path"] for fact in facts_of(folder, "checked")}
+    return {path for path, step in steps.items() if path not in ended and ended_badly(runner.results[step.name])}
+
+
+def ended_badly(result: Result) -> bool:
+    """Return whether a check that did not come to its end hung or crashed; it may have been slow only."""
+    return result.status == "failed" or (result.status == "timed out" and "Timeout (" in result.output)
 
 
 def facts_of(folder: Path, kind: str) -> list[dict]:

@@ -29,6 +29,7 @@ def suffer(planted: str, command: str) -> None:
     print("begun:", command, flush=True)
     if planted == "hang":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("Timeout (0:00:20)!", flush=True)  # of the program's own watchdog, which the driver holds up
         time.sleep(600)
     first = Path(os.environ[PLACE]).with_name("once")
     if planted == "crash" or (planted == "once" and not first.exists()):

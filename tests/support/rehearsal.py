@@ -30,6 +30,14 @@ tool=$2
 [ $tool = racecheck ] && echo "========= RACECHECK SUMMARY: 3 hazards displayed (0 errors, 3 warnings)"
 echo "========= ERROR SUMMARY: 0 errors"
 """
+SELF_TEST = """#!/bin/sh
+echo '{"primitive": "ldmatrix_x4", "ok": true}'
+"""
+NVCC = f"""#!/bin/sh
+while [ "$1" != -o ]; do [ $# = 0 ] && echo "Build fake" && exit; shift; done
+cat > "$2" <<'END' && chmod +x "$2"
+{SELF_TEST}END
+"""
 
 
 class Rehearsal:
@@ -37,18 +45,19 @@ class Rehearsal:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.results, self.place = folder, folder / "results", folder / "results" / "facts.jsonl"
-        self.tools = folder / "tools"
+        self.tools, carried = folder / "tools", folder / "ptx_self_test"
         self.tools.mkdir()
-        for name, text in (("ncu", NCU), ("compute-sanitizer", SANITIZER)):
-            (self.tools / name).write_text(text)
-            (self.tools / name).chmod(0o755)
+        programs = {"ncu": NCU, "compute-sanitizer": SANITIZER, "nvcc": NVCC}
+        for place, text in (*((self.tools / name, text) for name, text in programs.items()), (carried, SELF_TEST)):
+            place.write_text(text)
+            place.chmod(0o755)
 
     def start(
         self,
         stage: str,
         plan: dict[str, str] | None = None,
         *,
-        library: str | None = "carried.so",
+        library: bool = True,
         tools: bool = True,
         speed: float = 1,
     ) -> subprocess.Popen:
@@ -57,7 +66,7 @@ class Rehearsal:
         path = ":".join([str(self.tools)] * tools + ["/usr/bin", "/bin"])
         environment = {**kept, "FAKE_PLAN": json.dumps(plan or {}), "FAKE_SPEED": str(speed), "FAKE": str(self.folder)}
         environment |= {"PATH": path, "ADAPTERX_COMMIT": "abc1234"}
-        environment |= {"ADAPTERX_LIBRARY": library} if library else {}
+        environment |= {"ADAPTERX_LIBRARY": str(self.folder / "carried.so")} if library else {}
         program = str(ROOT / "tests" / "support" / "rehearse_stage.py")
         command = [sys.executable, "-S", program, stage, "--results", str(self.results)]
         with (self.folder / "output.txt").open("w") as output:
