@@ -25,7 +25,7 @@ MIN_STEP_S = 5.0  # less is not worth starting
 POLL_S = 0.05
 KEPT_BYTES = 100_000  # of a step's output, from its beginning and from its end
 LOGGED_BYTES = 2_000_000  # of a step's output, in the log
-SHOWN_BYTES = 240  # of a fact that a step prints
+SHOWN_BYTES = 420  # of a fact that a step prints
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1
 

@@ -1,6 +1,7 @@
 """How the stages on a GPU use compute-sanitizer and Nsight Compute, and what they find on a machine."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -117,3 +118,44 @@ def test_ceilings_are_measured(monkeypatch, capsys):
     output = capsys.readouterr().out
     assert output.count('"fact": "ceiling"') == 2
     assert pytest.approx(0) != float(output.split('"best": ')[1].split(",")[0])
+
+
+def test_the_library_that_is_carried(tmp_path, monkeypatch, capsys):
+    """Built by the recipe of the check, for one architecture, in an environment that is used as it is; and loaded."""
+    import gpu_library
+
+    nvcc = tmp_path / "venv" / "lib" / "python3.11" / "site-packages" / "nvidia" / "cu13" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    calls = []
+
+    def build(folder, env):
+        calls.append({name: env[name] for name in ("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "ADAPTERX_CUDA")})
+        library = folder / "library" / "adapterx" / "libadapterx.so"
+        library.parent.mkdir(parents=True)
+        library.write_bytes(b"x" * (1 << 20))
+        return library
+
+    def load(command, check):
+        calls.append([str(part) for part in command[-4:]])
+        return subprocess.CompletedProcess(command, loads)
+
+    monkeypatch.setattr(gpu_library, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_library, "build_with_setup", build)
+    monkeypatch.setattr(gpu_library, "run_logged", lambda command, log, env: calls.append([str(c) for c in command]))
+    monkeypatch.setattr(gpu_library.subprocess, "run", load)
+    options = ["gpu_library.py", "--venv", str(tmp_path / "venv"), "--build", str(tmp_path / "build")]
+    monkeypatch.setattr(sys, "argv", options)
+    loads = 0
+    assert gpu_library.main() == 0
+    assert calls[0] == {"TORCH_CUDA_ARCH_LIST": "9.0", "CUDA_HOME": str(nvcc.parents[1]), "ADAPTERX_CUDA": "1"}
+    assert calls[1][0] == str(nvcc)
+    assert "-arch=sm_90" in calls[1]
+    assert calls[1][-2:] == [str(tmp_path / "build/library/adapterx/ptx_self_test"), calls[1][-1]]
+    assert calls[2] == ["--cuda", "13.0", "--architectures", "9.0"]
+    assert "1.0 MiB, ADAPTERX_LIBRARY=build/library/adapterx/libadapterx.so" in capsys.readouterr().out
+    loads = 1
+    (tmp_path / "build/library/adapterx/libadapterx.so").unlink()
+    (tmp_path / "build/library/adapterx").rmdir()
+    with pytest.raises(SystemExit, match="does not load"):
+        gpu_library.main()
