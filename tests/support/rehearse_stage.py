@@ -2,7 +2,8 @@
 
     python tests/support/rehearse_stage.py first --results FOLDER     # or check
 
-FAKE_SPEED=20 makes twenty of its seconds of one, so that what hangs costs little.
+FAKE_SPEED=20 makes twenty of its seconds of one, so that what hangs costs little. FAKE_STEPS=0 starts the real ones,
+for which FAKE_SPEED=0.2 has patience.
 """
 
 import os
@@ -24,7 +25,8 @@ STAGES = {"first": gpu_first, "check": gpu_check}
 def main() -> int:
     stage, *arguments = sys.argv[1:]
     speed = float(os.environ.get("FAKE_SPEED", "1"))
-    gpu_machine.PYTHON[:] = [sys.executable, "-S", "-E", str(HERE / "fake_steps.py")]
+    if os.environ.get("FAKE_STEPS") != "0":
+        gpu_machine.PYTHON[:] = [sys.executable, "-S", "-E", str(HERE / "fake_steps.py")]
     step_runner.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() * speed)
     step_runner.POLL_S = 0.01
     return STAGES[stage].main(arguments)

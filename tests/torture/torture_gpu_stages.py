@@ -55,18 +55,18 @@ def test_whatever_hangs_the_end_comes_in_time(stage, step, tmp_path, figure):
     figure(f"{stage}, {step} hangs: {seconds:.0f} s, exit status {code}, timed out: {', '.join(late)}")
 
 
-def emulated(stage, folder, seconds):
-    """Start a stage with its real programs, on the processor, with the emulated operators."""
+def emulated(stage, folder):
+    """Start a stage with its real programs, on the processor, with the emulated operators and more patience."""
     settings = {"ADAPTERX_TEST_DEVICE": "cpu", "ADAPTERX_LIBRARY": str(build_emulated_operators())}
-    program = str(ROOT / "tests" / "cuda" / f"gpu_{stage}.py")
-    command = [sys.executable, program, "--results", str(folder), "--seconds", str(seconds)]
+    settings |= {"FAKE_STEPS": "0", "FAKE_SPEED": "0.2", "FAKE": str(folder.parent)}
+    command = [sys.executable, str(ROOT / "tests" / "support" / "rehearse_stage.py"), stage, "--results", str(folder)]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
 
 
 def test_first_contact_with_the_emulated_operators(tmp_path, figure):
     rehearsal = Rehearsal(tmp_path)
     begin = time.monotonic()
-    emulated("first", rehearsal.results, 400).wait()
+    emulated("first", rehearsal.results).wait()
     rehearsal.check_files()
     checks = rehearsal.facts("check")
     assert {fact["ok"] for fact in checks} <= {True, "refused"}
@@ -79,7 +79,7 @@ def test_first_contact_killed_every_few_seconds(tmp_path, times, figure):
     known = []
     for number, moment in enumerate(itertools.islice(itertools.count(3, 5), times(12))):
         rehearsal = fresh(tmp_path, number)
-        process = emulated("first", rehearsal.results, 400)
+        process = emulated("first", rehearsal.results)
         time.sleep(moment)
         rehearsal.kill(process, signal.SIGKILL, 0, ended=True)
         known.append(len(rehearsal.facts()))
