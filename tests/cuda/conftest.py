@@ -32,9 +32,8 @@ def pytest_runtest_logreport(report):
     if facts.PLACE in os.environ and (report.when == "call" or report.outcome != "passed"):
         words = "" if report.passed else str(report.longrepr)[-300:]
         name = report.nodeid.rpartition("/")[2]
-        facts.write_fact(
-            "test", shown=False, name=name, outcome=report.outcome, s=round(report.duration, 2), words=words
-        )
+        seconds = round(report.duration, 2)
+        facts.write_fact("test", shown=False, name=name, outcome=report.outcome, seconds=seconds, words=words)
 
 
 @pytest.fixture(scope="session")

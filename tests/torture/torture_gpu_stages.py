@@ -75,6 +75,20 @@ def test_first_contact_with_the_emulated_operators(tmp_path, figure):
     figure(f"{time.monotonic() - begin:.0f} s, {len(checks)} checks, {len(rehearsal.facts('time'))} times")
 
 
+def test_all_checks_with_the_emulated_operators(tmp_path, figure):
+    """The parts of the tests are together all of them; what needs a GPU is said to fail, and nothing else does."""
+    rehearsal = Rehearsal(tmp_path)
+    begin = time.monotonic()
+    emulated("check", rehearsal.results).wait()
+    rehearsal.check_files()
+    tests = [fact["name"] for fact in rehearsal.facts("test")]
+    assert len(tests) == len(set(tests)) > 690
+    assert {fact["outcome"] for fact in rehearsal.facts("test")} == {"passed", "skipped"}
+    failed = {fact["name"] for fact in rehearsal.facts("step") if fact["status"] in ("failed", "timed out")}
+    assert all(name.startswith("bench ") for name in failed), failed
+    figure(f"{time.monotonic() - begin:.0f} s, {len(tests)} tests")
+
+
 def test_first_contact_killed_every_few_seconds(tmp_path, times, figure):
     known = []
     for number, moment in enumerate(itertools.islice(itertools.count(3, 5), times(12))):
