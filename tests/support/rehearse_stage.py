@@ -7,6 +7,7 @@ for which FAKE_SPEED=0.2 has patience.
 """
 
 import os
+import shutil
 import sys
 import time
 import types
@@ -14,9 +15,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "cuda"))
+import gpu_machine  # noqa: E402
+
+gpu_machine.find_tool = shutil.which  # and not what this machine has elsewhere
+
 import gpu_check  # noqa: E402
 import gpu_first  # noqa: E402
-import gpu_machine  # noqa: E402
 import step_runner  # noqa: E402
 
 STAGES = {"first": gpu_first, "check": gpu_check}

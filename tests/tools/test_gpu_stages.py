@@ -97,7 +97,8 @@ def test_missing_tools_are_said_in_words_and_a_library_that_does_not_work_is_bui
     assert steps["build"]["status"] == steps["built library"]["status"] == "passed"
     assert [fact["path"] for fact in rehearsal.facts("library")] == ["built"]
     assert steps["times"]["status"] == "passed"
-    assert code == (steps["ptx_self_test"]["status"] == "failed")  # built where this machine has nvcc, without a GPU
+    assert steps["ptx_self_test"]["status"] == "not run"
+    assert code == 0
 
 
 def test_without_a_library_one_is_built_beside_the_ceilings(rehearsal):
