@@ -13,6 +13,7 @@ from pathlib import Path
 
 from facts import BEGIN, PLACE, read_facts, write_fact
 from gpu_machine import ROOT, environment_of_steps, python
+from show_facts import text_of
 from step_runner import Result, Runner, Step
 
 CARRIED = "ADAPTERX_LIBRARY"
@@ -91,7 +92,16 @@ def run_stage(name: str, seconds: float, results: Path, work: Callable[[Runner, 
         runner.close()
         words = {result.name: result.status for result in runner.results.values() if result.status != "passed"}
         write_fact("end", stage=name, passed=code == 0, seconds=round(time.time() - begin, 1), not_passed=words)
+        show(folder)
     return code
+
+
+def show(folder: Path) -> None:
+    """Print what was found out, for whoever sees the end of the output only."""
+    try:
+        print(text_of(facts_of(folder)), flush=True)
+    except (KeyError, TypeError) as error:  # facts of another version
+        print(f"these facts cannot be shown: {error!r}", flush=True)
 
 
 def check_paths(runner: Runner, folder: Path, paths: Sequence[str], reserve_s: float, *others: Step) -> set[str]:
@@ -107,6 +117,6 @@ def ended_badly(result: Result) -> bool:
     return result.status == "failed" or (result.status == "timed out" and "Timeout (" in result.output)
 
 
-def facts_of(folder: Path, kind: str) -> list[dict]:
-    """Return the facts of a kind that the stage has written so far."""
+def facts_of(folder: Path, kind: str | None = None) -> list[dict]:
+    """Return the facts, all or of a kind, that the stage has written so far."""
     return read_facts(folder / "facts.jsonl", kind)

@@ -43,6 +43,12 @@ def test_first_contact_where_all_is_well(rehearsal):
     kernel = rehearsal.facts("kernel")[0]
     assert (kernel["path"], kernel["ns"], kernel["share"]) == ("tile:32x8", "77300", "81.2")
     assert "[times] begun: tests/cuda/time_paths.py" in (rehearsal.results / "log.txt").read_text()
+    shown = (rehearsal.folder / "output.txt").read_text().split("NVIDIA Fake, torch")[1]
+    assert "\ninstructions: 1 of 1 groups right; wrong: none\n" in shown
+    assert "\ntile:64x8  2 right\n" in shown
+    assert "\nforward 16384x4096x64: copy 96.0, tile:64x8 340.0\n" in shown
+    assert "\nncu tile:32x8: bottleneck_tile_kernel 77300 ns, 81.2 % of the memory's peak\n" in shown
+    assert "\ngpu-first: passed in " in shown
 
 
 def test_all_checks_where_all_is_well(rehearsal):
@@ -76,6 +82,9 @@ def test_a_path_that_hangs_or_crashes_costs_itself_alone(rehearsal):
     assert "--without cublas,tile:64x8" in log  # the wrong one is timed, the others are left out
     assert "exit status -11" in steps["check cublas"]["words"]
     assert rehearsal.facts("time")
+    shown = (rehearsal.folder / "output.txt").read_text()
+    assert "tile:16x8  2 WRONG\n    plain bfloat16 [7, 72, 6]: wrong ['output'], other bits []\n" in shown
+    assert "\ncheck tile:64x8: TIMED OUT ended after 60 s\n" in shown
     assert last["not_passed"]["check tile:64x8"] == "timed out"
 
 
