@@ -93,7 +93,8 @@ def run_benchmarks(runner: Runner, folder: Path, without: set[str]) -> None:
     """Measure, the device alone, without the paths that break or hang their process."""
     for name, (_, limit, later) in BENCHMARKS.items():
         command = benchmark_command(name, folder, without)
-        options = {"required": False, "attempts": 3, "reserve_s": SANITIZERS_S + later}
+        attempts = 3 if name == "sweep" else 1  # the others would measure everything again
+        options = {"required": False, "attempts": attempts, "reserve_s": SANITIZERS_S + later}
         runner.run(Step(f"bench {name}", command, limit, **options))
 
 

@@ -16,6 +16,7 @@ from gpu_machine import ROOT, environment_of_steps, python
 from show_facts import text_of
 from step_runner import Result, Runner, Step
 
+FACTS = "facts.jsonl"
 CARRIED = "ADAPTERX_LIBRARY"
 BUILD_S = 200.0
 
@@ -67,12 +68,12 @@ def run_stage(name: str, seconds: float, results: Path, work: Callable[[Runner, 
     """
     folder = results.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    if any(fact["stage"] == name for fact in facts_of(folder, "begin")):
+    if any(fact["stage"] == name for fact in read_facts(folder / FACTS, "begin")):
         # What has been measured is not measured again: it would pass for that of today.
         print(f"{name}: RESULTS must hold no earlier run of this stage, got {folder}", file=sys.stderr, flush=True)
         return 2
     begin = time.time()
-    os.environ |= {PLACE: str(folder / "facts.jsonl"), BEGIN: str(begin)}
+    os.environ |= {PLACE: str(folder / FACTS), BEGIN: str(begin)}
     environment = environment_of_steps()
     environment |= {key: os.environ[key] for key in (PLACE, BEGIN)}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -118,5 +119,7 @@ def ended_badly(result: Result) -> bool:
 
 
 def facts_of(folder: Path, kind: str | None = None) -> list[dict]:
-    """Return the facts, all or of a kind, that the stage has written so far."""
-    return read_facts(folder / "facts.jsonl", kind)
+    """Return the facts, all or of a kind, that this stage has written so far; another one may stand before it."""
+    facts = read_facts(folder / FACTS)
+    begin = max((number for number, fact in enumerate(facts) if fact["fact"] == "begin"), default=0)
+    return [fact for fact in facts[begin:] if kind in (None, fact["fact"])]

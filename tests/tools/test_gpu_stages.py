@@ -175,3 +175,10 @@ def test_what_counts_as_broken():
     assert judge(Result("check", "timed out", True, output="Timeout (0:00:20)!"))  # the driver held it
     assert not judge(Result("check", "timed out", True))  # slow
     assert not judge(Result("check", "skipped", True, words="out of time"))
+
+
+def test_facts_of_another_stage_before_are_not_taken_for_those_of_this_one(tmp_path):
+    lines = ['{"fact": "begin", "stage": "gpu-first"}', '{"fact": "checked", "path": "cublas"}']
+    (tmp_path / "facts.jsonl").write_text("\n".join([*lines, '{"fact": "begin", "stage": "gpu-check"}', ""]))
+    assert gpu_stage.facts_of(tmp_path, "checked") == []
+    assert [fact["stage"] for fact in gpu_stage.facts_of(tmp_path)] == ["gpu-check"]
