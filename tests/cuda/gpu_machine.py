@@ -25,6 +25,7 @@ TOOLS = {
     "ncu": ("bin", "nsight-compute"),
 }
 KEPT_SETTINGS = ("ADAPTERX_LIBRARY", "ADAPTERX_TEST_DEVICE")
+PROPERTIES = ("multi_processor_count", "total_memory", "L2_cache_size", "shared_memory_per_block_optin", "clock_rate")
 CLOCKS = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 COPIED_BYTES = 1 << 30  # far more than any cache
 PRODUCT_SIZE = 8192
@@ -110,9 +111,8 @@ def describe_gpu() -> dict[str, object]:
     found: dict[str, object] = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "gpu": None}
     if DEVICE == "cuda" and torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)
-        found |= {"gpu": p.name, "architecture": f"{p.major}.{p.minor}", "multiprocessors": p.multi_processor_count}
-        found |= {"memory": p.total_memory, "l2_bytes": p.L2_cache_size}
-        found |= {"shared_memory_of_a_block": p.shared_memory_per_block_optin}
+        found |= {"gpu": p.name, "architecture": f"{p.major}.{p.minor}"}
+        found |= {name: getattr(p, name, None) for name in PROPERTIES}  # some are newer than torch may be
     return found
 
 
