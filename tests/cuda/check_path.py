@@ -23,13 +23,6 @@ from adapterx import ops, reference
 
 DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
 PIN = "ADAPTERX_CUDA_PATH"
-PATHS = (
-    "auto",
-    *(f"tile:{rows}x{blocks}" for rows in (16, 64) for blocks in (1, 8)),
-    *(f"tile:32x{blocks}" for blocks in (1, 2, 4, 8)),
-    "cublas",
-    "segments",
-)
 # Tokens, hidden_size, bottleneck_dim: odd, rows that are not aligned, columns that end inside a unit of 16 bytes, tiles
 # with a remainder, one token, and as many tiles that persistent blocks take several each.
 SHAPES = ((7, 72, 6), (33, 37, 7), (130, 1032, 65), (1, 4096, 64), (300, 768, 48), (4113, 4096, 64), (2090, 1024, 128))
