@@ -121,7 +121,7 @@ def read_sweep(path: Path) -> tuple[str, int, Times]:
     found = re.fullmatch(r"(.+) \(sm_(\d+)\)", devices.pop())
     if found is None:
         raise ValueError(f"read_sweep: the device in {path.name} must end with its architecture, such as '(sm_90)'")
-    return found[1], int(found[2]), times
+    return found[1], int(found[2]), {direction: whole_planes(cells) for direction, cells in times.items()}
 
 
 def whole_planes(times: dict[Cell, dict[Plan, float]]) -> dict[Cell, dict[Plan, float]]:
@@ -129,6 +129,8 @@ def whole_planes(times: dict[Cell, dict[Plan, float]]) -> dict[Cell, dict[Plan, 
 
     A plane is whole that has every number of tokens and every hidden_size of the sweep; which are not is printed.
     """
+    if not times:
+        return {}
     tokens, hidden_sizes, bottleneck_dims = (set(axis) for axis in zip(*times, strict=True))
     grid = set(itertools.product(tokens, hidden_sizes))
     cut = {m for m in bottleneck_dims if {cell[:2] for cell in times if cell[2] == m} != grid}
@@ -195,7 +197,7 @@ def table_of(sweep: Path | None) -> tuple[str, dict[str, list[Row]]]:
     name, capability, times = read_sweep(sweep)
     rows = {}
     for direction in DIRECTIONS:
-        measured = measured_rows(capability, whole_planes(times[direction]))
+        measured = measured_rows(capability, times[direction])
         newer, older = roofline_rows(90), roofline_rows(80)
         rows[direction] = measured + newer + older if capability >= 90 else newer + measured + older
     return f"measured on {name}", rows

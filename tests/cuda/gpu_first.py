@@ -27,6 +27,7 @@ PATHS = (
     *(f"tile:{rows}x{blocks}" for rows in (16, 64) for blocks in (1, 8)),
     *(f"tile:32x{blocks}" for blocks in (1, 2, 4, 8)),
     "cublas",
+    "plain",
     "segments",
 )
 PROFILED = ("tile:32x8", "tile:64x8", "cublas")
