@@ -18,7 +18,7 @@ from pathlib import Path
 from facts import write_fact
 from gpu_machine import ROOT, find_tool
 from gpu_stage import CARRIED, check_paths, have_machine_and_library, program, run_stage
-from gpu_tools import BYTES, SHARE, TIME, ncu_step, read_counters, sanitizer_step
+from gpu_tools import in_short, ncu_step, read_counters, sanitizer_step
 from step_runner import Runner, Step
 
 SECONDS = 195.0
@@ -82,8 +82,7 @@ def profile(runner: Runner, without: set[str]) -> None:
             runner.skip(step, "this path hung, or broke its process, before")
             continue
         for row in read_counters(runner.run(step)[0].output):
-            short = {"kernel": row["kernel"], "ns": row.get(TIME), "bytes": row.get(BYTES), "share": row.get(SHARE)}
-            write_fact("kernel", path=path, **short)
+            write_fact("kernel", path=path, kernel=row["kernel"], **in_short(row))
             write_fact("counters", path=path, **row, shown=False)
 
 

@@ -23,6 +23,17 @@ TIME, BYTES, SHARE = METRICS = (
     "dram__bytes.sum",
     "dram__throughput.avg.pct_of_peak_sustained_elapsed",
 )
+# Of all counters, those that a line about a kernel has, where ncu knows them.
+SHORT = {
+    "ns": TIME,
+    "bytes": BYTES,
+    "share": SHARE,
+    "issue": "smsp__issue_active.avg.pct_of_peak_sustained_active",
+    "occupancy": "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "shared_pipe": "l1tex__data_pipe_lsu_wavefronts_mem_shared.avg.pct_of_peak_sustained_elapsed",
+    "registers": "launch__registers_per_thread",
+    "clusters": "launch__cluster_max_active",
+}
 NO_COUNTERS = "ERR_NVGPUCTRPERM"
 NOT_A_COUNTER = ("ID", "Process ID", "Process Name", "Host Name", "Context", "Stream", "Device", "CC", "Section Name")
 
@@ -102,6 +113,11 @@ def ncu_step(path: str, limit_s: float, **options: object) -> Step:
         missing=not_found("ncu"),
         **options,
     )
+
+
+def in_short(counters: dict[str, str]) -> dict[str, str]:
+    """Return the few counters of a kernel that are looked at first."""
+    return {short: counters[name] for short, name in SHORT.items() if name in counters}
 
 
 def read_counters(output: str) -> list[dict[str, str]]:

@@ -65,7 +65,8 @@ def _small(value: object) -> bool:
 def step_lines(facts: Sequence[dict]) -> Iterator[str]:
     """Yield kernels, numbers of tests, what sanitizers say, and the steps that did not pass."""
     for fact in of_kind(facts, "kernel"):
-        yield f"ncu {fact['path']}: {fact['kernel'][:60]} {fact['ns']} ns, {fact['share']} % of the memory's peak"
+        counters = [f"{name} {fact[name]}" for name in fact if name not in ("fact", "at_s", "path", "kernel")]
+        yield f"ncu {fact['path']}: {fact['kernel'][:60]}: {', '.join(counters)}"
     for fact in of_kind(facts, "tests"):
         yield f"tests: {fact['passed']} passed, {fact['failed']} failed, {fact['skipped']} skipped"
     for fact in [fact for fact in of_kind(facts, "test") if fact["outcome"] == "failed"][:10]:

@@ -47,7 +47,7 @@ def test_first_contact_where_all_is_well(rehearsal):
     assert "\ninstructions: 1 of 1 groups right; wrong: none\n" in shown
     assert "\ntile:64x8  2 right\n" in shown
     assert "\nforward 16384x4096x64: copy 96.0, tile:64x8 340.0\n" in shown
-    assert "\nncu tile:32x8: bottleneck_tile_kernel 77300 ns, 81.2 % of the memory's peak\n" in shown
+    assert "\nncu tile:32x8: bottleneck_tile_kernel: ns 77300, bytes 268000000, share 81.2\n" in shown
     assert "\ngpu-first: passed in " in shown
 
 
