@@ -58,7 +58,8 @@ def test_whatever_hangs_the_end_comes_in_time(stage, step, tmp_path, figure):
 def emulated(stage, folder):
     """Start a stage with its real programs, on the processor, with the emulated operators and more patience."""
     settings = {"ADAPTERX_TEST_DEVICE": "cpu", "ADAPTERX_LIBRARY": str(build_emulated_operators())}
-    settings |= {"FAKE_STEPS": "0", "FAKE_SPEED": "0.2", "FAKE": str(folder.parent)}
+    # Without nvcc: a compiler that works for the self-test of the instructions outlives whoever started it by seconds.
+    settings |= {"FAKE_STEPS": "0", "FAKE_SPEED": "0.2", "FAKE": str(folder.parent), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, str(ROOT / "tests" / "support" / "rehearse_stage.py"), stage, "--results", str(folder)]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
 
