@@ -26,7 +26,8 @@ def build_self_test(toolkit: Path, build: Path, architecture: str, env: dict[str
     if not source.is_file():
         return None
     number = architecture.split(";")[0].removesuffix("+PTX").replace(".", "")
-    options = ["-std=c++17", "-O2", f"-arch=sm_{number}", "-o", program]
+    # pip's toolkit has its static runtime in lib, where nvcc does not look.
+    options = ["-std=c++17", "-O2", f"-arch=sm_{number}", "-L", toolkit / "lib", "-o", program]
     run_logged([toolkit / "bin" / "nvcc", *options, source], build / "build.log", env)
     return program
 
