@@ -5,6 +5,7 @@ the background while nothing needs it yet.
 """
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -56,9 +57,15 @@ def have_machine_and_library(runner: Runner) -> None:
         write_fact("fallback", words=f"{runner.environment.pop(CARRIED)} does not work here: one is built")
         runner.start(BUILD)
     if runner.wait("build").status != "passed":
-        raise NotPossible(f"the library could not be built: {runner.results['build'].output[-600:]}")
+        raise NotPossible(why_not_built(runner.results["build"], runner.environment["PATH"]))
     if runner.run(load("built library"))[0].status != "passed":
         raise NotPossible("the library that was built does not work")
+
+
+def why_not_built(build: Result, path: str) -> str:
+    """Return words for a build that has not come to a good end."""
+    ninja = "" if shutil.which("ninja", path=path) else "; ninja was not found, without which files compile one by one"
+    return f"the library could not be built, {build.words}{ninja}: {build.output[-600:]}"
 
 
 def run_stage(name: str, seconds: float, results: Path, work: Callable[[Runner, Path], None]) -> int:

@@ -15,7 +15,7 @@ import gpu_check
 import gpu_first
 import gpu_stage
 from gpu_tools import SANITIZERS
-from step_runner import Result
+from step_runner import Result, Runner
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_build_that_fails_is_the_end_and_says_why(rehearsal):
     assert rehearsal.facts("machine")
     assert rehearsal.facts("ceiling")
     words = rehearsal.facts("not possible")[0]["words"]
-    assert "could not be built" in words
+    assert "could not be built, exit status 1" in words
     assert "Traceback: planted" in words
 
 
@@ -167,6 +167,18 @@ def test_tests_of_other_versions_are_collected_and_run():
         assert "--continue-on-collection-errors" in command
     assert gpu_check.judge_tests(5, "") is None  # no test in this part
     assert "exit status 1" in gpu_check.judge_tests(1, "")
+
+
+def test_what_is_missing_for_a_build_and_for_tests_is_said(tmp_path, monkeypatch):
+    build = Result("build", "timed out", True, words="ended after 200 s", output="[1/30] c++")
+    assert "ended after 200 s; ninja was not found" in gpu_stage.why_not_built(build, str(tmp_path))
+    (tmp_path / "ninja").touch(0o755)
+    assert gpu_stage.why_not_built(build, str(tmp_path)).endswith("ended after 200 s: [1/30] c++")
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
+    runner = Runner(100.0, {}, tmp_path)
+    gpu_check.run_tests(runner)
+    runner.close()
+    assert runner.results["tests"].words == "pytest is not installed here"
 
 
 def test_what_counts_as_broken():
