@@ -23,9 +23,12 @@ from adapterx import ops, reference
 
 DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
 PIN = "ADAPTERX_CUDA_PATH"
-# Tokens, hidden_size, bottleneck_dim: odd, rows that are not aligned, columns that end inside a unit of 16 bytes, tiles
-# with a remainder, one token, and as many tiles that persistent blocks take several each.
-SHAPES = ((7, 72, 6), (33, 37, 7), (130, 1032, 65), (1, 4096, 64), (300, 768, 48), (4113, 4096, 64), (2090, 1024, 128))
+# Tokens, hidden_size, bottleneck_dim: odd, rows that are not aligned, columns that end inside a chunk, tiles with a
+# remainder, one token, and so many tiles that persistent blocks take several each, alone and in clusters of each size.
+SHAPES = (
+    *((7, 72, 6), (33, 37, 7), (130, 1032, 65), (1, 4096, 64), (300, 768, 48)),
+    *((4113, 4096, 64), (5000, 512, 64), (6001, 256, 100), (2090, 1024, 128)),
+)
 SMALL = 3  # so many shapes are enough for wide dtypes, and where kernels are emulated
 HALVES = (torch.bfloat16, torch.float16)
 WIDE = (torch.float32, torch.float64)

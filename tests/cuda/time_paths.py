@@ -32,7 +32,10 @@ from adapterx import reference
 
 DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
 HEADLINE = (16384, 4096, 64)
-SHAPES = (HEADLINE, (16384, 1024, 64), (2048, 768, 48), (8, 4096, 64), (16384, 4096, 128), (16384, 4096, 32))
+SHAPES = (
+    *(HEADLINE, (16384, 1024, 64), (2048, 768, 48), (8, 4096, 64)),
+    *((16384, 4096, 128), (16384, 4096, 32), (16384, 2048, 128)),
+)
 MODES = ("forward", "grad_input", "weight_gradients", "backward")
 GROUPS, SEQUENCE = 64, 64
 PATHS = (
