@@ -37,7 +37,7 @@ GROUPS = 5
 # What is left of a sum in another order counts as no error.
 FLOORS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 FACTOR = 3
-CASE_S = 20.0  # what takes longer hangs
+CASE_S = 20.0 if DEVICE == "cuda" else 300.0  # what takes longer hangs
 THREADS = 2  # a process each for a dozen paths, side by side
 OPTIONS = {"activation": "gelu", "scaling": 0.5}
 
