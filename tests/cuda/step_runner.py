@@ -193,7 +193,7 @@ class Runner:
     """Runs steps within `seconds`, in `folder`, with `environment`; what they print goes to the file `log`."""
 
     def __init__(self, seconds: float, environment: dict[str, str], folder: Path, log: Path | None = None) -> None:
-        self.end = time.monotonic() + seconds
+        self.seconds, self.end = seconds, time.monotonic() + seconds
         self.environment, self.folder = environment, folder
         self.log = log.open("ab", buffering=0) if log else None
         self.selector = selectors.DefaultSelector()

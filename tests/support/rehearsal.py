@@ -56,7 +56,7 @@ class Rehearsal:
         self,
         stage: str,
         plan: dict[str, str] | None = None,
-        *,
+        *options: str,
         library: bool = True,
         tools: bool = True,
         speed: float = 1,
@@ -68,7 +68,7 @@ class Rehearsal:
         environment |= {"PATH": path, "ADAPTERX_COMMIT": "abc1234"}
         environment |= {"ADAPTERX_LIBRARY": str(self.folder / "carried.so")} if library else {}
         program = str(ROOT / "tests" / "support" / "rehearse_stage.py")
-        command = [sys.executable, "-S", program, stage, "--results", str(self.results)]
+        command = [sys.executable, "-S", program, stage, "--results", str(self.results), *options]
         with (self.folder / "output.txt").open("w") as output:
             return subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=ROOT)
 

@@ -66,6 +66,14 @@ def test_all_checks_where_all_is_well(rehearsal):
     assert hazards == {"memcheck": 0, "racecheck": 3, "synccheck": 0, "initcheck": 0}
 
 
+def test_parts_of_all_checks_in_less_time(rehearsal):
+    code, steps, _ = rehearsal.run("check", {}, "--parts", "grouped", "paths", "--seconds", "60")
+    assert code == 0
+    names = [name for name in steps if not name.startswith("check ")]
+    assert set(names) == {"library", "machine", "bench grouped"}
+    assert len(steps) == len(names) + len(gpu_first.PATHS)
+
+
 def test_a_path_that_hangs_or_crashes_costs_itself_alone(rehearsal):
     plan = {"check_path.py tile:64x8": "hang", "check_path.py cublas": "crash", "wrong tile:16x8": "wrong"}
     code, steps, last = rehearsal.run("first", plan, speed=20)
@@ -147,7 +155,7 @@ def test_what_was_known_is_still_there_after_a_kill(number, lines, rehearsal):
 
 def test_the_steps_name_programs_that_exist(tmp_path):
     steps = [gpu_stage.BUILD, gpu_stage.MACHINE, gpu_stage.load("library"), gpu_check.large_step()]
-    steps += [gpu_check.test_step("test_cuda_operator", 1, 4)]
+    steps += [gpu_check.step_of_tests("test_cuda_operator", 1, 4)]
     commands = [step.command(100.0) for step in steps]
     commands += [gpu_check.benchmark_command(name, tmp_path, {"cublas"})(100.0) for name in gpu_check.BENCHMARKS]
     for command in commands:
@@ -161,7 +169,7 @@ def test_the_steps_name_programs_that_exist(tmp_path):
 
 def test_tests_of_other_versions_are_collected_and_run():
     """Where a library warns, or one file cannot be imported, the others still run."""
-    for step in (gpu_check.test_step("test_cuda_errors", 0, 1), gpu_check.large_step()):
+    for step in (gpu_check.step_of_tests("test_cuda_errors", 0, 1), gpu_check.large_step()):
         command = " ".join(step.command(100.0))
         assert "-W default" in command
         assert "--continue-on-collection-errors" in command
@@ -176,7 +184,7 @@ def test_what_is_missing_for_a_build_and_for_tests_is_said(tmp_path, monkeypatch
     assert gpu_stage.why_not_built(build, str(tmp_path)).endswith("ended after 200 s: [1/30] c++")
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
     runner = Runner(100.0, {}, tmp_path)
-    gpu_check.run_tests(runner)
+    gpu_check.run_tests(runner, tmp_path, 0.0)
     runner.close()
     assert runner.results["tests"].words == "pytest is not installed here"
 
