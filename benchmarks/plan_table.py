@@ -147,7 +147,23 @@ def read_sweep(path: Path) -> tuple[str, int, Times]:
     found = re.fullmatch(r"(.+) \(sm_(\d+)\)", devices.pop())
     if found is None:
         raise ValueError(f"read_sweep: the device in {path.name} must end with its architecture, such as '(sm_90)'")
-    return found[1], int(found[2]), times
+    return found[1], int(found[2]), {direction: whole_planes(cells) for direction, cells in times.items()}
+
+
+def whole_planes(times: dict[Cell, dict[Plan, float]]) -> dict[Cell, dict[Plan, float]]:
+    """Return the planes (all cells of one bottleneck_dim) that are whole: a sweep may have run out of time in one.
+
+    A plane is whole that has every number of tokens and every hidden_size of the sweep; which are not is printed.
+    """
+    if not times:
+        return {}
+    tokens, hidden_sizes, bottleneck_dims = (set(axis) for axis in zip(*times, strict=True))
+    grid = set(itertools.product(tokens, hidden_sizes))
+    cut = {m for m in bottleneck_dims if {cell[:2] for cell in times if cell[2] == m} != grid}
+    if cut and cut != bottleneck_dims:
+        print(f"plan_table: left out, cells are missing: bottleneck_dim {sorted(cut)}", file=sys.stderr)
+        return {cell: plans for cell, plans in times.items() if cell[2] not in cut}
+    return times
 
 
 def check_grid(cells: Iterable[Cell]) -> tuple[list[int], ...]:

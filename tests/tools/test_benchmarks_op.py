@@ -105,16 +105,50 @@ def test_the_sweep_times_graphs_of_pinned_calls(gpu, monkeypatch):
     assert {row["median"] for row in rows if row["metric"] == "time"} == {6.0 / copies}
 
 
-def test_a_sweep_out_of_time_keeps_whole_planes(gpu, monkeypatch, capsys):
+def test_a_sweep_out_of_time_keeps_the_cells_it_has(gpu, monkeypatch, capsys):
     monkeypatch.setattr(op_sweep, "TOKENS", (1, 4))
     monkeypatch.setattr(op_sweep, "HIDDEN_SIZES", (8,))
     monkeypatch.setattr(op_sweep, "BOTTLENECK_DIMS", (2, 3))
-    monkeypatch.setattr(op_sweep, "run_case", lambda case, machine, repeats: [case])
+    monkeypatch.setattr(op_sweep, "run_case", lambda case, machine, repeats, without: [case])
     ticks = iter(range(100))
     deadline = harness.Deadline(6, clock=lambda: next(ticks))
-    planes = list(op_sweep.batches(fake_machine(), deadline, repeats=1, quick=False))
-    assert [len(plane) for plane in planes] == [4]
+    cells = list(op_sweep.batches(fake_machine(), deadline, repeats=1, quick=False))
+    assert [case.bottleneck_dim for (case,) in cells] == [2, 2, 2, 2, 3]
     assert "out of time in the plane of bottleneck_dim 3" in capsys.readouterr().out
+
+
+def test_a_sweep_goes_on_behind_the_cell_that_ended_it(gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(op_sweep, "TOKENS", (1, 4))
+    monkeypatch.setattr(op_sweep, "HIDDEN_SIZES", (8,))
+    monkeypatch.setattr(op_sweep, "BOTTLENECK_DIMS", (2,))
+    monkeypatch.setattr(op_sweep, "MIN_SAMPLE_MS", 0.01)
+    calls, run_case = [], op_sweep.run_case
+
+    def run(case, *arguments):
+        calls.append(op_sweep.cell_of(case))
+        return 1 / 0 if len(calls) == 2 else run_case(case, *arguments)
+
+    monkeypatch.setattr(op_sweep, "run_case", run)
+    command = ["--device", "cuda", "--sweep", "--resume", "--repeats", "1", "--results", str(tmp_path)]
+    with pytest.raises(ZeroDivisionError):
+        bench_op.main(command)
+    bench_op.main([*command, "--without", "cublas,tile:64x8"])
+    assert calls == [("forward", 1, 8, 2), ("backward", 1, 8, 2), ("forward", 4, 8, 2), ("backward", 4, 8, 2)]
+    assert "an earlier process ended in it: ('backward', 1, 8, 2)" in capsys.readouterr().out
+    times = plan_table.read_sweep(tmp_path / "bench_op_cpu_sweep_NVIDIA_Fake.csv")[2]
+    assert plan_table.CUBLAS in times["forward"][1, 8, 2]
+    assert {plan_table.CUBLAS, (64, 8)} & set(times["forward"][4, 8, 2]) == set()
+
+
+def test_parts_of_the_backward_pass_can_be_called_alone():
+    gradients = {}
+    for mode in op_sweep.MASKS:
+        torch.manual_seed(3)
+        gradients[mode] = op_sweep.make_call(harness.Case(mode, *TINY, torch.float64), "cpu", 0)()
+    for name, mask in op_sweep.MASKS.items():
+        for wanted, part, whole in zip(mask, gradients[name], gradients["backward"], strict=True):
+            assert (part is not None) == wanted
+            assert not wanted or torch.equal(part, whole)
 
 
 def test_a_sweep_needs_a_gpu(capsys):

@@ -223,12 +223,24 @@ def test_a_sweep_of_an_older_device_stands_behind_the_rules_for_newer_ones(tmp_p
     assert set(capabilities) == {90, 86, 80}
 
 
-def test_sweeps_that_give_no_table_are_refused(tmp_path):
+def test_a_plane_that_was_cut_off_is_left_out_and_said(tmp_path, capsys):
     path = tmp_path / "sweep.csv"
     cells = times_of(FASTEST)
     del cells[16, 256, 128]
     write_sweep(path, {mode: cells for mode in plan_table.DIRECTIONS})
-    with pytest.raises(ValueError, match=r"check_grid: .* got none of \[\(16, 256, 128\)\]"):
+    _, rows = plan_table.table_of(path)
+    whole = {cell: plans for cell, plans in cells.items() if cell[2] == 16}
+    assert [row for row in rows["forward"] if row in plan_table.measured_rows(90, whole)]
+    assert plan_table.answer(rows["forward"], (16, 4096, 128)) == (16, 8)  # that of bottleneck_dim 16 has no limit now
+    assert "left out, cells are missing: bottleneck_dim [128]" in capsys.readouterr().err
+
+
+def test_sweeps_that_give_no_table_are_refused(tmp_path):
+    path = tmp_path / "sweep.csv"
+    cells = times_of(FASTEST)
+    del cells[16, 256, 16], cells[16, 256, 128]
+    write_sweep(path, {mode: cells for mode in plan_table.DIRECTIONS})
+    with pytest.raises(ValueError, match=r"check_grid: .* got none of \[\(16, 256, 16\), \(16, 256, 128\)\]"):
         plan_table.table_of(path)
     write_sweep(path, {"forward": cells}, "NVIDIA Other (sm_90)")
     with pytest.raises(ValueError, match=r"read_sweep: sweep.csv must hold the sweep of one device"):
