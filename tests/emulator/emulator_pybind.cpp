@@ -7,6 +7,7 @@
 #include "adapter.h"
 #include "cuda_emulator.h"
 #include "fake_cublaslt.h"
+#include "far_tokens.h"
 #include "rowwise.h"
 #include "segment_path.h"
 #include "tile_path.h"
@@ -59,13 +60,27 @@ py::array guarded(const std::vector<py::ssize_t>& shape, const py::dtype& dtype)
   return py::array(dtype, shape, memory->data(), owner);
 }
 
-// The sorted order of `indices`, where there are any: weights have a leading dimension then.
+// A matrix of zeros of any size, of which only the rows that are touched take memory.
+py::array sparse(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
+  auto* memory = new emulator::SparseMemory(static_cast<size_t>(shape.at(0) * shape.at(1) * dtype.itemsize()));
+  const py::capsule owner(memory, [](void* p) { delete static_cast<emulator::SparseMemory*>(p); });
+  return py::array(dtype, shape, memory->data(), owner);
+}
+
+// The sorted order of `indices`, or one tile of the tokens `far`, all of one adapter, where there are any: weights have
+// a leading dimension then.
 struct OptionalSorted {
   emulator::GuardedMemory workspace;
+  std::optional<emulator::FarTokens> far_tokens;
   SortedTokens sorted;
   bool present = false;
 
-  OptionalSorted(const OptionalArray& indices, int64_t num_adapters, int row_tile, int64_t tokens_each = 1) {
+  OptionalSorted(const OptionalArray& indices, int64_t num_adapters, int row_tile, const std::vector<int64_t>& far = {},
+                 int64_t num_tokens = 0, int64_t tokens_each = 1) {
+    if (!far.empty()) {
+      present = true;
+      sorted = far_tokens.emplace(far).sorted(num_tokens, row_tile);
+    }
     if (!indices) return;
     present = true;
     const int64_t tokens = indices->shape(0) * tokens_each;
@@ -98,7 +113,7 @@ py::array copy_of(const T* data, std::vector<py::ssize_t> shape) {
 
 // The sorted order, both tables as rows (adapter, begin, end), and where each adapter's ranges begin.
 py::tuple sort_tokens_binding(const py::array& indices, int64_t num_adapters, int row_tile, int64_t tokens_each) {
-  const OptionalSorted owner(indices, num_adapters, row_tile, tokens_each);
+  const OptionalSorted owner(indices, num_adapters, row_tile, {}, 0, tokens_each);
   const SortedTokens& sorted = owner.sorted;
   const auto table = [](const Segment* segments, int64_t count) { return copy_of(&segments->adapter, {count, 3}); };
   return py::make_tuple(copy_of(sorted.tokens, {sorted.num_tokens}), table(sorted.tiles, sorted.max_tiles),
@@ -128,11 +143,11 @@ ForwardTensors forward_tensors(const py::array& hidden_states, const OptionalArr
 void forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
              const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias, py::array output,
              OptionalArray pre_activation, const std::string& activation, double scaling, int row_tile,
-             int cluster_size, const OptionalArray& indices) {
+             int cluster_size, const OptionalArray& indices, const std::vector<int64_t>& far) {
   const Problem problem = make_problem(hidden_states, up_weight, bottleneck_of(down_weight), activation, scaling);
   const ForwardTensors tensors =
       forward_tensors(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, output, pre_activation);
-  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
+  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile, far, problem.num_tokens);
   const Device device = {90, 227 * 1024, 3 * cluster_size};  // so few that persistent kernels walk over several tiles
   run_path<ForwardTensors>(lay_out_tile, run_tile,
                            {problem, tensors, sorted.get(), {row_tile, cluster_size}, {}, device});
@@ -174,11 +189,11 @@ BackwardTensors backward_tensors(const py::array& grad_output, const OptionalArr
 void backward(const py::array& grad_output, const OptionalArray& hidden_states, const py::array& pre_activation,
               const py::array& down_weight, const py::array& up_weight, std::vector<OptionalArray> gradients,
               const std::string& activation, double scaling, bool add_grad_output, int row_tile, int cluster_size,
-              const OptionalArray& indices, int capability, int multiprocessors) {
+              const OptionalArray& indices, int capability, int multiprocessors, const std::vector<int64_t>& far) {
   const Problem problem = make_problem(grad_output, up_weight, bottleneck_of(down_weight), activation, scaling);
   const BackwardTensors tensors =
       backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
-  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
+  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile, far, problem.num_tokens);
   const Device device = {capability, 227 * 1024, multiprocessors};
   run_path<BackwardTensors>(lay_out_tile, run_tile,
                             {problem, tensors, sorted.get(), {row_tile, cluster_size}, {}, device});
@@ -327,6 +342,7 @@ py::dict take_counters() {
 PYBIND11_MODULE(adapterx_emulator, m) {
   py::register_exception<emulator::Error>(m, "EmulatorError", PyExc_RuntimeError);
   m.def("guarded", &guarded, py::arg("shape"), py::arg("dtype"));
+  m.def("sparse", &sparse, py::arg("shape"), py::arg("dtype"));
   m.def("configure", &configure, py::arg("order") = "forward", py::arg("eager_copies") = false, py::arg("seed") = 1,
         py::arg("guard") = "end", py::arg("greedy_blocks") = false);
   m.def("take_counters", &take_counters);
@@ -338,7 +354,7 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   m.def("forward", &forward, array("hidden_states"), array("residual"), array("down_weight"), array("down_bias"),
         array("up_weight"), array("up_bias"), array("output"), array("pre_activation"), py::kw_only(),
         py::arg("activation"), py::arg("scaling"), py::arg("row_tile"), py::arg("cluster_size"),
-        py::arg("indices") = py::none());
+        py::arg("indices") = py::none(), py::arg("far") = std::vector<int64_t>());
   m.def("sort_tokens", &sort_tokens_binding, array("indices"), py::kw_only(), py::arg("num_adapters"),
         py::arg("row_tile"), py::arg("tokens_each") = 1);
   m.def("segments_forward", &segments_forward, array("hidden_states"), array("residual"), array("down_weight"),
@@ -359,7 +375,8 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   m.def("backward", &backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), py::arg("row_tile"), py::arg("cluster_size"),
-        py::arg("indices") = py::none(), py::arg("capability") = 90, py::arg("multiprocessors") = 132);
+        py::arg("indices") = py::none(), py::arg("capability") = 90, py::arg("multiprocessors") = 132,
+        py::arg("far") = std::vector<int64_t>());
   m.def("segments_backward", &segments_backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), array("indices"), py::arg("row_tile") = kSegmentRowTile);

@@ -6,7 +6,6 @@
 #include "rowwise.h"
 
 namespace suite {
-namespace {
 
 void test_forward(const Case& c, bool separate_residual, bool has_residual) {
   const size_t t = c.tokens, d = c.columns, m = c.m;
@@ -20,25 +19,24 @@ void test_forward(const Case& c, bool separate_residual, bool has_residual) {
   for (size_t i = 0; i < t * d; ++i) {
     exact[i] = kScaling * (exact[i] + bu[i % d]) + (has_residual ? (separate_residual ? r[i] : h[i]) : 0.0);
   }
-  const Tensor th(h), tr(r), twd(wd), twu(wu), tbd(bd), tbu(bu);
+  const Tensor th = c.strided(h), tr = c.strided(r), twd(wd), twu(wu), tbd(bd), tbu(bu);
   on_every_schedule(
       c.name,
       [&](bool check) {
         const Tensor output(t * d), pre_activation(t * m);
-        ForwardTensors tensors = {th.bits(),     static_cast<int64_t>(d),
-                                  nullptr,       static_cast<int64_t>(d),
+        ForwardTensors tensors = {th.bits(),     static_cast<int64_t>(c.stride()),
+                                  nullptr,       static_cast<int64_t>(c.stride()),
                                   twd.bits(),    tbd.bits(),
                                   twu.bits(),    tbu.bits(),
                                   output.bits(), pre_activation.bits()};
         if (has_residual) tensors.residual = separate_residual ? tr.bits() : th.bits();
-        run_path<ForwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
+        run_path<ForwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile, {}, c.device});
         if (check) require_close(output.values(), exact, c.name), require_close(pre_activation.values(), u, c.name);
         return std::vector{output.copy(), pre_activation.copy()};
       },
       c.tile.cluster_size);
 }
 
-// wanted: a bit for grad_input, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias.
 void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
   const size_t t = c.tokens, d = c.columns, m = c.m;
   const Values dy = normal(t * d, 1, 1), h = normal(t * d, 1, 2), u = normal(t * m, 1, 3);
@@ -50,7 +48,7 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
   for (size_t i = 0; i < t * m; ++i) dbd[i % m] += du[i];
   for (double& x : dwu) x *= kScaling;
   const Values exact[] = {dh, matmul(du, h, m, t, d, true, false), dbd, dwu, dbu};
-  const Tensor tdy(dy), th(h), tu(u), twd(wd), twu(wu);
+  const Tensor tdy = c.strided(dy), th = c.strided(h), tu(u), twd(wd), twu(wu);
   on_every_schedule(
       c.name,
       [&](bool check) {
@@ -60,7 +58,7 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
           results.emplace_back(exact[i].size());
           pointers[i] = wanted >> i & 1 ? results.back().bits() : nullptr;
         }
-        const auto stride = static_cast<int64_t>(d);
+        const auto stride = static_cast<int64_t>(c.stride());
         const BackwardTensors tensors = {tdy.bits(),  stride,      th.bits(),       stride,      tu.bits(),
                                          twd.bits(),  twu.bits(),  add_grad_output, pointers[0], pointers[1],
                                          pointers[2], pointers[3], pointers[4]};
@@ -74,6 +72,8 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
       },
       c.tile.cluster_size);
 }
+
+namespace {
 
 constexpr double kBig = 32768;  // kBig^2 + 1 == kBig^2 in fp32: a sum of such terms shows its order
 
@@ -242,6 +242,9 @@ int main() {
       suite::run_all();
       suite::run_grouped();
     }
+    emulator::guarded_edge = emulator::Edge::end;
+    suite::run_edges();
+    suite::run_resident_kernel();
   } catch (const std::exception& error) {
     std::printf("caught: %s\n", error.what());
     return 1;

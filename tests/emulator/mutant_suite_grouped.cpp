@@ -59,14 +59,18 @@ void test_sort(size_t count, int adapters, int row_tile, size_t each = 1) {
 // Tokens picked one of three adapters or none; one adapter is used by nobody. Each token's results and each adapter's
 // gradients must have the bits that the adapter gives alone.
 struct GroupedCase {
-  static constexpr size_t t = 300, d = 40, m = 8, adapters = 4;
-  const TileShape tile = {64, 2};
+  static constexpr size_t t = 300, d = 40, adapters = 4;
+  const size_t m;
+  const TileShape tile;
+  const Device device;
   Values h = normal(t * d, 1, 1), r = normal(t * d, 1, 7), u = normal(t * m, 1, 2),
          wd = normal(adapters * m * d, 0.2, 3);
   Values wu = normal(adapters * d * m, 0.3, 4), bd = normal(adapters * m, 0.5, 5), bu = normal(adapters * d, 0.5, 6);
   std::vector<int64_t> indices;
 
-  GroupedCase() {
+  GroupedCase(size_t bottleneck_dim, const TileShape& shape, const Device& on)
+      : m(bottleneck_dim), tile(shape), device(on) {
+    if (tile.row_tile == kResidentRowTile) r = h;
     for (size_t i = 0; i < t; ++i) indices.push_back(static_cast<int64_t>(i * i % 7 % 4) - 1);
   }
 
@@ -92,19 +96,22 @@ struct GroupedCase {
     const Tensor th(h), tr(r), tu(u), twd(wd), twu(wu), tbd(bd), tbu(bu), output(h.size()), pre_activation(u.size());
     const Tensor dh(h.size()), dwd(wd.size()), dbd(bd.size()), dwu(wu.size()), dbu(bu.size());
     const auto stride = static_cast<int64_t>(width);
-    const ForwardTensors forward = {th.bits(),  stride,     tr.bits(),  stride,        twd.bits(),
-                                    tbd.bits(), twu.bits(), tbu.bits(), output.bits(), pre_activation.bits()};
-    run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, forward, sorted, tile});
+    const Tensor& residual = tile.row_tile == kResidentRowTile ? th : tr;
+    const ForwardTensors forward = {th.bits(),  stride,     residual.bits(), stride,        twd.bits(),
+                                    tbd.bits(), twu.bits(), tbu.bits(),      output.bits(), pre_activation.bits()};
+    run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, forward, sorted, tile, {}, device});
     const BackwardTensors backward = {th.bits(), stride,    th.bits(),  stride,     tu.bits(),  twd.bits(), twu.bits(),
                                       true,      dh.bits(), dwd.bits(), dbd.bits(), dwu.bits(), dbu.bits()};
-    run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, sorted, tile, {}, kStreaming});
+    run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, sorted, tile, {}, device});
     return {output.values(), pre_activation.values(), dh.values(), dwd.values(), dbd.values(), dwu.values(),
             dbu.values()};
   }
 };
 
-void test_grouped() {
-  const GroupedCase c;
+}  // namespace
+
+void test_grouped(size_t bottleneck_dim, const TileShape& tile, const Device& device) {
+  const GroupedCase c(bottleneck_dim, tile, device);
   const Sorted sorted(c.indices, c.adapters, c.tile.row_tile);
   const std::vector<Values> all = c.run(c.h, c.r, c.u, c.wd, c.wu, c.bd, c.bu, &sorted.tokens);
   for (int64_t adapter = 0; adapter < static_cast<int64_t>(c.adapters); ++adapter) {
@@ -127,6 +134,8 @@ void test_grouped() {
   }
   require(failed, "grouped, index out of range");
 }
+
+namespace {
 
 // A problem for the segment path and its float64 results, one token after the other.
 struct SegmentCase {
@@ -270,7 +279,8 @@ void run_grouped() {
     test_sort(1300, 3, 64);
     test_sort(600, 300, 16);
     test_sort(1300, 100, 64);
-    test_grouped();
+    test_grouped(8, {64, 2}, kStreaming);
+    test_grouped(32, {64, 2}, kStreaming);  // no padding
   }
   test_segments({90, 70, 41, 9, 3, kFloat, 3, "segments, unaligned, two windows of input_size"}, true, false);
   test_segments({70, 40, 40, 8, 5, kFloat, 0, "segments, aligned, grad_output added"}, false, true);

@@ -103,7 +103,8 @@ def test_index_out_of_range_is_a_device_side_assertion(emulator):
 # ---- the tile kernels ----------------------------------------------------------------------------------------------
 
 GROUPED = [(70, 72, 16, 3, 16, 1, None), (300, 40, 8, 5, 64, 2, None), (33, 37, 7, 40, 16, 2, None),
-           (20, 64, 24, 2, 64, 1, 1), (9, 24, 8, 3, 16, 1, -1)]  # fmt: skip
+           (20, 64, 24, 2, 64, 1, 1), (9, 24, 8, 3, 16, 1, -1), (40, 72, 32, 3, 16, 2, None),
+           (40, 72, 64, 3, 64, 1, None), (40, 72, 128, 3, 16, 1, None)]  # fmt: skip
 TILE_ARGUMENTS = ("tokens", "hidden", "bottleneck", "groups", "row_tile", "cluster_size", "only")
 
 
