@@ -4,12 +4,14 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 SOURCES := $(shell find csrc -type f)
-# Where `make gpu-check` writes what it measured.
-RESULTS ?= runs/gpu-check
+# Where `make gpu-first` and `make gpu-check` write what they find.
+RESULTS ?= runs/$@
+# An environment with torch 2.11.0+cu130 and its toolkit for `make gpu-library`; unset: it makes .venv-cuda.
+CUDA_VENV ?=
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test torture emulate cuda-check gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
+.PHONY: help install demo test torture emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -43,7 +45,13 @@ emulate: install  ## run the CUDA device code on the host, and see every planted
 cuda-check: install  ## without a GPU: build the CUDA extension in .venv-cuda, load it, check every kernel; the kernels without torch
 	$(PYTHON) tests/cuda/check_extension.py
 
-gpu-check:  ## on a machine with a GPU: build, test, sanitize, measure
+gpu-library:  ## without a GPU: build the library for an H100, to be carried to one (ADAPTERX_LIBRARY names it there)
+	$(PYTHON) tests/cuda/gpu_library.py $(if $(CUDA_VENV),--venv $(CUDA_VENV))
+
+gpu-first:  ## on a machine with a GPU: every path against float64, its times, its counters, within 200 seconds
+	$(PYTHON) tests/cuda/gpu_first.py --results $(RESULTS)
+
+gpu-check:  ## on a machine with a GPU: all tests, all benchmarks, sanitizers, within 500 seconds
 	$(PYTHON) tests/cuda/gpu_check.py --results $(RESULTS)
 
 cmake-check: install  ## build the same library with CMake, install it, find it from another project and call it
@@ -77,7 +85,7 @@ format: install  ## let ruff and clang-format rewrite the files
 bench: install  ## measure the operator and append the rows to benchmarks/results/
 	$(VENV)/bin/python benchmarks/bench_op.py
 
-bench-table: install  ## write the README's tables anew from benchmarks/results/
+bench-table: install  ## write the tables of README and docs/cuda.md anew from what was measured and counted
 	$(VENV)/bin/python benchmarks/tables.py
 
 clean:  ## remove what was built (keeps .venv and runs/)

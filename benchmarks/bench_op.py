@@ -81,9 +81,12 @@ def run_on_cpu(options: argparse.Namespace) -> None:
 def run_on_cuda(options: argparse.Namespace) -> None:
     """Run the standard shapes, or the sweep, on the GPU."""
     machine, deadline = cuda_timing.cuda_machine(), Deadline(options.seconds)
-    batches = op_sweep.batches if options.sweep else bench_op_cuda.batches
     path = machine.results(options.results, "bench_op", "sweep" if options.sweep else "")
-    for rows in batches(machine, deadline, repeats=options.repeats, quick=options.quick):
+    more, batches = {}, bench_op_cuda.batches
+    if options.sweep:
+        known = op_sweep.known_cells(path, options.quick) if options.resume else ()
+        more, batches = {"known": known, "without": options.without.split(",")}, op_sweep.batches
+    for rows in batches(machine, deadline, repeats=options.repeats, quick=options.quick, **more):
         print_rows(rows)
         if not options.dry_run:
             append_rows(path, rows)
@@ -93,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--sweep", action="store_true", help="with --device cuda: all kernels over a grid of shapes")
+    parser.add_argument("--resume", action="store_true", help="with --sweep: go on behind what is in the file")
+    parser.add_argument("--without", default="", help="with --sweep: plans that are left out, with commas between")
     parser.add_argument("--quick", action="store_true", help="only the shape of the targets")
     parser.add_argument("--repeats", type=int, help="rounds (default 41; in a sweep 7)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -7,6 +7,7 @@ their time is read; `cuda_timing.py` makes that of a GPU.
 import contextlib
 import csv
 import datetime
+import faulthandler
 import functools
 import itertools
 import os
@@ -14,6 +15,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +84,16 @@ class Deadline:
 
     def passed(self) -> bool:
         return self.end is not None and self.clock() >= self.end
+
+
+@contextlib.contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """End the process where what is inside takes longer: a kernel that hangs holds the thread that waits for it."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def host_sampler(clock: Callable[[], float] = time.perf_counter) -> Sampler:

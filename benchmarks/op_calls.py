@@ -69,7 +69,8 @@ def moved_bytes(case: Case) -> int:
     """Count the bytes that must be moved at least, with X the hidden states.
 
     Forward: 2X, read and written, and the weights. Backward: 3X (hidden states and gradient read, gradient written),
-    the weights read and their gradients written. In training the pre-activation is written and read besides.
+    the weights read and their gradients written. In training the pre-activation is written and read besides. A part of
+    the backward pass alone: 2X, the gradient of the hidden states or that of the weights left out.
     """
     tokens = case.num_tokens * case.hidden_size * case.dtype.itemsize
     weights = input_bytes(case) - tokens
@@ -78,5 +79,7 @@ def moved_bytes(case: Case) -> int:
     return {
         "forward": forward,
         "backward": backward,
+        "grad_input": forward + pre_activation,
+        "weight_gradients": forward + weights + pre_activation,
         "forward_backward": forward + pre_activation + backward,
     }[case.mode]

@@ -1,11 +1,14 @@
 """Where the tests of the GPU run.
 
 On "cuda". With ADAPTERX_TEST_DEVICE=cpu on the CPU instead, so that the tests themselves are known to be right before
-they see a GPU; with ADAPTERX_LIBRARY the operators are then those of CUDA with emulated kernels.
+they see a GPU; with ADAPTERX_LIBRARY the operators are then those of CUDA with emulated kernels. ADAPTERX_TEST_PART=1/4
+runs every fourth test from the second on; where ADAPTERX_FACTS names a file, each test is a fact in it.
 """
 
+import os
 from pathlib import Path
 
+import facts
 import pytest
 import torch
 from cuda_cases import DEVICE, capability
@@ -20,6 +23,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent == FOLDER:
             item.add_marker(pytest.mark.filterwarnings("default"))
+    part, parts = map(int, os.environ.get("ADAPTERX_TEST_PART", "0/1").split("/"))
+    items[:] = items[part::parts]
+
+
+def pytest_runtest_logreport(report):
+    """Write what became of a test as soon as it is known."""
+    if facts.PLACE in os.environ and (report.when == "call" or report.outcome != "passed"):
+        words = "" if report.passed else str(report.longrepr)[-300:]
+        name = report.nodeid.rpartition("/")[2]
+        seconds = round(report.duration, 2)
+        facts.write_fact("test", shown=False, name=name, outcome=report.outcome, seconds=seconds, words=words)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""Run every CUDA kernel once at small shapes, for compute-sanitizer; or the shapes of the targets, for a profiler.
+"""Run every CUDA kernel once at small shapes, for compute-sanitizer; or one path at the headline, for a profiler.
 
-    compute-sanitizer --tool memcheck python tests/cuda/kernel_driver.py
-    ncu --profile-from-start off python tests/cuda/kernel_driver.py --targets
+    compute-sanitizer --tool memcheck python tests/cuda/kernel_driver.py    # --paths tile:16,cublas: these alone
+    ncu --profile-from-start off python tests/cuda/kernel_driver.py --target tile:64x8
     python tests/cuda/kernel_driver.py --coverage     # fails where a kernel of csrc/kernels/cuda was not launched
 
 Inputs are drawn on the CPU and copied, so that a checker of initialised memory sees them written.
@@ -21,7 +21,9 @@ from adapterx import ops
 
 KERNELS = Path(__file__).resolve().parents[2] / "csrc" / "kernels" / "cuda"
 DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
-TILES = tuple(f"tile:{rows}x{blocks}" for rows in (16, 64) for blocks in (1, 2, 8))
+TILES = tuple(f"tile:{rows}x{blocks}" for rows in (16, 32, 64) for blocks in (1, 2, 8))
+MAY_REFUSE = "tile:32"  # serves aligned rows, and devices with clusters
+HALVES = (torch.bfloat16, torch.float16)
 # Path, dtype, tokens, input_size, hidden_size, bottleneck_dim, activation, scaling.
 PLAIN = (
     *((path, torch.bfloat16, 67, 136, 136, m, "gelu", 0.7) for path in TILES for m in (7, 24, 64, 100)),
@@ -29,18 +31,19 @@ PLAIN = (
     *(("cublas", dtype, 67, 40, 24, 13, "gelu", 0.7) for dtype in (torch.bfloat16, torch.float32, torch.float64)),
     ("cublas", torch.bfloat16, 64, 64, 64, 16, "relu", 1.0),
     ("cublas", torch.float16, 64, 64, 64, 16, "gelu_tanh", 1.0),
+    *(("plain", dtype, 67, 40, 24, 13, "gelu", 0.7) for dtype in (*HALVES, torch.float32, torch.float64)),
     ("auto", torch.bfloat16, 8, 256, 256, 32, "relu", 1.0),
 )
 GROUPED = (
     *((path, torch.bfloat16, tokens, 72, 72, 24, "gelu", 0.7) for path in TILES for tokens in (40, 5000)),
     *(
         ("segments", dtype, tokens, 40, 24, 13, "gelu", 0.7)
-        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+        for dtype in (*HALVES, torch.float32, torch.float64)
         for tokens in (40, 3000)
     ),
 )
 CUBLAS = "cublas"
-TARGETS = tuple((path, torch.bfloat16, 16384, 4096, 4096, 64, "gelu", 0.7) for path in ("tile:64x8", CUBLAS))
+TARGET = (16384, 4096, 64)
 GROUPS = 5
 
 
@@ -51,10 +54,12 @@ def draw(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
 
 @contextlib.contextmanager
 def pinned(path: str) -> Iterator[None]:
-    """Pin the path; the kernels of clusters are left out where the device has none."""
+    """Pin the path."""
     os.environ["ADAPTERX_CUDA_PATH"] = path
-    yield
-    del os.environ["ADAPTERX_CUDA_PATH"]
+    try:
+        yield
+    finally:
+        del os.environ["ADAPTERX_CUDA_PATH"]
 
 
 def run_plain(dtype: torch.dtype, tokens: int, n: int, d: int, m: int, activation: str, scaling: float) -> None:
@@ -91,18 +96,58 @@ def check(function: Callable[[], torch.Tensor], tensors: tuple[torch.Tensor, ...
             raise AssertionError(f"kernel_driver: results must be finite, got a {tuple(result.shape)} that is not")
 
 
-def run_all(targets: bool, without: str | None = None) -> None:
-    """Run the problems but those of the path `without`, and name each first: a checker may end it at any of them."""
+def run_all(paths: tuple[str, ...] = ("",), without: str | None = None) -> None:
+    """Run the problems of the paths that begin so, but those of `without`; name each: a checker may end it at any."""
     torch.manual_seed(0)
     clusters = DEVICE != "cuda" or torch.cuda.get_device_capability()[0] >= 9
-    for run, problems in ((run_plain, TARGETS if targets else PLAIN), (run_grouped, () if targets else GROUPED)):
+    for run, problems in ((run_plain, PLAIN), (run_grouped, GROUPED)):
         for path, *problem in problems:
-            if path != without and (clusters or not path.startswith("tile:") or path.endswith("x1")):
+            if path != without and path.startswith(paths) and (clusters or is_alone(path)):
                 print("kernel_driver:", run.__name__, path, *problem, flush=True)
                 with pinned(path):
-                    run(*problem)
+                    run_unless_refused(path, lambda run=run, problem=problem: run(*problem))
     if DEVICE == "cuda":
         torch.cuda.synchronize()
+
+
+def is_alone(path: str) -> bool:
+    """Return whether a path needs no cluster of blocks."""
+    return not path.startswith("tile:") or path.endswith("x1")
+
+
+def run_unless_refused(path: str, run: Callable[[], None]) -> bool:
+    """Run; where the path is one that may say no in words, that is told and no failure."""
+    try:
+        run()
+    except ValueError as error:
+        if not path.startswith(MAY_REFUSE) or "ADAPTERX_CUDA_PATH" not in str(error):
+            raise
+        print("kernel_driver: refused:", error, flush=True)
+        return False
+    return True
+
+
+def run_target(path: str) -> None:
+    """Run a path forward and backward at the headline between the marks of a profiler, its kernels loaded before."""
+    tokens, d, m = TARGET if DEVICE == "cuda" else (16, 72, 6)
+
+    def leaf(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape, device=DEVICE) * scale).bfloat16().requires_grad_()
+
+    hidden_states, weights = leaf(tokens, d), (leaf(m, d, scale=d**-0.5), leaf(m), leaf(d, m, scale=m**-0.5), leaf(d))
+    cotangent = torch.randn(tokens, d, device=DEVICE).bfloat16()
+
+    def forward_and_backward() -> None:
+        output = ops.bottleneck_adapter(hidden_states, hidden_states, *weights, activation="gelu", scaling=0.7)
+        torch.autograd.grad(output, (hidden_states, *weights), cotangent)
+
+    with pinned(path):
+        if run_unless_refused(path, forward_and_backward) and DEVICE == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.profiler.start()
+            forward_and_backward()
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
 
 
 def kernel_names() -> set[str]:
@@ -114,7 +159,7 @@ def kernel_names() -> set[str]:
 def missing_kernels() -> list[str] | None:
     """Return the kernels that `run_all` does not launch, or None where the profiler sees no kernels at all."""
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
-        run_all(targets=False)
+        run_all()
     seen = " ".join({event.name for event in profile.events()})
     if "_kernel" not in seen:
         return None
@@ -123,8 +168,9 @@ def missing_kernels() -> list[str] | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", action="store_true", help="the shapes of the targets, between profiler marks")
+    parser.add_argument("--target", metavar="PATH", help="one path at the headline, between profiler marks")
     parser.add_argument("--coverage", action="store_true", help="name the kernels that were not launched")
+    parser.add_argument("--paths", default="", help="only paths that begin so, with commas between")
     parser.add_argument("--without-cublas", action="store_true", help="leave out the path through cuBLASLt")
     options = parser.parse_args()
     if options.coverage:
@@ -134,12 +180,10 @@ def main() -> int:
             return 0
         print(f"kernel_driver: {len(kernel_names())} kernels, not launched: {', '.join(missing) or 'none'}")
         return 1 if missing else 0
-    if options.targets:
-        run_all(targets=True)  # loads the kernels
-        torch.cuda.profiler.start()
-    run_all(targets=options.targets, without=CUBLAS if options.without_cublas else None)
-    if options.targets:
-        torch.cuda.profiler.stop()
+    if options.target:
+        run_target(options.target)
+        return 0
+    run_all(tuple(options.paths.split(",")), without=CUBLAS if options.without_cublas else None)
     print("kernel_driver: all results are finite")
     return 0
 

@@ -1,19 +1,33 @@
-"""Run steps one after the other, some side by side, each within its own time limit and all within one deadline."""
+"""Run steps, one after the other or side by side, each within its own time limit and all within one deadline.
 
+One loop starts the processes, reads what they print and ends those whose time is over; there are no threads. What a
+step prints stands in the log as soon as it is printed, and what became of it is a fact (facts.py) as soon as that is
+known: where all of this is killed, nothing known is lost, and the steps end with it.
+"""
+
+import contextlib
+import ctypes
 import dataclasses
 import os
+import selectors
 import signal
 import subprocess
-import tempfile
+import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
-GRACE_S = 5.0  # between the request to end and the end
-MIN_STEP_S = 15.0  # less is not worth starting
-LOG_CHARACTERS = 200_000  # of one step; what stands in the middle goes
+from facts import write_fact
+
+GRACE_S = 3.0  # between the request to end and the end
+MIN_STEP_S = 5.0  # less is not worth starting
+POLL_S = 0.05
+KEPT_BYTES = 100_000  # of a step's output, from its beginning and from its end
+LOGGED_BYTES = 2_000_000  # of a step's output, in the log
+SHOWN_BYTES = 420  # of a fact that a step prints
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
 
 Command = Callable[[float], list[str]]  # seconds that the step has -> arguments
 
@@ -23,12 +37,12 @@ class Step:
     """One command.
 
     Args:
-        name: how the summary calls it.
+        name: how facts and log call it.
         command: its arguments, given the seconds that it has.
         limit_s: after so many seconds it is ended.
         required: whether its failure makes the whole fail.
-        needed: whether its failure makes all later steps pointless.
-        share: of the time that is left, compared with the shares of the later steps; 0: whatever the limit allows.
+        reserve_s: seconds that must be left for what follows it.
+        attempts: how often it may be started, where it ends badly; it must know what it has done already.
         environment: variables beside those of the runner.
         judge: given exit status and output, says what is wrong, or returns None; by default any status but 0 is wrong.
         missing: why it cannot run on this machine; None: it can.
@@ -38,8 +52,8 @@ class Step:
     command: Command
     limit_s: float
     required: bool = True
-    needed: bool = False
-    share: float = 0.0
+    reserve_s: float = 0.0
+    attempts: int = 1
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     judge: Callable[[int, str], str | None] | None = None
     missing: str | None = None
@@ -47,7 +61,7 @@ class Step:
 
 @dataclasses.dataclass
 class Result:
-    """What became of a step: passed, failed, timed out, skipped (no time, or pointless) or not run (cannot)."""
+    """What became of a step: passed, failed, timed out, skipped (no time left, or pointless) or not run (cannot)."""
 
     name: str
     status: str
@@ -57,157 +71,215 @@ class Result:
     output: str = dataclasses.field(default="", repr=False)
 
 
-class Deadline:
-    """The moment by which everything must be over."""
+class Output:
+    """What a step has printed: its beginning and its end are kept, all but very much of it goes to the log."""
 
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
+    def __init__(self, name: str, log: BinaryIO | None) -> None:
+        self.name, self.log = name.encode(), log
+        self.head, self.tail, self.line, self.length = b"", b"", b"", 0
 
-    def left(self) -> float:
-        return self.end - time.monotonic()
+    def add(self, data: bytes) -> None:
+        room = max(0, KEPT_BYTES - len(self.head))
+        self.head += data[:room]
+        self.tail = (self.tail + data[room:])[-KEPT_BYTES:]
+        *lines, self.line = (self.line + data).split(b"\n")
+        for line in lines:
+            self._write(line)
+        self.length += len(data)
 
+    def close(self) -> None:
+        if self.line:
+            self._write(self.line)
+        if self.length > LOGGED_BYTES:
+            self._to_log(b"... the rest was too long; it ends with\n" + self.tail[-2000:].rstrip())
 
-def open_output(name: str, outputs: Path | None) -> IO[bytes]:
-    """Open what a step prints into: a file that is still there if all of this is killed, where a folder is given."""
-    if outputs is None:
-        return tempfile.TemporaryFile()
-    outputs.mkdir(parents=True, exist_ok=True)
-    return (outputs / f"{name}.txt").open("w+b")
+    def text(self) -> str:
+        """Return what is kept; says where something is left out."""
+        left_out = self.length - len(self.head) - len(self.tail)
+        middle = f"\n... {left_out} bytes left out ...\n".encode() if left_out > 0 else b""
+        return (self.head + middle + self.tail).decode("utf-8", "replace")
+
+    def _write(self, line: bytes) -> None:
+        if self.length <= LOGGED_BYTES:
+            self._to_log(line)
+        if line.startswith(b'{"fact"'):
+            print(line[:SHOWN_BYTES].decode("utf-8", "replace"), flush=True)
+
+    def _to_log(self, line: bytes) -> None:
+        if self.log is not None:
+            with contextlib.suppress(OSError):  # a full disk ends no step
+                self.log.write(b"[" + self.name + b"] " + line + b"\n")
 
 
 class Running:
     """A step that has been started."""
 
-    def __init__(
-        self, step: Step, limit_s: float, environment: dict[str, str], folder: Path, outputs: Path | None
-    ) -> None:
-        self.step, self.limit_s, self.start = step, limit_s, time.monotonic()
-        self.file: IO[bytes] = open_output(step.name, outputs)
-        self.error = ""
-        self.process: subprocess.Popen | None = None
-        try:
-            self.process = subprocess.Popen(
-                step.command(limit_s),
-                cwd=folder,
-                env={**environment, **step.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=self.file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that its children end with it
-                preexec_fn=_hear_interrupts,
-            )
-        except OSError as error:
-            self.error = str(error)
+    def __init__(self, step: Step, limit_s: float, environment: dict[str, str], folder: Path, output: Output) -> None:
+        self.step, self.limit_s, self.output = step, limit_s, output
+        self.start = time.monotonic()
+        self.asked = self.killed = False
+        self.process = subprocess.Popen(
+            step.command(limit_s),
+            cwd=folder,
+            env={**environment, **step.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_become_a_step,
+        )
+        os.set_blocking(self.process.stdout.fileno(), False)
 
-    def finish(self) -> Result:
-        """Wait for the end, or bring it about, and judge."""
-        if self.process is None:
-            self.file.close()
-            return Result(self.step.name, "failed", self.step.required, words=self.error)
-        timed_out = False
+    def read(self) -> bool:
+        """Take what has been printed; False: nothing more can come."""
         try:
-            self.process.wait(max(0.0, self.start + self.limit_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            timed_out = True
-            self._end()
-        seconds = round(time.monotonic() - self.start, 1)
-        self.file.seek(0)
-        output = self.file.read().decode("utf-8", "replace")
-        self.file.close()
-        if timed_out:
+            data = os.read(self.process.stdout.fileno(), 1 << 16)
+        except BlockingIOError:
+            return True
+        self.output.add(data)
+        return bool(data)
+
+    def over(self) -> bool:
+        """Return whether it has ended; bring the end about where its time is over."""
+        if self.process.poll() is not None:
+            return True
+        late = time.monotonic() - self.start - self.limit_s
+        if late > 0 and not self.asked:
+            self.asked = True
+            self.send(signal.SIGINT)  # which lets pytest and the benchmarks say where they were
+        elif late > GRACE_S and not self.killed:
+            self.killed = True
+            self.send(signal.SIGKILL)
+        return late > 2 * GRACE_S  # the driver may hold it; it is left behind
+
+    def send(self, number: int) -> None:
+        """Send a signal to the step and its children."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
+
+    def result(self) -> Result:
+        """Judge; children that are left are ended."""
+        self.send(signal.SIGKILL)
+        while self.read_rest():
+            pass
+        self.process.stdout.close()
+        self.output.close()
+        step, seconds, output = self.step, round(time.monotonic() - self.start, 1), self.output.text()
+        if self.asked:
             words = f"ended after {self.limit_s:.0f} s"
-            return Result(self.step.name, "timed out", self.step.required, seconds, words, output)
+            return Result(step.name, "timed out", step.required, seconds, words, output)
         code = self.process.returncode
-        wrong = self.step.judge(code, output) if self.step.judge else (f"exit status {code}" if code else None)
-        status = "failed" if wrong else "passed"
-        return Result(self.step.name, status, self.step.required, seconds, wrong or "", output)
+        wrong = step.judge(code, output) if step.judge else (f"exit status {code}" if code else None)
+        return Result(step.name, "failed" if wrong else "passed", step.required, seconds, wrong or "", output)
 
-    def _end(self) -> None:
-        """Ask the step to end, which lets pytest write its report, and end it then."""
-        for number, patience in ((signal.SIGINT, GRACE_S), (signal.SIGKILL, GRACE_S)):
-            try:
-                os.killpg(self.process.pid, number)
-                self.process.wait(patience)
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
-        self.process.poll()
+    def read_rest(self) -> bool:
+        """Take what is still in the pipe, without waiting for children that keep it open."""
+        before = self.output.length
+        return self.read() and self.output.length > before
 
 
-def limit_of(step: Step, later: Sequence[Step], left_s: float) -> float:
-    """Return the seconds that a step may take, leaving the later steps their shares and itself time to be ended."""
-    limit = min(step.limit_s, left_s - 2 * GRACE_S)
-    if step.share:
-        limit = min(limit, left_s * step.share / (step.share + sum(other.share for other in later)))
-    return limit
+def _become_a_step() -> None:
+    """Make a group of its own, so that its children end with it, which hears interrupts and dies with the runner.
 
-
-def _hear_interrupts() -> None:
-    """Let a step be asked to end: what a shell starts in the background inherits that interrupts are ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def run_stage(
-    stage: Sequence[Step],
-    later: Sequence[Step],
-    deadline: Deadline,
-    environment: dict[str, str],
-    folder: Path,
-    outputs: Path | None = None,
-) -> list[Result]:
-    """Run the steps of a stage side by side."""
-    results: dict[str, Result] = {}
-    running = []
-    for step in stage:
-        limit = limit_of(step, later, deadline.left())
-        if step.missing is not None:
-            results[step.name] = Result(step.name, "not run", step.required, words=step.missing)
-        elif limit < MIN_STEP_S:
-            results[step.name] = Result(step.name, "skipped", step.required, words="out of time")
-        else:
-            running.append(Running(step, limit, environment, folder, outputs))
-    with ThreadPoolExecutor(max(1, len(running))) as pool:
-        results |= {result.name: result for result in pool.map(Running.finish, running)}
-    return [results[step.name] for step in stage]
-
-
-def run_stages(
-    stages: Sequence[Sequence[Step]],
-    deadline: Deadline,
-    environment: dict[str, str],
-    folder: Path,
-    report: Callable[[list[Result], list[Result]], None],
-    outputs: Path | None = None,
-) -> list[Result]:
-    """Run the stages one after the other; after each, `report` gets all results so far, and the new ones.
-
-    What a step prints is in the file of its name in the folder `outputs` at any time.
+    What a shell starts in the background inherits that interrupts are ignored.
     """
-    results: list[Result] = []
-    pointless = ""
-    for number, stage in enumerate(stages):
-        if pointless:
-            new = [Result(step.name, "skipped", step.required, words=pointless) for step in stage]
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Runner:
+    """Runs steps within `seconds`, in `folder`, with `environment`; what they print goes to the file `log`."""
+
+    def __init__(self, seconds: float, environment: dict[str, str], folder: Path, log: Path | None = None) -> None:
+        self.seconds, self.end = seconds, time.monotonic() + seconds
+        self.environment, self.folder = environment, folder
+        self.log = log.open("ab", buffering=0) if log else None
+        self.selector = selectors.DefaultSelector()
+        self.running: dict[str, Running] = {}
+        self.results: dict[str, Result] = {}
+
+    def left(self) -> float:
+        """Return the seconds until everything must be over."""
+        return self.end - time.monotonic()
+
+    def run(self, *steps: Step) -> list[Result]:
+        """Run the steps side by side until all have ended."""
+        for step in steps:
+            self.start(step)
+        return [self.wait(step.name) for step in steps]
+
+    def start(self, step: Step) -> None:
+        """Start a step, which then runs beside all others; `wait` gives its result."""
+        limit = min(step.limit_s, self.left() - step.reserve_s - 2 * GRACE_S)
+        if step.missing is not None:
+            self._settle(Result(step.name, "not run", step.required, words=step.missing))
+        elif limit < MIN_STEP_S:
+            self._settle(Result(step.name, "skipped", step.required, words="out of time"))
         else:
-            later = [step for following in stages[number + 1 :] for step in following]
-            new = run_stage(stage, later, deadline, environment, folder, outputs)
-            needed = {step.name for step in stage if step.needed}
-            broken = [result.name for result in new if result.name in needed and result.status != "passed"]
-            pointless = f"{broken[0]} did not pass" if broken else ""
-        results += new
-        report(results, new)
-    return results
+            self._launch(step, limit)
 
+    def skip(self, step: Step, words: str) -> None:
+        """Leave a step out, and say why."""
+        self._settle(Result(step.name, "skipped", step.required, words=words))
 
-def all_passed(results: Sequence[Result]) -> bool:
-    """Return whether every required step that the machine can run has passed."""
-    return all(result.status in ("passed", "not run") for result in results if result.required)
+    def wait(self, name: str) -> Result:
+        """Serve all that runs until this step has ended."""
+        while name not in self.results:
+            for key, _ in self.selector.select(POLL_S):
+                if not key.data.read():
+                    self.selector.unregister(key.fileobj)
+            for running in list(self.running.values()):
+                if running.over():
+                    self._collect(running)
+        return self.results[name]
 
+    def close(self) -> None:
+        """End all that still runs."""
+        for running in self.running.values():
+            running.send(signal.SIGKILL)
+        for running in list(self.running.values()):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(GRACE_S)
+            self._forget(running)
+            result = running.result()
+            result.status, result.words = "failed", "ended with the whole"
+            self._settle(result)
+        self.selector.close()
+        if self.log is not None:
+            self.log.close()
 
-def shortened(output: str) -> str:
-    """Return an output whose middle is left out where it is very long."""
-    if len(output) <= LOG_CHARACTERS:
-        return output
-    half = LOG_CHARACTERS // 2
-    return f"{output[:half]}\n... {len(output) - 2 * half} characters left out ...\n{output[-half:]}"
+    def all_passed(self) -> bool:
+        """Return whether every required step that the machine can run has passed."""
+        return all(result.status in ("passed", "not run") for result in self.results.values() if result.required)
+
+    def _launch(self, step: Step, limit_s: float) -> None:
+        try:
+            running = Running(step, limit_s, self.environment, self.folder, Output(step.name, self.log))
+        except OSError as error:
+            self._settle(Result(step.name, "failed", step.required, words=str(error)))
+            return
+        self.running[step.name] = running
+        self.selector.register(running.process.stdout, selectors.EVENT_READ, running)
+
+    def _collect(self, running: Running) -> None:
+        """Take the result of a step that has ended, or start it once more."""
+        self._forget(running)
+        step, result = running.step, running.result()
+        limit = running.limit_s - result.seconds
+        if result.status == "failed" and step.attempts > 1 and limit >= MIN_STEP_S:
+            write_fact("again", name=step.name, words=result.words[:600])
+            self._launch(dataclasses.replace(step, attempts=step.attempts - 1), limit)
+        else:
+            self._settle(result)
+
+    def _forget(self, running: Running) -> None:
+        del self.running[running.step.name]
+        with contextlib.suppress(KeyError):  # it had closed its output before
+            self.selector.unregister(running.process.stdout)
+
+    def _settle(self, result: Result) -> None:
+        self.results[result.name] = result
+        facts = {"name": result.name, "status": result.status, "seconds": result.seconds, "words": result.words[:600]}
+        write_fact("step", **facts, required=result.required)

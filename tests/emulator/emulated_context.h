@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <mutex>
 #include <string>
-#include <string_view>
 
 #include "adapter.h"
 #include "fake_cublaslt.h"
@@ -19,10 +18,7 @@
 namespace adapterx::ops {
 
 struct CudaContext {
-  explicit CudaContext(const Tensor&) : one_at_a_time(emulator_mutex()) {
-    const char* refuse = std::getenv("ADAPTERX_EMULATED_EPILOGUES");
-    fake_cublaslt::refuse_epilogues = refuse != nullptr && std::string_view(refuse) == "0";
-  }
+  explicit CudaContext(const Tensor&) : one_at_a_time(emulator_mutex()) {}
 
   static cuda::Device device() {
     const char* wanted = std::getenv("ADAPTERX_EMULATED_CAPABILITY");

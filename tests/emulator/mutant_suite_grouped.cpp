@@ -5,20 +5,22 @@
 namespace suite {
 namespace {
 
-// The sorted order of `indices`.
+// The sorted order of the tokens, `each` for an index.
 struct Sorted {
   emulator::GuardedMemory indices, workspace;
   SortedTokens tokens;
 
-  Sorted(const std::vector<int64_t>& values, size_t adapters, int32_t row_tile) : indices(values.size() * 8) {
+  Sorted(const std::vector<int64_t>& values, size_t adapters, int32_t row_tile, int64_t each = 1)
+      : indices(values.size() * 8) {
     std::memcpy(indices.data(), values.data(), indices.size());
-    const auto count = static_cast<int64_t>(values.size());
+    const int64_t count = static_cast<int64_t>(values.size()) * each;
     Arena measure;
     lay_out_tokens(count, adapters, row_tile, measure);
     workspace = emulator::GuardedMemory(round_up(measure.used(), kWorkspaceAlignment));
     Arena arena(workspace.data());
     tokens = lay_out_tokens(count, adapters, row_tile, arena);
-    require(sort_tokens(reinterpret_cast<const int64_t*>(indices.data()), tokens, nullptr) == cudaSuccess, "launch");
+    require(sort_tokens(reinterpret_cast<const int64_t*>(indices.data()), tokens, nullptr, each) == cudaSuccess,
+            "launch");
   }
 };
 
@@ -30,16 +32,16 @@ void require_segments(const Segment*& next, int adapter, int begin, int count, i
   }
 }
 
-void test_sort(size_t tokens, int adapters, int row_tile) {
+void test_sort(size_t count, int adapters, int row_tile, size_t each = 1) {
   std::vector<int64_t> indices;
-  for (size_t i = 0; i < tokens; ++i) indices.push_back(static_cast<int64_t>(i * i % 1009 % (adapters + 1)) - 1);
-  const Sorted sorted(indices, adapters, row_tile);
+  for (size_t i = 0; i < count; ++i) indices.push_back(static_cast<int64_t>(i * i % 1009 % (adapters + 1)) - 1);
+  const Sorted sorted(indices, adapters, row_tile, static_cast<int64_t>(each));
   const Segment *tile = sorted.tokens.tiles, *range = sorted.tokens.ranges;
   int place = 0;
   for (int adapter = 0; adapter <= adapters; ++adapter) {
     const int begin = place;
-    for (size_t i = 0; i < tokens; ++i) {
-      if (indices[i] != (adapter == adapters ? -1 : adapter)) continue;
+    for (size_t i = 0; i < count * each; ++i) {
+      if (indices[i / each] != (adapter == adapters ? -1 : adapter)) continue;
       require(sorted.tokens.tokens[place++] == static_cast<int64_t>(i), "sort, order");
     }
     require(sorted.tokens.first_range[adapter] == range - sorted.tokens.ranges, "sort, first ranges");
@@ -271,6 +273,9 @@ void run_grouped() {
   for (int schedule = 0; schedule < 6; ++schedule) {
     emulator::machine().options = {static_cast<emulator::Order>(schedule % 3), schedule >= 3, 7u + schedule};
     test_sort(200, 3, 16);
+    test_sort(60, 4, 32, 7);
+    test_sort(50, 300, 64, 3);
+    test_sort(300, 5, 32, 2);
     test_sort(1300, 3, 64);
     test_sort(600, 300, 16);
     test_sort(1300, 100, 64);

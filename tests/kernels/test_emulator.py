@@ -96,6 +96,17 @@ def test_every_subset_of_gradients(emulator, wanted):
             np.testing.assert_array_equal(full, part)
 
 
+@pytest.mark.parametrize("cluster_size", [2, 4, 8])
+@pytest.mark.parametrize("row_tile", [16, 64])
+def test_weight_gradients_alone_in_clusters(emulator, row_tile, cluster_size):
+    """Blocks that need no middle for a second product end when they have finished their share of the rows."""
+    case = Case(emulator, 67, 200, 24)
+    launch = {"row_tile": row_tile, "cluster_size": cluster_size}
+    everything, weights = case.backward(**launch), case.backward(**launch, wanted=(False, *[True] * 4))
+    for full, part in zip(everything[1:], weights[1:], strict=True):
+        np.testing.assert_array_equal(full, part)
+
+
 @pytest.mark.parametrize(("hidden", "capability"), [(64, 90), (64, 80), (63, 90)])
 def test_gradients_cost_only_what_is_wanted(emulator, hidden, capability):
     """grad_input alone is one launch; weight gradients of frozen inputs skip the second product."""

@@ -43,6 +43,15 @@ def test_streamed(emulator, tokens, hidden, bottleneck, multiprocessors):
         assert counters["bank_conflicts"] == 0
 
 
+@pytest.mark.parametrize(("tokens", "multiprocessors"), [(3100, 6), (6200, 12)], ids=["blocks", "clusters of two"])
+def test_several_clusters_for_a_window(emulator, tokens, multiprocessors):
+    """Where no cluster of all ranges fits, and many tokens are saved: three sets of partial sums, and their reduction."""
+    case = Case(emulator, tokens, 8, 5)
+    emulator.take_counters()
+    check_backward(case, wanted=WEIGHTS, row_tile=16, multiprocessors=multiprocessors)
+    assert emulator.take_counters()["launches"] == 3
+
+
 @pytest.mark.parametrize(("tokens", "hidden", "bottleneck"), [(70, 264, 24), (300, 8, 16)])
 def test_streamed_or_not_gives_the_same_bits(emulator, tokens, hidden, bottleneck):
     """One range of tokens: an element is the same sum, in the same order, whichever kernel has made it."""

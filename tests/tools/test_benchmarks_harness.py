@@ -1,10 +1,13 @@
 """The harness of the benchmarks where it serves a GPU: files, copies, pins, ratios, deadlines, bytes."""
 
+import time
+
 import harness
 import op_calls
 import pytest
 import torch
 from fake_gpu import fake_machine
+from forks import Fork
 
 
 def test_a_machine_names_its_files_and_its_copies(tmp_path):
@@ -81,3 +84,15 @@ def test_bytes_are_those_of_the_formula():
     both = harness.Case("forward_backward", *(16384, 4096, 64), torch.bfloat16)
     assert op_calls.moved_bytes(both) == 5 * hidden + 3 * weights + 2 * narrow
     assert op_calls.flop_count(both) == 3 * op_calls.flop_count(forward)
+
+
+def test_a_process_that_hangs_is_ended(capfd):
+    def hang():
+        with harness.ended_after(0.1):
+            time.sleep(60)
+
+    assert Fork(hang).wait()[0] == 1
+    assert "Timeout" in capfd.readouterr().err
+    with harness.ended_after(0.05):
+        pass
+    time.sleep(0.1)

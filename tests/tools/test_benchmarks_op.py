@@ -13,7 +13,9 @@ import pytest
 import tables
 import torch
 from fake_gpu import TINY, fake_machine, read
-from predictions import PASSES, predict_us
+from gpu_limits import GPUS
+from predictions import moved_us, predicted_us
+from roofline import predict
 
 from adapterx import ops
 
@@ -82,7 +84,7 @@ def test_the_sweep_gives_a_plan_table(gpu, tmp_path, monkeypatch):
     assert {mode: len(cells) for mode, cells in times.items()} == {"forward": 8, "backward": 8}
     assert (64, 8) not in times["forward"][1, 8, 2]
     assert set(times["backward"][1, 8, 2]) == {plan_table.parse_plan(plan) for plan in op_sweep.PLANS}
-    assert plan_table.measured_rows(capability, times["backward"])
+    assert plan_table.grid_rows(capability, times["backward"])
 
 
 def test_the_sweep_times_graphs_of_pinned_calls(gpu, monkeypatch):
@@ -103,16 +105,50 @@ def test_the_sweep_times_graphs_of_pinned_calls(gpu, monkeypatch):
     assert {row["median"] for row in rows if row["metric"] == "time"} == {6.0 / copies}
 
 
-def test_a_sweep_out_of_time_keeps_whole_planes(gpu, monkeypatch, capsys):
+def test_a_sweep_out_of_time_keeps_the_cells_it_has(gpu, monkeypatch, capsys):
     monkeypatch.setattr(op_sweep, "TOKENS", (1, 4))
     monkeypatch.setattr(op_sweep, "HIDDEN_SIZES", (8,))
     monkeypatch.setattr(op_sweep, "BOTTLENECK_DIMS", (2, 3))
-    monkeypatch.setattr(op_sweep, "run_case", lambda case, machine, repeats: [case])
+    monkeypatch.setattr(op_sweep, "run_case", lambda case, machine, repeats, without: [case])
     ticks = iter(range(100))
     deadline = harness.Deadline(6, clock=lambda: next(ticks))
-    planes = list(op_sweep.batches(fake_machine(), deadline, repeats=1, quick=False))
-    assert [len(plane) for plane in planes] == [4]
+    cells = list(op_sweep.batches(fake_machine(), deadline, repeats=1, quick=False))
+    assert [case.bottleneck_dim for (case,) in cells] == [2, 2, 2, 2, 3]
     assert "out of time in the plane of bottleneck_dim 3" in capsys.readouterr().out
+
+
+def test_a_sweep_goes_on_behind_the_cell_that_ended_it(gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(op_sweep, "TOKENS", (1, 4))
+    monkeypatch.setattr(op_sweep, "HIDDEN_SIZES", (8,))
+    monkeypatch.setattr(op_sweep, "BOTTLENECK_DIMS", (2,))
+    monkeypatch.setattr(op_sweep, "MIN_SAMPLE_MS", 0.01)
+    calls, run_case = [], op_sweep.run_case
+
+    def run(case, *arguments):
+        calls.append(op_sweep.cell_of(case))
+        return 1 / 0 if len(calls) == 2 else run_case(case, *arguments)
+
+    monkeypatch.setattr(op_sweep, "run_case", run)
+    command = ["--device", "cuda", "--sweep", "--resume", "--repeats", "1", "--results", str(tmp_path)]
+    with pytest.raises(ZeroDivisionError):
+        bench_op.main(command)
+    bench_op.main([*command, "--without", "cublas,tile:64x8"])
+    assert calls == [("forward", 1, 8, 2), ("backward", 1, 8, 2), ("forward", 4, 8, 2), ("backward", 4, 8, 2)]
+    assert "an earlier process ended in it: ('backward', 1, 8, 2)" in capsys.readouterr().out
+    times = plan_table.read_sweep(tmp_path / "bench_op_cpu_sweep_NVIDIA_Fake.csv")[2]
+    assert plan_table.CUBLAS in times["forward"][1, 8, 2]
+    assert {plan_table.CUBLAS, (64, 8)} & set(times["forward"][4, 8, 2]) == set()
+
+
+def test_parts_of_the_backward_pass_can_be_called_alone():
+    gradients = {}
+    for mode in op_sweep.MASKS:
+        torch.manual_seed(3)
+        gradients[mode] = op_sweep.make_call(harness.Case(mode, *TINY, torch.float64), "cpu", 0)()
+    for name, mask in op_sweep.MASKS.items():
+        for wanted, part, whole in zip(mask, gradients[name], gradients["backward"], strict=True):
+            assert (part is not None) == wanted
+            assert not wanted or torch.equal(part, whole)
 
 
 def test_a_sweep_needs_a_gpu(capsys):
@@ -132,15 +168,20 @@ def test_the_benchmark_on_the_cpu_is_as_before(tmp_path, monkeypatch):
     assert len(rows) == 2 * 2 * (3 + 3 + 2)
 
 
-def test_predictions_say_that_they_are_none_and_follow_the_bytes(tmp_path, monkeypatch):
+def test_predictions_say_that_they_are_none_and_follow_the_roofline(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     table = tables.cuda_table()
     assert table.startswith("Not measured yet.")
     assert "not measurements" in table
-    case = harness.Case("forward", 16384, 4096, 64, torch.bfloat16)
-    assert predict_us("adapterx", case) == pytest.approx(63, rel=0.01)  # by hand: 2 x 134 MB at 4.3 TB/s
-    assert predict_us("eager", case) == pytest.approx(219, rel=0.01)
-    assert set(PASSES) == {"copy", "adapterx", "adapterx cublas", "eager"}
+    cell, gpu = (16384, 4096, 64), GPUS["H200"]
+    assert moved_us(gpu, "copy", cell, "forward") == pytest.approx(63, rel=0.01)  # by hand: 2 x 134 MB at 4.3 TB/s
+    assert moved_us(gpu, "eager", cell, "forward") == pytest.approx(219, rel=0.01)
+    assert moved_us(gpu, "copy", cell, "forward + backward") == pytest.approx(157, rel=0.01)
+    best, cublas, limit = predicted_us(gpu, cell, "forward")
+    assert moved_us(gpu, "copy", cell, "forward") < best <= cublas == predict(gpu, "forward", cell, (0, 1)).us
+    assert f"| 16384 × 4096, 64 | forward | {best:.1f} | {limit} |" in table
+    both = predicted_us(gpu, cell, "forward + backward")
+    assert both[1] == cublas + predict(gpu, "backward", cell, (0, 1)).us
 
 
 def test_no_gpu_is_said_in_words():

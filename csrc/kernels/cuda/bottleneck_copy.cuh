@@ -73,26 +73,27 @@ class DownRows {
 
   __device__ __forceinline__ void copy_next(Element* stage) {
     Element* to = stage + place_;
-    if (column_ < whole_) {
+    if (whole_ > 0) {
       Share::visit(true,
                    [&](int j) { cp_async16(to + j * Share::kRowStep * Config::kDownStride, from_ + j * step_, 16); });
     } else {
-      const int inside = valid_elements<Element>(columns_ - Share::column() - column_);
+      const int inside = valid_elements<Element>(columns_ - Share::column());
       Share::visit(vector_, [&](int j) {
         copy_unit(to + j * Share::kRowStep * Config::kDownStride, from_ + j * step_, Share::row(j) < rows_ ? inside : 0,
                   vector_);
       });
     }
-    column_ += Config::kChunk;
+    whole_ -= Config::kChunk;
+    columns_ -= Config::kChunk;
     from_ += Config::kChunk;
   }
 
  private:
   const Element* from_;
   int64_t step_;
-  int place_, rows_, columns_, whole_;
+  int place_, rows_;
+  int columns_, whole_;  // from the chunk on: that exist, and in whole chunks of aligned rows
   bool vector_;
-  int column_ = 0;
 };
 
 // A thread's share of up_weight's rows, chunk after chunk; the rows lie one behind another.
@@ -113,7 +114,7 @@ class UpRows {
 
   __device__ __forceinline__ void copy_next(Element* stage) {
     Element* to = stage + place_;
-    if (row_ < whole_) {
+    if (whole_ > 0) {
       Share::visit(true, [&](int j) {
         cp_async16(to + j * Share::kRowStep * Config::kUpStride, from_ + j * Share::kRowStep * Config::kBottleneck, 16);
       });
@@ -121,18 +122,19 @@ class UpRows {
       const int inside = valid_elements<Element>(columns_ - Share::column());
       Share::visit(vector_, [&](int j) {
         copy_unit(to + j * Share::kRowStep * Config::kUpStride, from_ + j * Share::kRowStep * columns_,
-                  row_ + Share::row(j) < rows_ ? inside : 0, vector_);
+                  Share::row(j) < rows_ ? inside : 0, vector_);
       });
     }
-    row_ += Config::kChunk;
+    whole_ -= Config::kChunk;
+    rows_ -= Config::kChunk;
     from_ += Config::kChunk * columns_;
   }
 
  private:
   const Element* from_;
-  int place_, rows_, columns_, whole_;
+  int place_, columns_;
+  int rows_, whole_;  // from the chunk on, as above
   bool vector_;
-  int row_ = 0;
 };
 
 // A thread's share of the finished tile's rows, chunk after chunk.
@@ -195,7 +197,8 @@ class TileFeed {
         first_(block, kBackward ? arguments.up_weight : arguments.down_weight),
         second_(block, kBackward ? arguments.down_weight : arguments.up_weight),
         stages_(arguments.stages),
-        items_(arguments.output == nullptr ? block.chunks : 2 * block.chunks) {}
+        first_left_(block.chunks),
+        left_(arguments.output == nullptr ? block.chunks : 2 * block.chunks) {}
 
   // Asks for the tile and for as many items as the ring holds.
   __device__ __forceinline__ void start(const Matrix<Element>& tile) {
@@ -231,20 +234,20 @@ class TileFeed {
  private:
   // For the next item, if there is one.
   __device__ __forceinline__ void ask() {
-    if (asked_ >= items_) return;
-    Element* stage = block_.stage(asked_ & (stages_ - 1));
-    if (asked_ < block_.chunks) {
+    if (left_-- <= 0) return;
+    Element* stage = block_.stage(asked_++ & (stages_ - 1));
+    if (first_left_-- > 0) {
       first_.copy_next(stage);
     } else {
       second_.copy_next(stage);
     }
-    ++asked_;
   }
 
   const TileBlock<Config>& block_;
   First first_;
   Second second_;
-  int stages_, items_;
+  int stages_;
+  int first_left_, left_;  // items of the first weight, and of both, that have not been asked for
   int asked_ = 0;
 };
 

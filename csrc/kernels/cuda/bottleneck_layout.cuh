@@ -48,7 +48,7 @@ struct TileConfig {
   static constexpr int64_t shared_memory(int64_t columns, int64_t cluster_size, int64_t stages) {
     const int64_t width = round_up(slice(columns, cluster_size), kChunk);
     const int64_t elements = kRows * (width + kRowPadding) + stages * kStageElements + kRows * kUpStride;
-    return 2 * elements + 4 * (kSumElements + width) + 8 * (kRows + 2);
+    return 2 * (elements + width) + 4 * kSumElements + 8 * (kRows + 2);
   }
 };
 
@@ -78,7 +78,7 @@ struct TileBlock {
   Element* stages;   // of the ring
   Element* operand;  // kRows x kUpStride: the middle
   float* sums;       // kTermSplits x blocks of the cluster x rows of a share x kSumStride
-  float* bias;       // of the slice's columns
+  Element* bias;     // of the slice's columns
   int64_t* tokens;   // kRows token numbers, -1 where the tile has fewer
   uint64_t* sums_landed;
   uint64_t* middle_landed;
@@ -98,7 +98,7 @@ struct TileBlock {
     stages = tile + Config::kRows * tile_stride;
     operand = stages + arguments.stages * Config::kStageElements;
     sums = reinterpret_cast<float*>(operand + Config::kRows * Config::kUpStride);
-    bias = sums + Config::kSumElements;
+    bias = reinterpret_cast<Element*>(sums + Config::kSumElements);
     tokens = reinterpret_cast<int64_t*>(bias + width);
     sums_landed = reinterpret_cast<uint64_t*>(tokens + Config::kRows);
     middle_landed = sums_landed + 1;

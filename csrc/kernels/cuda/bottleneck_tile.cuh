@@ -10,7 +10,7 @@
 // Thread: mma accumulators, rows lane / 4 and + 8, columns 2 * (lane % 4) and + 1 of each 16 x 8. The middle of the
 //     warp's rows stays in registers for all chunks of the second product.
 // Shared memory: the tile (kept for the residual, so tokens are read from device memory once), a ring of chunks of the
-//     weights, the middle as 16-bit operand, sums on their way to the middle and the output's bias in fp32.
+//     weights, the middle as 16-bit operand, sums on their way to the middle in fp32, the output's bias.
 // Accumulation: fp32; sums over warps and blocks in a fixed order.
 #pragma once
 
@@ -19,14 +19,14 @@
 
 namespace adapterx::cuda {
 
-// The slice's output bias in fp32, for all chunks.
+// The slice's output bias, for all chunks.
 template <class Config>
 __device__ __forceinline__ void place_bias(const TileBlock<Config>& block,
                                            const TileArguments<typename Config::Element>& arguments) {
   const int64_t first = static_cast<int64_t>(block.adapter) * arguments.tile.columns + block.column0;
   for (int i = threadIdx.x; i < block.chunks * Config::kChunk; i += Config::kThreads) {
     const bool exists = arguments.output_bias != nullptr && i < block.columns;
-    block.bias[i] = exists ? to_compute(arguments.output_bias[first + i]) : 0.f;
+    block.bias[i] = exists ? arguments.output_bias[first + i] : from_compute<typename Config::Element>(0.f);
   }
 }
 
@@ -65,7 +65,7 @@ __device__ __forceinline__ void first_product(FirstSums<Config>& result, const T
       auto& chain = sums[k / 16 % Config::kChains];
       uint32_t a[Config::kRowTiles][4], b[4];
 #pragma unroll
-      for (int i = 0; i < Config::kRowTiles; ++i) load_fragment<false>(a[i], a_from[i] + chunk * Config::kChunk + k);
+      for (int i = 0; i < Config::kRowTiles; ++i) load_fragment<false>(a[i], a_from[i] + k);
 #pragma unroll
       for (int n = 0; n < Config::kFirstColumns; n += 16) {
         load_fragment<kBackward>(b, weight + (kBackward ? k * kStride + n : n * kStride + k));
@@ -76,6 +76,8 @@ __device__ __forceinline__ void first_product(FirstSums<Config>& result, const T
         }
       }
     }
+#pragma unroll
+    for (int i = 0; i < Config::kRowTiles; ++i) a_from[i] += Config::kChunk;
   }
   join_chains(result, sums);
 }
@@ -101,7 +103,7 @@ __device__ __forceinline__ void load_middle(MiddleFragments<Config>& middle, con
 template <class Config, bool kBackward>
 __device__ __forceinline__ void second_product(const MiddleFragments<Config>& middle,
                                                const typename Config::Element* weight, typename Config::Element* place,
-                                               int stride, const float* bias,
+                                               int stride, const typename Config::Element* bias,
                                                const TileArguments<typename Config::Element>& arguments) {
   using Element = typename Config::Element;
   const auto place_of = [&](int i) {  // pair i % 2 of the accumulator of columns i / 2 % 2, row tile i / 4
@@ -115,7 +117,7 @@ __device__ __forceinline__ void second_product(const MiddleFragments<Config>& mi
   float chains[Config::kChains][Config::kRowTiles][2][4] = {}, product[Config::kRowTiles][2][4];
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    const float2 pair = *reinterpret_cast<const float2*>(bias + j * 8);
+    const float2 pair = unpack<Element>(*reinterpret_cast<const uint32_t*>(bias + j * 8));
 #pragma unroll
     for (int i = 0; i < Config::kRowTiles; ++i) {
       chains[0][i][j][0] = chains[0][i][j][2] = pair.x, chains[0][i][j][1] = chains[0][i][j][3] = pair.y;
@@ -152,13 +154,13 @@ __device__ __forceinline__ void write_output(const TileBlock<Config>& block,
   OutputRows<Config> output(block, arguments);
   const int n = block.column_group * Config::kSecondColumns, column = n + block.lane % 4 * 2;
   const int b_from = b_offset<kBackward>(kStride, block.lane) + (kBackward ? n : n * kStride);
+  const auto* bias = block.bias + column;
   auto* place = block.tile + (block.row0 + block.lane / 4) * block.tile_stride + column;
   for (int chunk = 0; chunk < block.chunks; ++chunk) {
     const auto* weight = feed.next(block.chunks + chunk) + b_from;
     if (chunk > 0) output.store_next();  // the chunk before, which all warps have finished
-    const int first = chunk * Config::kChunk;
-    second_product<Config, kBackward>(middle, weight, place + first, block.tile_stride, block.bias + column + first,
-                                      arguments);
+    second_product<Config, kBackward>(middle, weight, place, block.tile_stride, bias, arguments);
+    place += Config::kChunk, bias += Config::kChunk;
   }
   __syncthreads();
   if (block.chunks > 0) output.store_next();

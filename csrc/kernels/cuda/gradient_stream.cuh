@@ -4,13 +4,13 @@
 //     down_weight^T (hidden_size x m) = hidden_states^T @ grad_pre_activation,   the bias gradients beside them.
 //
 // Work: an item is a window of kColumns columns of one product, and a range of tokens. One adapter: a cluster is a
-//     window, its blocks are the ranges. Sorted tokens: one wave of blocks without clusters walks over all items.
+//     window and neighbouring ranges, one for each of its blocks. Sorted tokens: one wave of blocks without clusters walks over all items.
 // Block: kWarps warps that multiply, each kWarpColumns columns times all of m, and kCopyWarps that copy.
 // Shared memory: a ring of kStages stages of kTokens tokens, which bulk copies fill; barriers say which stage is full
 //     and which is empty. The copying warps run ahead, into the next item too. Rows are padded for ldmatrix.
 // Accumulation: fp32, in order of tokens. The blocks of a cluster exchange their accumulators through distributed shared
-//     memory, each sums its share in rank order and stores it: no partial sums in memory. An adapter of several ranges
-//     of sorted tokens has partial sums, which reduce_partial_sums adds.
+//     memory, each sums its share in rank order and stores it. There are partial sums in memory, for reduce_partial_sums
+//     to add, only where several clusters share a window, and of an adapter with several ranges of sorted tokens.
 #pragma once
 
 #include "weight_gradient.cuh"
@@ -23,7 +23,7 @@ struct GradientItem {
   int window = 0;     // of the product's columns
   int64_t first = 0;  // token, or place in the sorted order
   int tokens = 0;
-  int range = 0;
+  int range = 0;  // of sorted tokens; else the set of partial sums
 };
 
 template <typename Element_, int kBottleneck_>
@@ -88,7 +88,13 @@ struct StageRing {
 template <typename Element>
 __device__ __forceinline__ int count_items(const WeightGradientArguments<Element>& arguments) {
   const int windows = arguments.up_windows + arguments.down_windows;
-  return arguments.segments == nullptr ? windows : windows * arguments.first_range[arguments.num_adapters];
+  return windows * (arguments.segments == nullptr ? arguments.sets : arguments.first_range[arguments.num_adapters]);
+}
+
+// Which range of its cluster's tokens a block has. A cluster has a power of two of blocks.
+template <typename Element>
+__device__ __forceinline__ int block_rank(const WeightGradientArguments<Element>& arguments) {
+  return static_cast<int>(blockIdx.x) & (arguments.ranges - 1);
 }
 
 // Items that run side by side are windows of the same tokens.
@@ -100,14 +106,13 @@ __device__ __forceinline__ GradientItem find_item(const WeightGradientArguments<
   item.window = number % windows;
   item.up = item.window < arguments.up_windows;
   if (!item.up) item.window -= arguments.up_windows;
+  item.range = number / windows;
   if (arguments.segments != nullptr) {
-    item.range = number / windows;
     const Segment segment = arguments.segments[item.range];
     item.first = segment.begin;
     item.tokens = segment.end - segment.begin;
   } else {
-    item.range = static_cast<int>(blockIdx.x) % arguments.ranges;
-    item.first = static_cast<int64_t>(item.range) * arguments.range_tokens;
+    item.first = (static_cast<int64_t>(item.range) * arguments.ranges + block_rank(arguments)) * arguments.range_tokens;
     const int64_t left = arguments.activated.rows - item.first;
     item.tokens = static_cast<int>(max(int64_t{0}, min(left, arguments.range_tokens)));
   }
@@ -346,13 +351,14 @@ __device__ __forceinline__ void run_item(StageRing<Config>& ring,
   GradientSums<Config> sums;
   sums.clear();
   multiply_item<Config, kUp>(sums, ring, start, warp, lane);
+  const int blocks = arguments.ranges, rank = block_rank(arguments);
+  if (blocks > 1) sum_blocks(sums, ring.memory, rank, blocks);
   const GradientItem item = *ring.note(warp);
-  const int blocks = arguments.ranges, rank = arguments.segments != nullptr ? 0 : item.range;
   GradientTarget target;
   if (arguments.segments != nullptr) {
     target = sorted_target(arguments, item.range, arguments.segments[item.range]);
-  } else if (blocks > 1) {
-    sum_blocks(sums, ring.memory, rank, blocks);
+  } else if (arguments.partial != nullptr) {
+    target = {0, arguments.partial + item.range * arguments.partial_size};
   }
   store_item<Config, kUp>(sums, kUp ? arguments.up : arguments.down, target, item, rank, blocks, warp, lane);
 }
@@ -382,7 +388,7 @@ __device__ __forceinline__ void stream_gradients(const WeightGradientArguments<t
   __syncthreads();
   dependency_wait();
   dependents_launch();
-  const bool cluster = arguments.ranges > 1;  // of one item then
+  const bool cluster = arguments.ranges > 1;  // of one item then: what the blocks exchange has its place once
   if (threadIdx.x < Config::kComputeThreads) {
     multiply_items(ring, arguments);
   } else {

@@ -32,7 +32,7 @@ struct Device {
 
 // What cuBLASLt needs from the caller.
 struct CublasLt {
-  cublasLtContext* handle = nullptr;  // a cublasLtHandle_t
+  cublasLtContext* handle = nullptr;  // a cublasLtHandle_t; null: all products by a kernel of our own
   bool allow_tf32 = false;            // fp32 products may round their operands to TF32
 };
 

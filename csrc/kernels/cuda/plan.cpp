@@ -45,13 +45,14 @@ Pinned pinned_path(const Problem& problem, const Device& device, Direction direc
                    bool bulk_rows, std::string_view pin) {
   const bool grouped = num_adapters > 0;
   if (pin == "cublas") return {Path::cublas, {}, grouped ? "cuBLASLt does not serve the grouped form" : nullptr};
+  if (pin == "plain") return {Path::cublas, {}, grouped ? "it does not serve the grouped form" : nullptr};
   if (pin == "segments") return {Path::segments, {}, grouped ? nullptr : "it serves the grouped form only"};
   if (pin == kTile)
     return pinned_tile(problem, any_tile(problem, device, direction, num_adapters, bulk_rows), device, bulk_rows);
   if (pin.substr(0, kTile.size() + 1) == "tile:") {
     return pinned_tile(problem, parse_tile(pin.substr(kTile.size() + 1)), device, bulk_rows);
   }
-  return {Path::cublas, {}, "it must be auto, tile, tile:<row_tile>x<cluster_size>, cublas or segments"};
+  return {Path::cublas, {}, "it must be auto, tile, tile:<row_tile>x<cluster_size>, cublas, plain or segments"};
 }
 
 }  // namespace
@@ -67,6 +68,7 @@ Plan plan_path(const Problem& problem, const Device& device, Direction direction
   const Pinned pinned = pinned_path(problem, device, direction, num_adapters, bulk_rows, pin);
   plan.path = pinned.path;
   plan.tile = pinned.tile;
+  plan.own_products = pin == "plain";
   if (pinned.refusal != nullptr) {
     plan.refusal.append(kPinVariable).append(" must name a path that serves this call, got '").append(pin);
     plan.refusal.append("': ").append(pinned.refusal);

@@ -18,18 +18,20 @@ enum class Path {
 
 struct Plan {
   Path path = Path::cublas;
-  TileShape tile;         // of Path::tile
-  Device device;          // that the plan is for
-  int64_t workspace = 0;  // bytes of device memory, 256-byte aligned, that the call needs
-  std::string refusal;    // empty, or why the call cannot be served: "<argument> must <rule>, got <value>"
+  TileShape tile;             // of Path::tile
+  bool own_products = false;  // Path::cublas without cuBLASLt: every product by product.cu
+  Device device;              // that the plan is for
+  int64_t workspace = 0;      // bytes of device memory, 256-byte aligned, that the call needs
+  std::string refusal;        // empty, or why the call cannot be served: "<argument> must <rule>, got <value>"
 };
 
 // Pins a path for tests and measurements; callers read it, so that each framework decides whether it is heard.
 inline constexpr const char* kPinVariable = "ADAPTERX_CUDA_PATH";
 
 // The path for `problem` by the table, or the one that `pin` names: "auto" (or empty), "tile" (with the tile of the
-// table, or the first that fits), "tile:<row_tile>x<cluster_size>", "cublas", "segments". num_adapters 0: without
-// adapter indices. `bulk_rows`: resident_path.h's has_bulk_rows. The workspace is not looked at.
+// table, or the first that fits), "tile:<row_tile>x<cluster_size>", "cublas", "plain" (the same with own_products),
+// "segments". num_adapters 0: without adapter indices. `bulk_rows`: resident_path.h's has_bulk_rows. The workspace is
+// not looked at.
 Plan plan_path(const Problem& problem, const Device& device, Direction direction, int64_t num_adapters, bool bulk_rows,
                std::string_view pin);
 

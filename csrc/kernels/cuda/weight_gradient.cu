@@ -11,7 +11,10 @@ namespace {
 constexpr int64_t kTargetBlocks = 4 * 132;  // of weight_gradient.cuh: four fit on an SM; 132 SMs
 constexpr int64_t kMinRangeTokens = 256;    // fewer are not worth another set of partial sums
 constexpr int64_t kMaxRanges = 32;
+constexpr int64_t kMaxStreamedTokens = int64_t{1} << 30;
 constexpr int64_t kMinClusterRangeTokens = 128;  // fewer are not worth the exchange
+constexpr int64_t kMaxSets = 16;                 // of partial sums
+constexpr int64_t kTokensForSets = 512;          // as long as a block streams these, adding sets up takes
 
 template <class Visitor>
 auto visit_weight_gradient(const Problem& problem, bool stream, const Visitor& visitor) {
@@ -25,13 +28,14 @@ auto visit_weight_gradient(const Problem& problem, bool stream, const Visitor& v
   });
 }
 
-// Whether rows begin and end at multiples of 16 bytes, and the device has bulk copies.
+// Whether rows begin and end at multiples of 16 bytes, the device has bulk copies, and 32 bits count a range's tokens.
 bool can_stream(const PathCall<BackwardTensors>& call, const WeightGradientWork& work) {
   const Problem& problem = call.problem;
   const BackwardTensors& tensors = call.tensors;
   const int64_t width = 16 / element_size(problem.dtype);
   const auto aligned = [&](const void* data, int64_t stride) { return is_aligned(data, 16) && stride % width == 0; };
-  return call.device.compute_capability >= 90 && problem.hidden_size % width == 0 && work.pitch % width == 0 &&
+  return call.device.compute_capability >= 90 && problem.num_tokens < kMaxStreamedTokens &&
+         problem.hidden_size % width == 0 && work.pitch % width == 0 &&
          aligned(tensors.grad_output, tensors.grad_output_stride) &&
          (tensors.grad_down_weight == nullptr || aligned(tensors.hidden_states, tensors.hidden_states_stride));
 }
@@ -46,10 +50,40 @@ void set_ranges(const Problem& problem, WeightGradientWork& work) {
   work.ranges = std::max(int64_t{1}, ceil_div(problem.num_tokens, work.range_tokens));
 }
 
-// How many sets of partial sums there can be.
-int64_t partial_sets(const PathCall<BackwardTensors>& call, const WeightGradientWork& work) {
-  if (call.sorted != nullptr) return max_partial_sets(call.problem.num_tokens);
-  return work.stream || work.ranges == 1 ? 0 : work.ranges;
+// Cuts the tokens of one adapter: the most ranges with which all windows run at once, as clusters whose blocks sum
+// theirs, and, where that saves each block enough, several clusters for each window, whose sums are added by another
+// kernel. (An H100 has room for 132 blocks, but for 66 clusters of two, about 30 of four and 15 of eight.)
+template <class Config>
+void set_stream_ranges(const PathCall<BackwardTensors>& call, int64_t windows, WeightGradientWork& work) {
+  const int64_t tokens = call.problem.num_tokens;
+  for (const int ranges : {8, 4, 2, 1}) {
+    LaunchShape shape = {dim3(static_cast<unsigned>(ranges)), dim3(Config::kThreads), Config::kSharedMemory, ranges};
+    const int64_t room = clusters_at_once(gradient_stream_kernel<Config>, shape, call.device.multiprocessors) / windows;
+    for (int64_t sets = 1; sets <= std::min(room, kMaxSets); ++sets) {
+      if (ranges * sets > 1 && tokens < ranges * sets * kMinClusterRangeTokens) continue;
+      const int64_t saved = ceil_div(tokens, work.ranges * work.sets) - ceil_div(tokens, ranges * sets);
+      if (saved <= (sets > work.sets ? kTokensForSets : 0)) continue;
+      work.ranges = ranges;
+      work.sets = sets;
+    }
+  }
+  work.range_tokens = round_up(ceil_div(tokens, work.ranges * work.sets), Config::kTokens);
+}
+
+template <typename Element, int kBottleneck>
+void set_ranges_of(Tag<WeightGradientConfig<Element, kBottleneck>>, const PathCall<BackwardTensors>& call,
+                   WeightGradientWork& work) {
+  set_ranges<WeightGradientConfig<Element, kBottleneck>>(call.problem, work);
+  work.sets = work.ranges;
+}
+
+template <typename Element, int kBottleneck>
+void set_ranges_of(Tag<StreamConfig<Element, kBottleneck>>, const PathCall<BackwardTensors>& call,
+                   WeightGradientWork& work) {
+  using Config = StreamConfig<Element, kBottleneck>;
+  const int64_t windows = work.layout.padded_hidden / Config::kColumns;
+  const bool down_windows = call.tensors.grad_down_weight != nullptr;  // else one, for the bias
+  set_stream_ranges<Config>(call, (work.up ? windows : 0) + (!work.down ? 0 : down_windows ? windows : 1), work);
 }
 
 template <class Config>
@@ -57,8 +91,9 @@ void lay_out(const PathCall<BackwardTensors>& call, WeightGradientWork& work, Ar
   const int64_t padded = round_up(call.problem.hidden_size, Config::kColumns);
   work.layout = {padded, padded, Config::kBottleneck, call.tensors.grad_up_weight != nullptr,
                  call.tensors.grad_down_weight != nullptr};
-  if (call.sorted == nullptr && !work.stream) set_ranges<Config>(call.problem, work);
-  const int64_t sets = partial_sets(call, work);
+  const bool grouped = call.sorted != nullptr;
+  if (!grouped) set_ranges_of(Tag<Config>(), call, work);
+  const int64_t sets = grouped ? max_partial_sets(call.problem.num_tokens) : work.sets > 1 ? work.sets : 0;
   if (sets > 0) work.partial = arena.take<float>(sets * work.layout.size());
 }
 
@@ -104,6 +139,7 @@ WeightGradientArguments<typename Config::Element> make_arguments(const PathCall<
   arguments.partial_size = layout.size();
   arguments.ranges = static_cast<int>(work.ranges);
   arguments.range_tokens = work.range_tokens;
+  arguments.sets = static_cast<int>(work.sets);
   const int windows = static_cast<int>(layout.padded_hidden / Config::kColumns);
   arguments.up_windows = work.up ? windows : 0;
   arguments.down_windows = !work.down ? 0 : tensors.grad_down_weight == nullptr ? 1 : windows;
@@ -128,19 +164,6 @@ cudaError_t launch_config(Tag<WeightGradientConfig<Element, kBottleneck>>, const
   return launch(weight_gradient_kernel<Config>, shape, stream, arguments);
 }
 
-// Into how many ranges a cluster should cut the tokens: the most with which all windows run at once.
-template <class Config>
-int choose_ranges(const PathCall<BackwardTensors>& call, int64_t windows) {
-  const int64_t multiprocessors = call.device.multiprocessors;
-  for (const int ranges : {8, 4, 2}) {
-    if (windows * ranges > multiprocessors || call.problem.num_tokens < ranges * kMinClusterRangeTokens) continue;
-    LaunchShape shape = {dim3(static_cast<unsigned>(windows * ranges)), dim3(Config::kThreads), Config::kSharedMemory};
-    shape.cluster_size = ranges;
-    if (clusters_at_once(gradient_stream_kernel<Config>, shape, multiprocessors) >= windows) return ranges;
-  }
-  return 1;
-}
-
 template <typename Element, int kBottleneck>
 cudaError_t launch_config(Tag<StreamConfig<Element, kBottleneck>>, const PathCall<BackwardTensors>& call,
                           const WeightGradientWork& work, cudaStream_t stream) {
@@ -149,14 +172,10 @@ cudaError_t launch_config(Tag<StreamConfig<Element, kBottleneck>>, const PathCal
   auto arguments = make_arguments<Config>(call, work);
   const int64_t windows = arguments.up_windows + arguments.down_windows;
   const bool grouped = call.sorted != nullptr;
-  if (!grouped) {
-    arguments.ranges = choose_ranges<Config>(call, windows);
-    arguments.range_tokens = round_up(ceil_div(call.problem.num_tokens, arguments.ranges), Config::kTokens);
-  }
-  const int64_t items = windows * (grouped ? call.sorted->max_ranges : arguments.ranges);
+  const int64_t items = windows * (grouped ? call.sorted->max_ranges : work.ranges * work.sets);
   if (items >= int64_t{1} << 30) return cudaErrorInvalidValue;  // they are counted in 32 bits
   const int64_t one_wave = std::max<int64_t>(call.device.multiprocessors, 1);
-  LaunchShape shape = {dim3(static_cast<unsigned>(arguments.ranges > 1 ? items : std::min(items, one_wave))),
+  LaunchShape shape = {dim3(static_cast<unsigned>(work.ranges > 1 ? items : std::min(items, one_wave))),
                        dim3(Config::kThreads), Config::kSharedMemory};
   shape.cluster_size = static_cast<int>(arguments.ranges);
   shape.programmatic = true;
@@ -189,7 +208,7 @@ cudaError_t launch_weight_gradients(const PathCall<BackwardTensors>& call, const
   const cudaError_t error = visit_weight_gradient(call.problem, work.stream,
                                                   [&](auto tag) { return launch_config(tag, call, work, stream); });
   if (error != cudaSuccess || (call.sorted == nullptr && work.partial == nullptr)) return error;
-  PartialSums partial = {work.partial, work.layout, work.ranges};
+  PartialSums partial = {work.partial, work.layout, work.sets};
   partial.long_only = call.sorted != nullptr;
   partial.programmatic = work.stream;
   return reduce_partial_sums(call.problem, call.tensors, partial, call.sorted, stream);

@@ -46,7 +46,8 @@ struct WeightGradientArguments {
   float* partial = nullptr;  // sets of partial_size sums; null: one range holds all tokens
   int64_t partial_size = 0;
   int64_t range_tokens = 0;              // tokens of a range
-  int ranges = 1;                        // without sorted tokens
+  int ranges = 1;                        // without sorted tokens, of a cluster
+  int sets = 1;                          // likewise, clusters for each window: each has a set of partial sums
   int up_windows = 0, down_windows = 0;  // of the products' columns, 0 for one that is not wanted
   const Segment* segments = nullptr;     // grouped: the sorted tokens of each range; null: neighbouring tokens
   const int64_t* tokens = nullptr;       // grouped: the sorted tokens

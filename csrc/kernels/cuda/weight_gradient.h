@@ -12,8 +12,9 @@ struct WeightGradientWork {
   void* activated = nullptr;  // (num_tokens, bottleneck_dim), rows `pitch` elements apart, as the next
   void* gradient = nullptr;   // of the pre-activation
   int64_t pitch = 0;
-  bool stream = false;  // gradient_stream.cuh, else weight_gradient.cuh
-  int64_t ranges = 1, range_tokens = 0;
+  bool stream = false;                   // gradient_stream.cuh, else weight_gradient.cuh
+  int64_t ranges = 1, range_tokens = 0;  // ranges of a cluster in gradient_stream.cuh
+  int64_t sets = 1;                      // of partial sums; one is none
   PartialLayout layout;
   float* partial = nullptr;  // null: every adapter has one range, or a cluster sums them
 };
