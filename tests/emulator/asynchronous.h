@@ -176,6 +176,9 @@ inline void bulk_wait() {
 // ---- programmatic dependent launch ---------------------------------------------------------------------------------
 
 inline void dependents_launch() { ++machine().counters.dependents_launches; }
-inline void dependency_wait() { ++machine().counters.dependency_waits; }
+inline void dependency_wait() {
+  ++machine().counters.dependency_waits;
+  machine().wait_for_kernels();
+}
 
 }  // namespace emulator

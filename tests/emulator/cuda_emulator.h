@@ -31,8 +31,8 @@ namespace emulator {
 
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_memory, int cluster_size,
-                   Parameters... parameters) {
-  machine().launch([=] { kernel(parameters...); }, grid, block, shared_memory, cluster_size);
+                   bool programmatic, Parameters... parameters) {
+  machine().launch([=] { kernel(parameters...); }, grid, block, shared_memory, cluster_size, programmatic);
   return cudaSuccess;
 }
 

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 #include <utility>
 
@@ -31,6 +32,7 @@ class GuardedMemory {
     if (base == MAP_FAILED) throw std::bad_alloc();
     base_ = static_cast<unsigned char*>(base);
     if (usable > 0 && mprotect(base_ + page, usable, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+    usable_pages()[base_ + page] = usable;
     data_ = base_ + page + (guarded_edge == Edge::end ? usable - bytes : 0);
     poison();
   }
@@ -43,8 +45,18 @@ class GuardedMemory {
     return *this;
   }
   ~GuardedMemory() {
-    if (base_ != nullptr) munmap(base_, mapped_);
+    if (base_ == nullptr) return;
+    keep_open();
+    munmap(base_, mapped_);
   }
+
+  // Until the next call nobody can touch memory of this kind, or all can; but what was told to stay open always can be.
+  static void close_all(bool closed) {
+    for (const auto& [begin, bytes] : usable_pages()) {
+      if (bytes > 0) mprotect(begin, bytes, closed ? PROT_NONE : PROT_READ | PROT_WRITE);
+    }
+  }
+  void keep_open() { usable_pages().erase(base_ + sysconf(_SC_PAGESIZE)); }
 
   unsigned char* data() const { return data_; }
   size_t size() const { return bytes_; }
@@ -57,6 +69,11 @@ class GuardedMemory {
   }
 
  private:
+  static std::map<unsigned char*, size_t>& usable_pages() {
+    static std::map<unsigned char*, size_t> pages;
+    return pages;
+  }
+
   unsigned char* base_ = nullptr;
   unsigned char* data_ = nullptr;
   size_t bytes_ = 0;
@@ -71,6 +88,7 @@ class FaultHandler {
   explicit FaultHandler(void (*on_fault)(const char*)) {
     target() = on_fault;
     stack_ = GuardedMemory(64 << 10);
+    stack_.keep_open();
     stack_t alternate = {};
     alternate.ss_sp = stack_.data();
     alternate.ss_size = stack_.size();

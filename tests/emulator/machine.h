@@ -80,7 +80,11 @@ class Machine {
   void wait_for(const Barrier& barrier);
   void issue(Barrier& barrier, const Transfer& transfer);
 
-  void launch(std::function<void()> body, dim3 grid, dim3 block, int64_t shared_memory, int cluster_size);
+  // `programmatic`: the launch may begin before the kernel ahead of it has ended. Global memory is closed until every
+  // thread of the first cluster waits, by dependency_wait or for another that does.
+  void launch(std::function<void()> body, dim3 grid, dim3 block, int64_t shared_memory, int cluster_size,
+              bool programmatic = false);
+  void wait_for_kernels();
 
  private:
   static void thread_main();
@@ -99,6 +103,8 @@ class Machine {
   bool run_warps(int rank, const std::vector<int>& order);
   void put_in_order(std::vector<int>& order);
   [[noreturn]] void report_deadlock() const;
+  void close_memory(bool closed);
+  bool end_kernels_ahead();
 
   int number_of(const Thread& thread) const { return static_cast<int>(&thread - threads_.get()); }
 
@@ -112,6 +118,7 @@ class Machine {
   dim3 grid_, block_shape_;
   int cluster_size_ = 1, threads_per_block_ = 0, num_threads_ = 0;
   int cluster_arrived_ = 0, cluster_live_ = 0;
+  bool closed_ = false;        // global memory
   int64_t cluster_phase_ = 0;  // barriers of the cluster that are complete
   std::deque<Barrier> barriers_;
   std::vector<BulkStore> late_stores_;  // that write when the launch ends
@@ -169,7 +176,7 @@ inline void Machine::prepare_thread(int number, int rank, int linear) {
   thread.here = {};
   thread.awaited = nullptr;
   thread.cluster_arrivals = thread.cluster_waits = 0;
-  thread.waits_for_cluster = false;
+  thread.waits_for_cluster = thread.waits_for_kernels = false;
   thread.fiber.prepare(&Machine::thread_main);
 }
 
@@ -185,7 +192,10 @@ inline void Machine::prepare_cluster(uint3 first_block, size_t shared_memory) {
     b.index = {first_block.x + rank, first_block.y, first_block.z};
     b.arrived = 0;
     b.live = threads_per_block_;
-    if (b.shared.size() != shared_memory) b.shared = GuardedMemory(shared_memory);
+    if (b.shared.size() != shared_memory) {
+      b.shared = GuardedMemory(shared_memory);
+      b.shared.keep_open();
+    }
     b.shared.poison();
     b.barriers_passed = 0;
     b.incoming.clear(), b.unread.clear(), b.unfenced.clear();
@@ -254,12 +264,35 @@ inline void Machine::run_cluster() {
         any |= again;
       } while (again && rank != kAllBlocks);
     }
-    if (!any && cluster_live_ > 0 && !land_awaited(kAllBlocks)) report_deadlock();
+    if (!any && cluster_live_ > 0 && !land_awaited(kAllBlocks) && !end_kernels_ahead()) report_deadlock();
   }
 }
 
-inline void Machine::launch(std::function<void()> body, dim3 grid, dim3 block, int64_t shared_memory,
-                            int cluster_size) {
+inline void Machine::close_memory(bool closed) {
+  if (closed != closed_) GuardedMemory::close_all(closed);
+  closed_ = closed;
+}
+
+inline void Machine::wait_for_kernels() {
+  at("dependency_wait");
+  while (closed_) {
+    current->waits_for_kernels = true;
+    wait();
+  }
+}
+
+// Where no thread can go on: the kernels ahead have ended.
+inline bool Machine::end_kernels_ahead() {
+  if (!closed_) return false;
+  close_memory(false);
+  for (int i = 0; i < num_threads_; ++i) {
+    if (std::exchange(threads_[i].waits_for_kernels, false)) threads_[i].ready = true;
+  }
+  return true;
+}
+
+inline void Machine::launch(std::function<void()> body, dim3 grid, dim3 block, int64_t shared_memory, int cluster_size,
+                            bool programmatic) {
   body_ = std::move(body);
   grid_ = grid;
   block_shape_ = block;
@@ -271,11 +304,17 @@ inline void Machine::launch(std::function<void()> body, dim3 grid, dim3 block, i
   late_stores_.clear();
   ++counters.launches;
   check_launch(shared_memory);
-  const FaultHandler handler([](const char* words) { machine().fail(words); });
+  const FaultHandler handler([](const char* words) {
+    machine().fail(machine().closed_ ? "global memory touched before dependency_wait" : words);
+  });
+  struct Opener {
+    ~Opener() { machine().close_memory(false); }
+  } opener;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; x += cluster_size) {
         prepare_cluster({x, y, z}, static_cast<size_t>(shared_memory));
+        close_memory(programmatic && x == 0 && y == 0 && z == 0);
         run_cluster();
       }
     }

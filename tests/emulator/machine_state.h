@@ -62,7 +62,7 @@ struct Thread {
   const Barrier* awaited = nullptr;
   std::vector<size_t> unfenced;  // units of shared memory that it has written since its last async_proxy_fence
   int64_t cluster_arrivals = 0, cluster_waits = 0;
-  bool waits_for_cluster = false;
+  bool waits_for_cluster = false, waits_for_kernels = false;
 };
 
 inline constexpr int kWarpSize = 32;

@@ -26,6 +26,7 @@ struct Scenario {
   const char* words;  // of the failure; "" for a right kernel, whose `out` is then `in`
   int threads, blocks;
   std::function<void(const Tensors&, unsigned char*)> kernel;
+  bool programmatic = false;
 };
 
 uint64_t* barrier_in(unsigned char* shared, int i = 0) { return reinterpret_cast<uint64_t*>(shared) + i; }
@@ -86,6 +87,17 @@ const std::vector<Scenario> kRight = {
          }
        }
      }},
+    {"dependent launch", "", 64, 2,
+     [](const Tensors& t, unsigned char* s) {
+       ready(s);
+       if (threadIdx.x == 0) dependency_wait(), load(t, s);
+       barrier_wait(barrier_in(s), 0);
+       dependents_launch();
+       if (threadIdx.x >= 32) return;
+       dependency_wait();
+       for (int i = threadIdx.x; i < kCount; i += 32) t.out[i] = data_in(s)[i];
+     },
+     true},
     {"load and store", "", 64, 1,
      [](const Tensors& t, unsigned char* s) {
        ready(s);
@@ -191,7 +203,8 @@ const std::vector<Scenario> kRight = {
 
 void run(const Scenario& scenario, const Tensors& tensors) {
   emulator::machine().launch([&] { scenario.kernel(tensors, emulator::machine().block().shared.data()); },
-                             dim3(scenario.blocks), dim3(scenario.threads), kShared, scenario.blocks);
+                             dim3(scenario.blocks), dim3(scenario.threads), kShared, scenario.blocks,
+                             scenario.programmatic);
 }
 
 // Words of the failure on one schedule; "" where there is none and `out` is `in`.

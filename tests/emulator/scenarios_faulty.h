@@ -51,6 +51,21 @@ const std::vector<Scenario> kFaulty = {
        if (threadIdx.x == 0) barrier_wait(barrier_in(s), 0);
        if (threadIdx.x == 63) barrier_arrive(barrier_in(s)), barrier_arrive(barrier_in(s));
      }},
+    {"global memory before dependency_wait", "touched before dependency_wait", 32, 1,
+     [](const Tensors& t, unsigned char*) {
+       const unsigned word = t.in[threadIdx.x];
+       dependency_wait();
+       t.out[threadIdx.x] = word;
+     },
+     true},
+    {"a copy before dependency_wait", "touched before dependency_wait", 32, 1,
+     [](const Tensors& t, unsigned char* s) {
+       ready(s);
+       if (threadIdx.x == 0) load(t, s);
+       dependency_wait();
+       barrier_wait(barrier_in(s), 0);
+     },
+     true},
     {"a vector from between", "misaligned memory access", 32, 1,
      [](const Tensors& t, unsigned char*) {
        const auto two = *reinterpret_cast<const uint2*>(t.in + 1);
