@@ -32,7 +32,6 @@ SOURCES = (
     "segments.cu",
     "partial_sums.cu",
     "weight_gradient.cu",
-    "resident.cu",
 )
 SUITE = ("mutant_suite.cpp", "mutant_suite_grouped.cpp", "mutant_suite_edges.cpp", "mutant_suite_resident.cpp")
 TIME_LIMIT = 120  # seconds; the suite takes a few

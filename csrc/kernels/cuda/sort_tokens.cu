@@ -284,7 +284,8 @@ SortedTokens lay_out_sorted(int64_t num_tokens, int64_t num_adapters, int32_t ro
     table.most = num_tokens / table.length + std::min<int64_t>(table.slots, num_tokens);
     table.first = arena.take<int32_t>(num_adapters + 2);
     table.segments = arena.take<Segment>(table.most);
-    if (table.length == row_tile) sorted.tiles = table.segments, sorted.max_tiles = table.most;
+    if (table.length == row_tile)
+      sorted.tiles = table.segments, sorted.max_tiles = table.most, sorted.first_tile = table.first;
   }
   const SegmentTable& ranges = sorted.tables[kRangeTable];
   sorted.ranges = ranges.segments, sorted.max_ranges = ranges.most, sorted.first_range = ranges.first;

@@ -42,7 +42,8 @@ struct SortedTokens {
   int64_t* tokens = nullptr;       // token numbers, stably sorted by adapter; those without adapter come last
   const Segment* tiles = nullptr;  // of the table for row_tile
   int64_t max_tiles = 0;
-  const Segment* ranges = nullptr;  // at most kRangeTokens tokens each, for the weight gradients
+  const int32_t* first_tile = nullptr;  // num_adapters + 2 entries: where each slot's tiles begin
+  const Segment* ranges = nullptr;      // at most kRangeTokens tokens each, for the weight gradients
   int64_t max_ranges = 0;
   int32_t* first_token = nullptr;  // num_adapters + 2 entries: where each slot begins
   const int32_t* first_range = nullptr;
