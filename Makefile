@@ -39,6 +39,7 @@ torture: install  ## the long campaigns: kills, full disks, damaged and conteste
 
 emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about five minutes)
 	$(VENV)/bin/python -m pytest tests/kernels/test_emulator*.py
+	$(VENV)/bin/python tests/emulator/mutants.py --sanitize
 	$(VENV)/bin/python tests/emulator/mutants.py --jobs 2
 
 cuda-check: install  ## without a GPU: build the CUDA extension in .venv-cuda, load it, check every kernel; the kernels without torch

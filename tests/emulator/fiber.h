@@ -11,6 +11,7 @@
 #include <ucontext.h>
 #endif
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -68,6 +69,9 @@ class Fiber {
   // Makes the next `enter` call `entry`, which must not return.
   void prepare(void (*entry)()) {
     if (stack_ == nullptr) stack_ = static_cast<char*>(std::aligned_alloc(64, kStackBytes));
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(stack_, kStackBytes);  // frames that a failed launch has left behind
+#endif
 #ifdef __x86_64__
     void** top = reinterpret_cast<void**>(stack_ + kStackBytes - 16);
     *top = reinterpret_cast<void*>(entry);

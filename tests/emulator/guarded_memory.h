@@ -48,7 +48,9 @@ class GuardedMemory {
 
   unsigned char* data() const { return data_; }
   size_t size() const { return bytes_; }
-  void poison() { std::memset(data_, kPoison, bytes_); }
+  void poison() {
+    if (bytes_ > 0) std::memset(data_, kPoison, bytes_);
+  }
   bool contains(const void* pointer, size_t bytes) const {
     const auto* p = static_cast<const unsigned char*>(pointer);
     return p >= data_ && p + bytes <= data_ + bytes_;

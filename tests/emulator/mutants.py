@@ -6,10 +6,12 @@ The unpatched kernels must pass. A patch that no longer applies, or does not com
 follow the code.
 
     python tests/emulator/mutants.py --jobs 2 [--only SUBSTRING]
+    python tests/emulator/mutants.py --sanitize    # no mutants: the suite and the emulator's own test, sanitized
 """
 
 import argparse
 import concurrent.futures
+import os
 import shutil
 import subprocess
 import sys
@@ -34,12 +36,17 @@ SOURCES = (
     "weight_gradient.cu",
 )
 SUITE = ("mutant_suite.cpp", "mutant_suite_grouped.cpp", "mutant_suite_edges.cpp", "mutant_suite_resident.cpp")
-TIME_LIMIT = 120  # seconds; the suite takes a few
+SANITIZED = "sanitized"  # the folder of what is built with sanitizers
+TIME_LIMIT = 300  # seconds; the suite takes half a minute
 # The kernels are compiled without optimisation and with a precompiled emulator: a mutant is compiled once and run once,
 # and mostly ends early. The suite is optimised and comes first in the link, so that its copies of the emulator's inline
 # functions are the ones used.
 TRAPS = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]  # a misaligned plain access fails the launch
-FLAGS = ["-std=c++17", "-DADAPTERX_EMULATE", "-w", "-fno-strict-aliasing", *TRAPS, f"-I{HERE}"]
+FLAGS = ["-std=c++17", "-DADAPTERX_EMULATE", "-w", "-fno-strict-aliasing", f"-I{HERE}"]
+SANITIZERS = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+# The machine leaves fibers behind where a launch fails, with all that they hold.
+SANITIZER_ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
 
 # Which objects a file goes into. Everything else of an unpatched build is shared by all mutants.
 USERS = {
@@ -109,7 +116,8 @@ def copy_kernels(folder: Path) -> None:
 
 def compile_object(source: Path, target: Path, *options: str) -> None:
     """Compile one file; raise RuntimeError with the compiler's words where that fails."""
-    command = ["g++", *FLAGS, *options, str(source), "-o", str(target)]
+    checks = SANITIZERS if target.parent.name == SANITIZED else TRAPS
+    command = ["g++", *FLAGS, *checks, *options, str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{source.name} does not compile: {done.stderr[:600]}")
@@ -134,11 +142,11 @@ def build_base(folder: Path) -> None:
         compile_object(HERE / name, folder / f"{name}.o", "-O1", f"-I{folder / 'cuda'}", "-c")
 
 
-def link_and_run(objects: list[Path], program: Path) -> str:
-    """Return what the suite says: 'all passed', the failure, or that it did not end."""
+def link_and_run(objects: list[Path], program: Path, *parts: str) -> str:
+    """Return what the suite, or a part of it, says: 'all passed', the failure, or that it did not end."""
     subprocess.run(["g++", *map(str, objects), "-o", str(program)], check=True)
     try:
-        done = subprocess.run([str(program)], capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+        done = subprocess.run([str(program), *parts], capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
     except subprocess.TimeoutExpired:
         return "caught: does not end"
     lines = done.stdout.strip().splitlines()
@@ -158,7 +166,7 @@ def run_mutant(mutant: Mutant, base: Path, folder: Path) -> str:
             objects.append(compile_kernel(name, folder, base))
         else:
             objects.append(base / f"{name}.o")
-    verdict = link_and_run(objects, folder / "suite")
+    verdict = link_and_run(objects, folder / "suite", "resident" if mutant.file.startswith("resident") else "others")
     shutil.rmtree(folder)
     return verdict
 
@@ -194,13 +202,33 @@ def run(mutants: list[Mutant], build: Path, jobs: int) -> tuple[list[str], int]:
     return missed, caught
 
 
+def run_sanitized(build: Path) -> int:
+    """Build the unpatched kernels, the suite and the emulator's own test with sanitizers; run them."""
+    folder = build / SANITIZED
+    build_base(folder)
+    compile_object(HERE / "scenarios.cpp", folder / "scenarios.o", "-O1", f"-I{KERNELS}", "-c")
+    programs = {"suite": [f"{name}.o" for name in (*SUITE, *SOURCES)], "scenarios": ["scenarios.o"]}
+    failures = 0
+    for name, objects in programs.items():
+        command = ["g++", *SANITIZERS, *(str(folder / item) for item in objects), "-o", str(folder / name)]
+        subprocess.run(command, check=True)
+        start = time.monotonic()
+        status = subprocess.run([str(folder / name)], env=SANITIZER_ENVIRONMENT, check=False).returncode
+        print(f"sanitized {name}: {time.monotonic() - start:.0f} s, exit status {status}", flush=True)
+        failures += status != 0
+    return 1 if failures else 0
+
+
 def main() -> int:
     """Print one line a mutant and the score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "mutants")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="run the mutants whose name contains this")
+    parser.add_argument("--sanitize", action="store_true", help="run the suite under ASan and UBSan instead")
     arguments = parser.parse_args()
+    if arguments.sanitize:
+        return run_sanitized(arguments.build.resolve())
     chosen = [mutant for mutant in MUTANTS if arguments.only in mutant.name]
     start = time.monotonic()
     missed, caught = run(chosen, arguments.build.resolve(), arguments.jobs)
