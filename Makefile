@@ -84,7 +84,7 @@ format: install  ## let ruff and clang-format rewrite the files
 bench: install  ## measure the operator and append the rows to benchmarks/results/
 	$(VENV)/bin/python benchmarks/bench_op.py
 
-bench-table: install  ## write the README's tables anew from benchmarks/results/
+bench-table: install  ## write the tables of README and docs/cuda.md anew from what was measured and counted
 	$(VENV)/bin/python benchmarks/tables.py
 
 clean:  ## remove what was built (keeps .venv and runs/)

@@ -78,7 +78,7 @@ def bottleneck_adapter(
         scaling: finite factor on the branch, bias included.
         adapter_indices: int64 in [-1, num_adapters); the shape is the leading dimensions of `hidden_states`, or the
             first few of these: `(batch,)` gives all tokens of a sequence one adapter. -1 means no adapter. `None`: one
-            adapter for all tokens.
+            adapter for all tokens. On CUDA also what `sort_tokens` returned for such indices.
 
     Returns:
         `(..., hidden_size)`, a new contiguous tensor of the arguments' dtype. A token without an adapter gets its
@@ -100,6 +100,31 @@ def bottleneck_adapter(
     return torch.ops.adapterx.bottleneck_adapter(
         hidden_states, residual, down_weight, down_bias, up_weight, up_bias, activation, scaling, adapter_indices
     )
+
+
+SORTING_DEVICES = ("cuda",)
+"""Types of devices whose kernels want the tokens sorted by adapter, and on which `sort_tokens` does it beforehand."""
+
+
+def sort_tokens(adapter_indices: Tensor, num_tokens: int, num_adapters: int) -> Tensor:
+    """Sort tokens by adapter once, for all calls of `bottleneck_adapter` with the same indices.
+
+    With plain indices each call sorts the tokens for itself, which costs as much as the products where tokens are few.
+
+    Args:
+        adapter_indices: int64 in [-1, num_adapters), on a CUDA device. Each is for equally many consecutive tokens.
+        num_tokens: product of the leading dimensions of the hidden states; a multiple of the number of indices.
+        num_adapters: of the weights in those calls.
+
+    Returns:
+        Bytes that hold the indices and the order, to be passed as `adapter_indices`. Only the operators read them.
+
+    Raises:
+        TypeError: the indices are not int64.
+        ValueError: a number breaks its rule.
+        NotImplementedError: the indices are not on a CUDA device.
+    """
+    return torch.ops.adapterx.sort_tokens(adapter_indices, num_tokens, num_adapters)
 
 
 def build_info() -> dict[str, str | bool]:

@@ -4,15 +4,17 @@
     python benchmarks/plan_table.py --from-results benchmarks/results/bench_op_cuda_sweep_DEVICE.csv
     python benchmarks/plan_table.py --check     # the committed header is what the source that it names gives
 
-The first row that matches a problem and whose tile fits into shared memory wins. Sizes are upper limits. The roofline
-gives rules: 64 tokens a tile where that fills the device, else 16 and as many blocks as possible. A sweep
+The first row that matches a problem and whose tile fits into shared memory wins. Sizes are upper limits. A sweep
 (`bench_op.py --device cuda --sweep`) gives the fastest implementation of each cell of its grid; the border between
-two cells is their geometric mean, and rows that change no cell are left out. Behind measured rows come those of the
-roofline, for older devices, for tiles that do not fit, and for grouped problems, which cuBLASLt cannot serve.
+two cells is their geometric mean, and rows that change no cell are left out. The roofline (roofline.py) predicts the
+times of such a grid instead, for devices that no sweep has covered: H100 for compute capability 90, A100 for 80.
+Behind either stand rules for what they leave: tiles that do not fit, and grouped problems, which cuBLASLt cannot serve.
+These are 64 tokens a tile where that fills the device, else 16 and as many blocks as possible.
 """
 
 import argparse
 import csv
+import functools
 import itertools
 import math
 import re
@@ -21,26 +23,33 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_limits import CUBLAS, GPUS, Cell, Gpu, Plan
+from kernel_launches import MAX_BOTTLENECK_DIM, fits
+from roofline import predict
+
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ROOT / "csrc" / "kernels" / "cuda" / "plan_table.h"
 DIRECTIONS = ("forward", "backward")
 ANY = None  # no limit
 
-# The rules of the roofline.
+# The grid of the roofline, the GPU that stands for each compute capability, and the plans to choose from.
+PREDICTED_TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
+PREDICTED_HIDDEN_SIZES = (64, 128, 256, 512, 768, 1024, 2048, 4096, 8192)
+PREDICTED_BOTTLENECK_DIMS = (16, 32, 64, 128)
+PREDICTED_GPUS = {90: GPUS["H100"], 80: GPUS["A100"]}
+PLANS: tuple[Plan, ...] = (*itertools.product((16, 64), (1, 2, 4, 8)), CUBLAS)
+
+# The rules.
 BLOCKS_THAT_FILL_THE_DEVICE = 132  # SMs of an H100 or H200
 # A block with at most this many columns of 64 tokens leaves room for a second one on its SM, which computes while the
 # first waits for its cluster.
 WIDE_COLUMNS = 512
 NARROW_COLUMNS = 64  # few tokens: as many SMs as possible read the weights
 MAX_CLUSTER_SIZE = 8
-MAX_BOTTLENECK_DIM = 128
 
 # Times that differ by less are the same: the neighbour's choice is kept then, so that noise does not tear the table.
 TIE = 1.02
 
-Cell = tuple[int, int, int]  # num_tokens, hidden_size, bottleneck_dim
-Plan = tuple[int, int]  # row_tile, cluster_size; row_tile 0 is the cublas path
-CUBLAS: Plan = (0, 1)
 Times = dict[str, dict[Cell, dict[Plan, float]]]  # by direction; milliseconds
 
 
@@ -69,7 +78,24 @@ def cluster_limits(columns: int) -> Iterator[tuple[int | None, int]]:
     yield ANY, size
 
 
-def roofline_rows(capability: int) -> list[Row]:
+def predicted_times(gpu: Gpu, direction: str) -> dict[Cell, dict[Plan, float]]:
+    """Return what the roofline predicts for each cell of its grid and each plan that fits there."""
+    cells = itertools.product(PREDICTED_TOKENS, PREDICTED_HIDDEN_SIZES, PREDICTED_BOTTLENECK_DIMS)
+    return {
+        cell: {plan: predict(gpu, direction, cell, plan).us for plan in PLANS if fits(gpu, cell, plan)}
+        for cell in cells
+    }
+
+
+@functools.cache
+def predicted_rows(capability: int, direction: str) -> list[Row]:
+    """Return the roofline's rows; the last one sends what their tiles cannot serve to the cublas path."""
+    rows = grid_rows(capability, predicted_times(PREDICTED_GPUS[capability], direction))
+    last = Row(capability, ANY, ANY, ANY, CUBLAS)
+    return rows if rows[-1] == last else [*rows, last]
+
+
+def rule_rows(capability: int) -> list[Row]:
     """Return the rules for devices of this compute capability and newer; clusters exist from 90 on."""
     wide, narrow = [[(ANY, 1)]] * 2
     if capability >= 90:
@@ -168,7 +194,7 @@ def choose_plans(times: dict[Cell, dict[Plan, float]]) -> dict[Cell, Plan]:
     return chosen
 
 
-def measured_rows(capability: int, times: dict[Cell, dict[Plan, float]]) -> list[Row]:
+def grid_rows(capability: int, times: dict[Cell, dict[Plan, float]]) -> list[Row]:
     """Return the fewest rows that give each cell of the grid its plan."""
     axes = check_grid(times)
     limits = [
@@ -178,10 +204,14 @@ def measured_rows(capability: int, times: dict[Cell, dict[Plan, float]]) -> list
     # Ordered like this, the first row whose limits hold a problem is that of its own cell.
     order = sorted(chosen, key=lambda cell: (cell[2], cell[1], cell[0]))
     rows = [Row(capability, *(limits[i][cell[i]] for i in range(3)), chosen[cell]) for cell in order]
+    serving = {cell: next(row for row in rows if row.serves(cell)) for cell in chosen}
     for row in list(rows):
-        fewer = [other for other in rows if other is not row]
-        if all(answer(fewer, cell) == plan for cell, plan in chosen.items()):
-            rows = fewer
+        behind = rows[rows.index(row) + 1 :]
+        own = [cell for cell in chosen if serving[cell] is row]
+        others = {cell: next((other for other in behind if other.serves(cell)), row) for cell in own}
+        if all(other is not row and other.plan == chosen[cell] for cell, other in others.items()):
+            rows.remove(row)
+            serving |= others
     return rows
 
 
@@ -193,13 +223,21 @@ def answer(rows: list[Row], cell: Cell) -> Plan | None:
 def table_of(sweep: Path | None) -> tuple[str, dict[str, list[Row]]]:
     """Return the source as `plan_table_source` names it, and the rows of each direction."""
     if sweep is None:
-        return "roofline", dict.fromkeys(DIRECTIONS, roofline_rows(90) + roofline_rows(80))
+        return "roofline", {
+            direction: [
+                row for capability in (90, 80) for row in predicted_rows(capability, direction) + rule_rows(capability)
+            ]
+            for direction in DIRECTIONS
+        }
     name, capability, times = read_sweep(sweep)
     rows = {}
     for direction in DIRECTIONS:
-        measured = measured_rows(capability, times[direction])
-        newer, older = roofline_rows(90), roofline_rows(80)
-        rows[direction] = measured + newer + older if capability >= 90 else newer + measured + older
+        measured = grid_rows(capability, times[direction])
+        older = predicted_rows(80, direction) + rule_rows(80)
+        if capability >= 90:
+            rows[direction] = measured + rule_rows(90) + older
+        else:
+            rows[direction] = predicted_rows(90, direction) + rule_rows(90) + measured + older
     return f"measured on {name}", rows
 
 

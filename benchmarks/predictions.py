@@ -1,53 +1,52 @@
-"""What the roofline predicts for a GPU: bytes moved over the speed of a copy. Predictions, not measurements.
+"""What is predicted for a GPU where nothing was measured yet: the README's table until then. Predictions, no more.
 
-With X the bytes of the hidden states, each way of computing the adapter passes over them a number of times
-(`PASSES`); the weights are read once a pass, and their gradients written once. An H200 copies 4.3 TB/s (measured on
-that card); launches, latencies and caches are left out, so the times of small problems are too short by some
-microseconds each.
+The operator's own times are the roofline's (roofline.py), by the plan that it finds fastest. "copy" is the least that
+any implementation can do, "eager" what PyTorch's formula moves: passes over the hidden states at the speed of a copy.
 """
 
-import torch
-from bench_op_cuda import MODES, SHAPES
-from harness import Case
-from op_calls import input_bytes
+import itertools
 
-COPY_BYTES_PER_SECOND = 4.3e12
-# Passes over X, forward and backward, for scaling != 1. "copy" is the least that any implementation can do.
-PASSES = {"copy": (2, 3), "adapterx": (2, 4), "adapterx cublas": (3, 5), "eager": (7, 10)}
+from gpu_limits import BYTES, CUBLAS, GPUS, Cell, Gpu
+from kernel_launches import MODEL, Model
+from limits import SHAPES, plans
+from roofline import predict
+
+# Passes over the hidden states, forward and backward, for scaling != 1.
+PASSES = {"copy": (2, 3), "eager": (7, 10)}
+DIRECTIONS = {"forward": ("forward",), "forward + backward": ("forward", "backward")}
 
 
-def predict_us(implementation: str, case: Case) -> float:
+def moved_us(gpu: Gpu, implementation: str, cell: Cell, mode: str) -> float:
     """Return the microseconds that the bytes of an implementation take at the speed of a copy."""
+    tokens, columns, bottleneck = cell
     forward, backward = PASSES[implementation]
-    tokens = case.num_tokens * case.hidden_size * case.dtype.itemsize
-    weights = input_bytes(case) - tokens
-    moved = forward * tokens + weights
-    if case.mode == "forward_backward":
-        moved += backward * tokens + 2 * weights
-    return moved / COPY_BYTES_PER_SECOND * 1e6
+    both = mode != "forward"
+    passes, weights = (forward + backward, 6) if both else (forward, 2)
+    return BYTES * columns * (passes * tokens + weights * bottleneck) / gpu.copy_bytes
 
 
-def prediction_table() -> str:
+def predicted_us(gpu: Gpu, cell: Cell, mode: str, model: Model = MODEL) -> tuple[float, float, str]:
+    """Return the microseconds of the fastest plans and of the cublas path, and what limits the former's forward."""
+    choices = [plan for _, fitting in plans(gpu, cell, model) for plan in fitting]
+    best, cublas, limit = 0.0, 0.0, ""
+    for direction in DIRECTIONS[mode]:
+        found = min((predict(gpu, direction, cell, plan, model) for plan in choices), key=lambda p: p.us)
+        best, limit = best + found.us, limit or found.limit
+        cublas += predict(gpu, direction, cell, CUBLAS, model).us
+    return best, cublas, limit
+
+
+def prediction_table(gpu: Gpu = GPUS["H200"]) -> str:
     """Return the table of predictions."""
     lines = [
         "| predicted: tokens × hidden, bottleneck | mode "
-        "| adapterx, µs | / copy | cuBLASLt / adapterx | eager / adapterx |",
-        "|---|---|---|---|---|---|",
+        "| adapterx, µs | limited by | / copy | cuBLASLt / adapterx | eager / adapterx |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for shape in SHAPES[:4]:
-        for mode in MODES:
-            case = Case(mode, *shape, torch.bfloat16)
-            times = {name: predict_us(name, case) for name in PASSES}
-            ratios = [
-                times["adapterx"] / times["copy"],
-                times["adapterx cublas"] / times["adapterx"],
-                times["eager"] / times["adapterx"],
-            ]
-            cells = [f"{times['adapterx']:.2f}", *(f"{ratio:.2f}" for ratio in ratios)]
-            name = mode.replace("_backward", " + backward")
-            lines.append(f"| {shape[0]} × {shape[1]}, {shape[2]} | {name} | " + " | ".join(cells) + " |")
-    note = (
-        "Predictions for an H200 in bfloat16, not measurements: bytes moved at 4.3 TB/s, the speed of a copy on that "
-        "card, without launches (`benchmarks/predictions.py`)."
-    )
+    for cell, mode in itertools.product(SHAPES, DIRECTIONS):
+        best, cublas, limit = predicted_us(gpu, cell, mode)
+        copy, eager = (moved_us(gpu, name, cell, mode) for name in PASSES)
+        ratios = " | ".join(f"{ratio:.2f}" for ratio in (best / copy, cublas / best, eager / best))
+        lines.append(f"| {cell[0]} × {cell[1]}, {cell[2]} | {mode} | {best:.1f} | {limit} | {ratios} |")
+    note = f"Predictions for an {gpu.name} in bfloat16, not measurements (`benchmarks/roofline.py` says from what)."
     return "\n".join([*lines, "", note])

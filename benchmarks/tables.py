@@ -1,7 +1,8 @@
-"""Write the tables of README.md anew from the rows in benchmarks/results/: `python benchmarks/tables.py`.
+"""Write the tables of README.md and docs/cuda.md anew: `python benchmarks/tables.py`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. `--check` changes nothing and fails where a table is
-not what the rows give, so that README and rows cannot drift apart.
+The README's come from the rows in benchmarks/results/, those of docs/cuda.md from the instruction budgets. A table
+stands between `<!-- table: NAME -->` and `<!-- end -->`. `--check` changes nothing and fails where a table is not what
+its source gives, so that pages and numbers cannot drift apart.
 """
 
 import argparse
@@ -12,9 +13,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from harness import RESULTS
+from limits import counted_table, limit_table
 from predictions import prediction_table
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def read_rows(name: str) -> list[dict[str, str]]:
@@ -176,29 +178,46 @@ def demo_table() -> str:
     return "\n".join([*lines, "", f"{note}: `benchmarks/results/movie_reviews.csv`."])
 
 
-TABLES = {
-    "operator": operator_table,
-    "movie_reviews": demo_table,
-    "cuda": cuda_table,
-    "grouped": grouped_table,
-    "model": model_table,
+PAGES = {
+    "README.md": {
+        "operator": operator_table,
+        "movie_reviews": demo_table,
+        "cuda": cuda_table,
+        "grouped": grouped_table,
+        "model": model_table,
+    },
+    "docs/cuda.md": {"counted": counted_table, "limits": limit_table},
 }
+
+
+def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """Return a page with its tables written anew.
+
+    Raises:
+        ValueError: the page has no place for a table.
+    """
+    for name, table in tables.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
+        text, found = re.subn(pattern, lambda match, table=table: match[1] + table() + match[2], text, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"with_tables: the page must have one place for the table {name}, got {found}")
+    return text
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    old = new = README.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
-        new = re.sub(pattern, lambda match, table=table: match[1] + table() + match[2], new, flags=re.DOTALL)
-    if options.check:
-        if old != new:
-            print("README.md: tables are not those of benchmarks/results/; run `make bench-table`", file=sys.stderr)
-        return int(old != new)
-    README.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for page, tables in PAGES.items():
+        old = (ROOT / page).read_text(encoding="utf-8")
+        new = with_tables(old, tables)
+        if old != new and options.check:
+            print(f"{page}: tables are not what their sources give; run `make bench-table`", file=sys.stderr)
+            stale = 1
+        elif old != new:
+            (ROOT / page).write_text(new, encoding="utf-8")
+    return stale
 
 
 if __name__ == "__main__":

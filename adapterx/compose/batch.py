@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from adapterx import ops
 from adapterx.compose.expression import Pick
 
 
@@ -20,6 +21,8 @@ class MixedBatch:
         self.optimizer_steps = 0  # of all optimizers since the block began
         self.refrozen: list[nn.Parameter] = []  # trained inside the block, frozen again by its end
         self._indices: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}
+        self._sorted: dict[tuple[tuple[str, ...], torch.device], _Sorted] = {}
+        self._captured: dict[int, Tensor] = {}  # sorted indices that CUDA graphs read
 
     def note_optimizer_step(self, *_: Any) -> None:
         """Post hook of every optimizer: a fused step changes parameters without counting up their versions."""
@@ -34,6 +37,36 @@ class MixedBatch:
             self._indices[members, device] = picked
         return self._indices[members, device]
 
+    def sorted_indices(self, members: tuple[str, ...], indices: Tensor, tokens: Tensor) -> Tensor:
+        """Return the indices of the members as the operator works with them best for `(batch, ..., size)` tokens.
+
+        The kernels of a GPU sort the tokens by adapter. The order is that of the layer before, so one sort serves all.
+        """
+        # What is recorded must serve other numbers of tokens and other devices.
+        if indices.device.type not in ops.SORTING_DEVICES or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return indices
+        num_tokens = tokens.shape[:-1].numel()
+        if torch.compiler.is_compiling():
+            return ops.sort_tokens(indices, num_tokens, len(members))  # a training graph makes one of equal calls
+        return self._sort(members, indices, num_tokens)
+
+    def _sort(self, members: tuple[str, ...], indices: Tensor, num_tokens: int) -> Tensor:
+        """Return the last result where it still holds: memory is filled in the order of one stream."""
+        key = members, indices.device
+        stream, capturing = _stream(indices.device)
+        last = self._sorted.get(key)
+        # A graph runs when what was queued before its capture is over, and as long as the block lasts.
+        if last is not None and last.num_tokens == num_tokens and (capturing or last.stream == stream):
+            if capturing:
+                self._captured[id(last.result)] = last.result
+            return last.result
+        with lasting():
+            result = ops.sort_tokens(indices, num_tokens, len(members))
+        # A capture runs nothing: until the graph does, the memory holds no order. Under a fake mode it never will.
+        if not capturing and type(result) is Tensor:
+            self._sorted[key] = _Sorted(num_tokens, stream, result)
+        return result
+
     def refuse_late_backward(self, output: Tensor, *modules: nn.Module) -> None:
         """Let the backward pass complain where the end of the block would make autograd drop gradients of `modules`."""
         if output.requires_grad and not torch.compiler.is_compiling():
@@ -46,6 +79,21 @@ class MixedBatch:
                 "mixed: backward() must run inside the `with` block; its end has frozen adapters that were frozen "
                 "before it, and their gradients would be lost"
             )
+
+
+class _Sorted(NamedTuple):
+    """What `sort_tokens` returned for so many tokens, and the stream on which it did."""
+
+    num_tokens: int
+    stream: int
+    result: Tensor
+
+
+def _stream(device: torch.device) -> tuple[int, bool]:
+    """Return the stream that work on the device is queued on, and whether a CUDA graph is captured from it."""
+    if device.type != "cuda":
+        return 0, False
+    return torch.cuda.current_stream(device).cuda_stream, torch.cuda.is_current_stream_capturing()
 
 
 @contextmanager

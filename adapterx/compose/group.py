@@ -80,8 +80,9 @@ class AdapterGroup:
         indices = self.indices
         if indices.device != device:  # the model has moved inside the block
             indices = self.indices = self.batch.indices(self.names, device)
+        sorted_indices = self.batch.sorted_indices(self.names, indices, source)
         rates = [adapter.dropout if adapter.training else 0.0 for adapter in self.adapters]
-        options = {"activation": self.adapters[0].activation, "scaling": scaling, "adapter_indices": indices}
+        options = {"activation": self.adapters[0].activation, "scaling": scaling, "adapter_indices": sorted_indices}
         # A residual that the adapters' dtype cannot hold (float32 under autocast to bfloat16) must not be rounded.
         if not any(rates) and torch.promote_types(residual.dtype, dtype) == dtype:
             base = source if residual is hidden_states else residual.to(dtype)

@@ -56,6 +56,9 @@ struct AdapterIndices {
   const int64_t* values =
       nullptr;               // num_tokens numbers of [-1, num_adapters), -1 for none; the caller has checked them
   int64_t num_adapters = 0;  // 0: one adapter for all tokens, no indices
+  // On CUDA only:
+  const void* sorted = nullptr;  // what cuda::sort made of them; null: the call sorts them itself
+  int64_t tokens_each = 1;       // consecutive tokens that a number is for
 };
 
 }  // namespace adapterx

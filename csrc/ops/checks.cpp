@@ -5,6 +5,8 @@
 #include <cmath>
 #include <string>
 
+#include "sorted_indices.h"
+
 namespace adapterx::ops {
 namespace {
 
@@ -82,14 +84,25 @@ struct Checker {
   // One index for each token, or for each entry of the first leading dimensions.
   void indices(const char* name, const Tensor& tensor) const {
     is_given(name, tensor);
-    TORCH_CHECK_TYPE(tensor.scalar_type() == at::kLong, function, ": ", name, " must have dtype int64, got ",
-                     dtype_name(tensor.scalar_type()));
+    TORCH_CHECK_TYPE(tensor.scalar_type() == at::kLong || is_sorted(tensor), function, ": ", name,
+                     " must have dtype int64, got ", dtype_name(tensor.scalar_type()));
     TORCH_CHECK_VALUE(tensor.device() == anchor.device(), function, ": ", name, " must be on the device of ",
                       anchor_name, " (", anchor.device(), "), got ", tensor.device());
+    if (is_sorted(tensor)) return;  // `order` looks at it
     bool fits = tensor.dim() < anchor.dim();
     for (int64_t i = 0; fits && i < tensor.dim(); ++i) fits = same(tensor.sym_size(i), anchor.sym_size(i));
     TORCH_CHECK_VALUE(fits, function, ": ", name, " must have the first of the leading dimensions of ", anchor_name,
                       " ", anchor.sym_sizes(), ", got shape ", tensor.sym_sizes());
+  }
+
+  // Sorted indices: for as many tokens and adapters.
+  void order(const char* name, const Tensor& tensor, const c10::SymInt& num_adapters) const {
+    if (!is_sorted(tensor)) return;
+    const auto num_tokens = c10::multiply_integers(anchor.sym_sizes().slice(0, anchor.dim() - 1));
+    const bool fits =
+        tensor.dim() == 1 && tensor.is_contiguous() && same(tensor.sym_size(0), sorted_size(num_tokens, num_adapters));
+    TORCH_CHECK_TYPE(fits, function, ": ", name, " must have dtype int64, or be what sort_tokens returned for ",
+                     num_tokens, " tokens and ", num_adapters, " adapters, got uint8 of shape ", tensor.sym_sizes());
   }
 
   // Same leading dimensions as the anchor, and `columns` columns.
@@ -186,6 +199,7 @@ Activation check_forward(const ForwardArguments& a) {
   check.matrix("down_weight", a.down_weight, "bottleneck_dim", "input_size");
   check.matrix("up_weight", a.up_weight, "hidden_size", "bottleneck_dim");
   const auto num_adapters = a.down_weight.sym_size(0);
+  if (a.grouped()) check.order("adapter_indices", *a.adapter_indices, num_adapters);
   const auto bottleneck_dim = a.down_weight.sym_size(-2), hidden_size = a.up_weight.sym_size(-2);
   check.has_adapters("up_weight", a.up_weight, num_adapters);
   TORCH_CHECK_VALUE(same(a.down_weight.sym_size(-1), a.hidden_states.sym_size(-1)), check.function,
@@ -208,6 +222,7 @@ Activation check_backward(const BackwardArguments& a) {
   if (a.grouped()) check.indices("adapter_indices", *a.adapter_indices);
   TORCH_CHECK_VALUE(a.grouped() ? a.num_adapters >= 1 : a.num_adapters == 0, check.function, ": num_adapters must be ",
                     a.grouped() ? "positive" : "0 without adapter_indices", ", got ", a.num_adapters);
+  if (a.grouped()) check.order("adapter_indices", *a.adapter_indices, a.num_adapters);
   if (a.output_mask[kHiddenStates] || a.output_mask[kDownWeight] || a.output_mask[kDownBias]) {
     check_through_activation(check, a);
   }

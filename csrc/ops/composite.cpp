@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "sorted_indices.h"
 
 namespace adapterx::ops {
 namespace {
@@ -112,6 +113,7 @@ TrainOutputs train_formula(const ForwardArguments& a, Activation activation) {
 
 // Every adapter over all tokens, of which those that picked it keep the result.
 TrainOutputs grouped_train_formula(const ForwardArguments& a, Activation activation) {
+  const auto adapter_indices = unsorted_indices(*a.adapter_indices, a.hidden_states);
   Tensor output, pre_activation;
   for (int64_t adapter = 0; adapter < a.down_weight.size(0); ++adapter) {
     const OptTensor down_bias = select(a.down_bias, adapter), up_bias = select(a.up_bias, adapter);
@@ -123,7 +125,7 @@ TrainOutputs grouped_train_formula(const ForwardArguments& a, Activation activat
       output = a.residual ? a.residual->expand_symint(own_output.sym_sizes()) : at::zeros_like(own_output);
       pre_activation = at::zeros_like(own_pre);
     }
-    const auto picked = tokens_of_adapter(*a.adapter_indices, a.hidden_states.dim(), adapter);
+    const auto picked = tokens_of_adapter(adapter_indices, a.hidden_states.dim(), adapter);
     output = at::where(picked, own_output, output);
     pre_activation = at::where(picked, own_pre, pre_activation);
   }
@@ -171,11 +173,12 @@ void append(std::vector<Tensor>& list, const Tensor& tensor) {
 Gradients grouped_backward_formula(const BackwardArguments& a, const Tensor& grad_rows, const Tensor& grad_pre_rows,
                                    Activation activation) {
   const auto& tokens = a.grad_output.defined() ? a.grad_output : *a.pre_activation;
+  const auto adapter_indices = unsorted_indices(*a.adapter_indices, tokens);
   std::array<std::vector<Tensor>, 5> parts;
   for (int64_t adapter = 0; adapter < a.num_adapters; ++adapter) {
     auto sizes = tokens.sym_sizes().vec();
     sizes.back() = 1;
-    const auto picked = as_matrix(tokens_of_adapter(*a.adapter_indices, tokens.dim(), adapter).expand_symint(sizes));
+    const auto picked = as_matrix(tokens_of_adapter(adapter_indices, tokens.dim(), adapter).expand_symint(sizes));
     const auto own = backward_formula(
         masked(grad_rows, picked), masked(grad_pre_rows, picked), matrix_or_undefined(or_undefined(a.hidden_states)),
         matrix_or_undefined(or_undefined(a.pre_activation)), weights_of(or_undefined(a.down_weight), adapter),

@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "kernel_arguments.h"
 #include "registration.h"
+#include "sorted_indices.h"
 
 namespace adapterx::ops {
 namespace {
@@ -42,7 +43,7 @@ void check_range(const char* function, const AdapterIndices& indices, int64_t nu
 TrainOutputs run_forward(const ForwardArguments& arguments, bool save_pre_activation) {
   const auto activation = check_forward(arguments);
   check_memory(arguments);
-  ForwardCall call(arguments, activation, save_pre_activation);
+  ForwardCall call(arguments, activation, save_pre_activation, IndexOf::token);
   if (!call.empty()) {
     check_range(arguments.name(), call.indices, call.problem.num_tokens);
     cpu::bottleneck_adapter_forward(call.problem, call.tensors, call.indices, torch_pool());
@@ -57,7 +58,7 @@ TrainOutputs train_cpu(const ForwardArguments& arguments) { return run_forward(a
 Gradients backward_cpu(const BackwardArguments& arguments) {
   const auto activation = check_backward(arguments);
   check_memory(arguments);
-  BackwardCall call(arguments, activation);
+  BackwardCall call(arguments, activation, IndexOf::token);
   if (!call.empty()) {
     check_range(arguments.name(), call.indices, call.problem.num_tokens);
     cpu::bottleneck_adapter_backward(call.problem, call.tensors, call.indices, torch_pool());
@@ -65,8 +66,19 @@ Gradients backward_cpu(const BackwardArguments& arguments) {
   return std::move(call.gradients);
 }
 
+// Refused, not ignored: without an order, what is made here would be wrong where it is taken to a GPU.
+Tensor sort_refused(const Tensor& adapter_indices, int64_t num_tokens, int64_t num_adapters) {
+  check_sort(adapter_indices, num_tokens, num_adapters);
+  TORCH_CHECK_NOT_IMPLEMENTED(false,
+                              "sort_tokens: adapter_indices must be on a CUDA device, got CPU tensors; the operators "
+                              "take the indices themselves there");
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapterx, CPU, m) { register_operators<forward_cpu, train_cpu, backward_cpu>(m); }
+TORCH_LIBRARY_IMPL(adapterx, CPU, m) {
+  register_operators<forward_cpu, train_cpu, backward_cpu>(m);
+  m.impl("sort_tokens", sort_refused);
+}
 
 }  // namespace adapterx::ops

@@ -7,6 +7,7 @@
 #include "cuda_context.h"
 #include "kernel_arguments.h"
 #include "registration.h"
+#include "sorted_indices.h"
 
 namespace adapterx::ops {
 namespace {
@@ -32,7 +33,7 @@ TrainOutputs run_forward(const ForwardArguments& arguments, bool save_pre_activa
   const auto activation = check_forward(arguments);
   check_memory(arguments);
   const CudaContext context(arguments.hidden_states);
-  ForwardCall call(arguments, activation, save_pre_activation);
+  ForwardCall call(arguments, activation, save_pre_activation, IndexOf::tokens);
   run_kernels(arguments.name(), call, call.output, context);
   return {std::move(call.output), std::move(call.pre_activation)};
 }
@@ -45,13 +46,35 @@ Gradients backward_cuda(const BackwardArguments& arguments) {
   const auto activation = check_backward(arguments);
   check_memory(arguments);
   const CudaContext context(arguments.grad_output);
-  BackwardCall call(arguments, activation);
+  BackwardCall call(arguments, activation, IndexOf::tokens);
   run_kernels(arguments.name(), call, arguments.grad_output, context);
   return std::move(call.gradients);
 }
 
+Tensor sort_cuda(const Tensor& adapter_indices, int64_t num_tokens, int64_t num_adapters) {
+  check_sort(adapter_indices, num_tokens, num_adapters);
+  const auto refusal = cuda::sort_refusal(num_tokens, num_adapters);
+  TORCH_CHECK_VALUE(refusal.empty(), "sort_tokens: ", refusal);
+  const CudaContext context(adapter_indices);
+  const int64_t size = sorted_size(num_tokens, num_adapters), offset = order_offset(num_tokens);
+  TORCH_INTERNAL_ASSERT(offset + cuda::sorted_bytes(num_tokens, num_adapters) <= size);
+  auto sorted = at::zeros({size}, adapter_indices.options().dtype(at::kByte));  // what lies between the tables, too
+  write_indices(sorted, adapter_indices, num_tokens);
+  if (num_tokens == 0) return sorted;
+  const auto values = adapter_indices.contiguous();
+  const AdapterIndices indices = {values.const_data_ptr<int64_t>(), num_adapters, nullptr, num_tokens / values.numel()};
+  const auto workspace = CudaContext::empty_bytes(adapter_indices, cuda::sort_workspace(num_tokens, num_adapters));
+  const auto status = cuda::sort(indices, num_tokens, sorted.mutable_data_ptr<uint8_t>() + offset,
+                                 workspace.mutable_data_ptr(), context.stream);
+  CudaContext::check(status.error);
+  return sorted;
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapterx, ADAPTERX_CUDA_KEY, m) { register_operators<forward_cuda, train_cuda, backward_cuda>(m); }
+TORCH_LIBRARY_IMPL(adapterx, ADAPTERX_CUDA_KEY, m) {
+  register_operators<forward_cuda, train_cuda, backward_cuda>(m);
+  m.impl("sort_tokens", sort_cuda);
+}
 
 }  // namespace adapterx::ops

@@ -26,7 +26,8 @@ struct CudaContext {
 
   static cuda::Device device() {
     const auto* properties = at::cuda::getCurrentDeviceProperties();
-    return {10 * properties->major + properties->minor, static_cast<int64_t>(properties->sharedMemPerBlockOptin)};
+    return {10 * properties->major + properties->minor, static_cast<int64_t>(properties->sharedMemPerBlockOptin),
+            properties->multiProcessorCount};
   }
 
   // Memory on the device of `like`. PyTorch's allocator aligns it to 512 bytes.

@@ -1,5 +1,7 @@
 #include "kernel_arguments.h"
 
+#include "sorted_indices.h"
+
 namespace adapterx::ops {
 namespace {
 
@@ -22,10 +24,11 @@ Tensor empty_tokens(const Tensor& tokens, int64_t columns) {
   return at::empty(sizes, tokens.options());
 }
 
-// One index a token, contiguous; undefined in the plain form.
-Tensor index_of_every_token(const OptTensor& adapter_indices, const Tensor& tokens) {
+// The indices, contiguous; undefined in the plain form.
+Tensor index_values_of(const OptTensor& adapter_indices, const Tensor& tokens, IndexOf index_of) {
   if (!adapter_indices) return Tensor();
-  Tensor indices = *adapter_indices;
+  Tensor indices = unsorted_indices(*adapter_indices, tokens);
+  if (index_of == IndexOf::tokens) return indices.contiguous();
   while (indices.dim() < tokens.dim() - 1) indices = indices.unsqueeze(-1);
   return indices.expand(tokens.sizes().slice(0, tokens.dim() - 1)).contiguous();
 }
@@ -36,9 +39,15 @@ const void* data_or_null(const OptTensor& tensor) { return tensor ? tensor->cons
 
 void* mutable_data_or_null(const Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
 
-AdapterIndices kernel_indices(const Tensor& index_of_token, int64_t num_adapters) {
-  if (!index_of_token.defined()) return {};
-  return {index_of_token.const_data_ptr<int64_t>(), num_adapters};
+AdapterIndices kernel_indices(const OptTensor& adapter_indices, const Tensor& values, int64_t num_adapters,
+                              int64_t num_tokens) {
+  if (!adapter_indices) return {};
+  AdapterIndices indices = {values.const_data_ptr<int64_t>(), num_adapters};
+  if (num_tokens > 0) indices.tokens_each = num_tokens / values.numel();
+  if (is_sorted(*adapter_indices)) {
+    indices.sorted = adapter_indices->const_data_ptr<uint8_t>() + order_offset(num_tokens);
+  }
+  return indices;
 }
 
 // Uninitialised gradients of the right shapes where they are wanted.
@@ -60,13 +69,13 @@ Gradients allocate_gradients(const BackwardArguments& a) {
 
 }  // namespace
 
-ForwardCall::ForwardCall(const ForwardArguments& a, Activation activation, bool save_pre_activation)
+ForwardCall::ForwardCall(const ForwardArguments& a, Activation activation, bool save_pre_activation, IndexOf index_of)
     : output(empty_tokens(a.hidden_states, a.up_weight.size(-2))),
       hidden_states(a.hidden_states),
       residual(a.residual ? std::optional<Rows>(*a.residual) : std::nullopt),
       down_weight(a.down_weight.contiguous()),
       up_weight(a.up_weight.contiguous()),
-      index_of_token(index_of_every_token(a.adapter_indices, a.hidden_states)),
+      index_values(index_values_of(a.adapter_indices, a.hidden_states, index_of)),
       down_bias(contiguous(a.down_bias)),
       up_bias(contiguous(a.up_bias)) {
   if (save_pre_activation) pre_activation = empty_tokens(a.hidden_states, a.down_weight.size(-2));
@@ -77,7 +86,7 @@ ForwardCall::ForwardCall(const ForwardArguments& a, Activation activation, bool 
              a.hidden_states.size(-1),
              a.up_weight.size(-2),
              a.down_weight.size(-2)};
-  indices = kernel_indices(index_of_token, down_weight.size(0));
+  indices = kernel_indices(a.adapter_indices, index_values, down_weight.size(0), problem.num_tokens);
   tensors.hidden_states = hidden_states.data();
   tensors.hidden_states_stride = hidden_states.stride;
   tensors.residual = residual ? residual->data() : nullptr;
@@ -90,14 +99,14 @@ ForwardCall::ForwardCall(const ForwardArguments& a, Activation activation, bool 
   tensors.pre_activation = mutable_data_or_null(pre_activation);
 }
 
-BackwardCall::BackwardCall(const BackwardArguments& a, Activation activation)
+BackwardCall::BackwardCall(const BackwardArguments& a, Activation activation, IndexOf index_of)
     : gradients(allocate_gradients(a)),
       grad_output(a.grad_output),
       hidden_states(a.output_mask[kDownWeight] ? std::optional<Rows>(*a.hidden_states) : std::nullopt),
       pre_activation(contiguous(a.pre_activation)),
       down_weight(contiguous(a.down_weight)),
       up_weight(contiguous(a.up_weight)),
-      index_of_token(index_of_every_token(a.adapter_indices, a.grad_output)) {
+      index_values(index_values_of(a.adapter_indices, a.grad_output, index_of)) {
   const int64_t input_size = a.output_mask[kHiddenStates] ? a.down_weight->size(-1)
                              : a.output_mask[kDownWeight] ? a.hidden_states->size(-1)
                                                           : 0;
@@ -108,7 +117,7 @@ BackwardCall::BackwardCall(const BackwardArguments& a, Activation activation)
              input_size,
              a.grad_output.size(-1),
              pre_activation ? pre_activation->size(-1) : 0};
-  indices = kernel_indices(index_of_token, a.num_adapters);
+  indices = kernel_indices(a.adapter_indices, index_values, a.num_adapters, problem.num_tokens);
   auto& [grad_hidden_states, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias] = gradients;
   if (empty()) {  // the sums over tokens are zero
     for (const auto* gradient : {&grad_down_weight, &grad_down_bias, &grad_up_weight, &grad_up_bias}) {

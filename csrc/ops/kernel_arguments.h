@@ -41,10 +41,13 @@ struct Rows {
   }
 };
 
+// Whether the kernels want an index for every token, or take one for some consecutive tokens.
+enum class IndexOf { token, tokens };
+
 // One call of a forward kernel. `output` and, where it is wanted, `pre_activation` are allocated; the kernel fills
 // them.
 struct ForwardCall {
-  ForwardCall(const ForwardArguments& arguments, Activation activation, bool save_pre_activation);
+  ForwardCall(const ForwardArguments& arguments, Activation activation, bool save_pre_activation, IndexOf index_of);
 
   bool empty() const { return problem.num_tokens == 0; }
 
@@ -56,13 +59,13 @@ struct ForwardCall {
  private:
   Rows hidden_states;
   std::optional<Rows> residual;
-  Tensor down_weight, up_weight, index_of_token;
+  Tensor down_weight, up_weight, index_values;
   OptTensor down_bias, up_bias;
 };
 
 // One call of a backward kernel. The wanted gradients are allocated, and zero where there are no tokens.
 struct BackwardCall {
-  BackwardCall(const BackwardArguments& arguments, Activation activation);
+  BackwardCall(const BackwardArguments& arguments, Activation activation, IndexOf index_of);
 
   bool empty() const { return problem.num_tokens == 0; }
 
@@ -75,7 +78,7 @@ struct BackwardCall {
   Rows grad_output;
   std::optional<Rows> hidden_states;
   OptTensor pre_activation, down_weight, up_weight;
-  Tensor index_of_token;
+  Tensor index_values;
 };
 
 }  // namespace adapterx::ops

@@ -4,6 +4,7 @@
 
 #include "checks.h"
 #include "registration.h"
+#include "sorted_indices.h"
 
 namespace adapterx::ops {
 namespace {
@@ -44,8 +45,17 @@ Gradients backward_meta(const BackwardArguments& a) {
   return gradients;
 }
 
+Tensor sort_meta(const Tensor& adapter_indices, c10::SymInt num_tokens, int64_t num_adapters) {
+  check_sort(adapter_indices, num_tokens, num_adapters);
+  const auto size = sorted_size(num_tokens, c10::SymInt(num_adapters));
+  return at::empty_symint({size}, adapter_indices.options().dtype(at::kByte));
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapterx, Meta, m) { register_operators<forward_meta, train_meta, backward_meta>(m); }
+TORCH_LIBRARY_IMPL(adapterx, Meta, m) {
+  register_operators<forward_meta, train_meta, backward_meta>(m);
+  m.impl("sort_tokens", sort_meta);
+}
 
 }  // namespace adapterx::ops

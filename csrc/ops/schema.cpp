@@ -26,6 +26,11 @@ TORCH_LIBRARY(adapterx, m) {
       "bool[5] output_mask, Tensor? adapter_indices=None, int num_adapters=0) -> (Tensor grad_hidden_states, "
       "Tensor grad_down_weight, Tensor grad_down_bias, Tensor grad_up_weight, Tensor grad_up_bias)",
       {at::Tag::pt2_compliant_tag});
+  // Sorts the tokens of a batch by adapter, once for all calls that share the indices: what it returns, bytes that only
+  // these operators read, they take in place of adapter_indices. The indices are for consecutive tokens, equally many
+  // each.
+  m.def("sort_tokens(Tensor adapter_indices, SymInt num_tokens, int num_adapters) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
   // What the library was built from and for, as JSON.
   m.def("build_info() -> str", {at::Tag::pt2_compliant_tag});
 }

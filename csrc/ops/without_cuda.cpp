@@ -17,10 +17,14 @@ namespace {
 Tensor forward_refused(const ForwardArguments& arguments) { refuse(arguments.name()); }
 TrainOutputs train_refused(const ForwardArguments& arguments) { refuse(arguments.name()); }
 Gradients backward_refused(const BackwardArguments& arguments) { refuse(arguments.name()); }
+Tensor sort_refused(const Tensor&, int64_t, int64_t) { refuse("sort_tokens"); }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adapterx, CUDA, m) { register_operators<forward_refused, train_refused, backward_refused>(m); }
+TORCH_LIBRARY_IMPL(adapterx, CUDA, m) {
+  register_operators<forward_refused, train_refused, backward_refused>(m);
+  m.impl("sort_tokens", sort_refused);
+}
 
 }  // namespace adapterx::ops
 

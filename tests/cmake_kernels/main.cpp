@@ -23,7 +23,7 @@ constexpr Case kCases[] = {{"bfloat16, one adapter", ScalarType::bfloat16, 0, cu
 }  // namespace
 
 int main(int argc, char**) {
-  const cuda::Device device = {90, 227 * 1024};
+  const cuda::Device device = {90, 227 * 1024, 132};
   for (const Case& c : kCases) {
     const Problem problem = {c.dtype, Activation::gelu, 1.0, 512, 768, 768, 64};
     const AdapterIndices indices = {nullptr, c.num_adapters};

@@ -3,8 +3,9 @@
 Makes an environment of its own (.venv-cuda) with a CUDA build of torch and the toolkit in pip's packages, so that the
 outcome does not depend on what the machine has, and builds with setup.py into build/cuda-check. Checks that the library
 loads and computes without a driver; that ptxas reports no spills and no stack in any kernel of any architecture; that
-the tensor-core kernels contain mma, ldmatrix and 128-bit copies; that no kernel touches local memory. Then builds the
-kernels without torch with CMake (on PATH), for one architecture, under a program that runs.
+the tensor-core kernels contain mma, ldmatrix and 128-bit copies; that no kernel touches local memory; that their hot
+loops keep to their instruction budgets. Then builds the kernels without torch with CMake (on PATH), for one
+architecture, under a program that runs.
 
     python tests/cuda/check_extension.py            # with CMake instead of setup.py: --cmake
 """
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from instruction_budgets import check_loops
 from kernel_report import Kernel, check_resources, check_sass, disassemble, parse_report, print_table, split_sass
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +152,7 @@ def check_binary(library: Path, cuobjdump: Path, kernels: list[Kernel]) -> list[
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         code = pool.map(lambda n: disassemble(cuobjdump, library, "-sass", "-arch", f"sm_{n}"), numbers)
         functions = [function for text in code for function in split_sass(text)]
-    problems = check_sass(functions)
+    problems = check_sass(functions) + check_loops(functions)
     reported = {(kernel.arch, kernel.mangled) for kernel in kernels}
     linked = {(arch, mangled) for arch, mangled, _ in functions}
     problems += [

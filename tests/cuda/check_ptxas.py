@@ -1,7 +1,8 @@
 """Compile single CUDA kernel files, without a GPU, and check what the compiler made of them: while writing them.
 
 Checks: no spills and no stack in any kernel; where cuobjdump and nvdisasm are found (toolkit, or the packages
-nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm), the instructions too. `make cuda-check` checks the whole library.
+nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm), the instructions too, and how many the hot loops execute
+(instruction_budgets.py). `make cuda-check` checks the whole library.
 
     python tests/cuda/check_ptxas.py --arch 80 90 100 --sources csrc/kernels/cuda/forward.cu
 """
@@ -15,6 +16,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from instruction_budgets import check_loops
 from kernel_report import Kernel, check_resources, check_sass, disassemble, parse_report, print_table, split_sass
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +69,7 @@ def main() -> int:
     cuobjdump = find_tool("cuobjdump")
     if cuobjdump and find_tool("nvdisasm"):
         functions = [f for target, _ in compiled for f in split_sass(disassemble(cuobjdump, target, "-sass"))]
-        problems += check_sass(functions)
+        problems += check_sass(functions) + check_loops(functions)
         print(f"SASS of {len(functions)} kernels checked")
     else:
         print(

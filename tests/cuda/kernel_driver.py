@@ -23,6 +23,7 @@ KERNELS = Path(__file__).resolve().parents[2] / "csrc" / "kernels" / "cuda"
 DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
 TILES = tuple(f"tile:{rows}x{blocks}" for rows in (16, 32, 64) for blocks in (1, 2, 8))
 MAY_REFUSE = "tile:32"  # serves aligned rows, and devices with clusters
+HALVES = (torch.bfloat16, torch.float16)
 # Path, dtype, tokens, input_size, hidden_size, bottleneck_dim, activation, scaling.
 PLAIN = (
     *((path, torch.bfloat16, 67, 136, 136, m, "gelu", 0.7) for path in TILES for m in (7, 24, 64, 100)),
@@ -30,13 +31,14 @@ PLAIN = (
     *(("cublas", dtype, 67, 40, 24, 13, "gelu", 0.7) for dtype in (torch.bfloat16, torch.float32, torch.float64)),
     ("cublas", torch.bfloat16, 64, 64, 64, 16, "relu", 1.0),
     ("cublas", torch.float16, 64, 64, 64, 16, "gelu_tanh", 1.0),
+    *(("plain", dtype, 67, 40, 24, 13, "gelu", 0.7) for dtype in (*HALVES, torch.float32, torch.float64)),
     ("auto", torch.bfloat16, 8, 256, 256, 32, "relu", 1.0),
 )
 GROUPED = (
     *((path, torch.bfloat16, tokens, 72, 72, 24, "gelu", 0.7) for path in TILES for tokens in (40, 5000)),
     *(
         ("segments", dtype, tokens, 40, 24, 13, "gelu", 0.7)
-        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+        for dtype in (*HALVES, torch.float32, torch.float64)
         for tokens in (40, 3000)
     ),
 )

@@ -37,8 +37,9 @@ def kernel_name(mangled: str) -> str:
     if not element:
         element = "fp64" if re.search(r"kernelId|kernelILd|ArgumentsId|ConfigId", mangled) else "fp32"
     numbers = re.findall(r"L[ib](\d+)E", mangled)
-    variant = re.search(r"\d([A-Z][a-z]+)(Middle|Finish)I", mangled)
-    parts = (name.group(1), variant.group(1).lower() if variant else "", element, ",".join(numbers))
+    variant = re.search(r"\d([A-Z][a-z]+)(?:Middle|Finish)I|\dResident([A-Z][a-z]+)I[^L]*E", mangled)
+    way = (variant.group(1) or variant.group(2)).lower() if variant else ""
+    parts = (name.group(1), way, element, ",".join(numbers))
     return " ".join(part for part in parts if part)
 
 
@@ -51,6 +52,12 @@ def dynamic_shared_memory(name: str) -> int | None:
         stage = max(size * (chunk + 8), chunk * (size + 8))
         shared = 2 * (rows * (HEADLINE_SLICE + 8) + stages * stage + rows * (size + 8))
         return shared + 4 * column_groups * rows * (size + 4) + 8 * rows
+    if name.startswith("resident_tile_kernel"):
+        size, columns, _ = numbers
+        units, term_groups = 4 * size // 16, 2 if size == 128 else 4  # mma tiles of the middle of 32 tokens
+        exchange = units * 32 * (48 + 16 * (term_groups - 1)) + 256 + 4 * columns
+        stage = 2 * 32 * (columns + 8)
+        return min(8, (227 * 1024 - exchange) // stage) * stage + exchange
     if name.startswith("weight_gradient_kernel"):
         size = numbers[0]
         return 2 * 4 * 32 * ((64 if size > 64 else 128) + 8 + size + 8)
@@ -93,6 +100,9 @@ def required_instructions(name: str, arch: str) -> list[str]:
             return []  # clusters: empty before sm_90
         needed = [r"HMMA\.16816", r"LDSM\.16", r"LDGSTS[.\w]*\.128", r"STG[.\w]*\.128"]
         return [*needed, r"UCGABAR_ARV|BAR\S*\.CGA|UCGABAR"] if numbers[-1] == "1" else needed
+    if name.startswith("resident_tile_kernel"):
+        bulk = [r"HMMA\.16816", r"LDSM\.16\.MT88", r"STSM\.16\.MT88", r"UBLKCP", r"STAS"]
+        return bulk if int(re.match(r"\d+", arch).group()) >= 90 else []  # bulk copies: empty before sm_90
     if name.startswith("weight_gradient_kernel"):
         return [r"HMMA\.16816", r"LDSM\.16\.MT88", r"LDGSTS[.\w]*\.128"]
     if name.startswith("segment_"):

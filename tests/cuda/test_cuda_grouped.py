@@ -109,6 +109,24 @@ def test_no_tokens(path, device, pin):
     assert not any(found[name].any() for name in WEIGHTS)
 
 
+@pytest.mark.parametrize("path", ["tile:16x1", "tile:64x1", "segments"])
+@pytest.mark.parametrize("leading", [(3, 50), (300, 2)], ids=str)
+def test_one_sort_for_many_calls(leading, path, device, pin):
+    """The same bits as with plain indices, in both directions, for indices of sequences and of tokens."""
+    pin(path)
+    for prefix in (1, 2):
+        arguments, indices = make_grouped(
+            leading, 64, 64, 16, 4, dtype=torch.bfloat16, requires_grad=NAMES, prefix=prefix
+        )
+        arguments, indices = to_device(arguments, device), indices.to(device)
+        order = ops.sort_tokens(indices, leading[0] * leading[1], 4)
+        cotangent = torch.randn(*leading, 64, device=device).bfloat16()
+        assert torch.equal(grouped(order)(arguments), grouped(indices)(arguments))
+        expected = gradients(grouped(indices), arguments, cotangent)
+        for name, gradient in gradients(grouped(order), arguments, cotangent).items():
+            assert torch.equal(gradient, expected[name]), name
+
+
 def test_gradcheck_and_gradgradcheck(device):
     arguments, indices = make_grouped((2, 3), 3, 4, 2, 3, dtype=torch.float64, requires_grad=NAMES)
     operator = grouped(indices.to(device))

@@ -144,3 +144,23 @@ def test_decoding_through_a_cuda_graph_uses_the_adapters(gpu):
         torch.testing.assert_close(output, model(input_ids=tokens, use_cache=False)[0], atol=1e-2, rtol=1e-2)
         with disabled(model):
             assert not torch.allclose(output, model(input_ids=tokens, use_cache=False)[0], atol=1e-2, rtol=1e-2)
+
+
+def test_decoding_a_mixed_batch_through_a_cuda_graph(gpu):
+    """The graph reads the order of a pass before it, which passes over other numbers of tokens must leave alone."""
+    _, (model, _) = both("llama", gpu, torch.bfloat16)
+    tokens, prompt = torch.randint(3, 99, (4, 1), device=gpu), torch.randint(3, 99, (4, 9), device=gpu)
+    with torch.no_grad(), mixed(model, ["wide", None, "houlsby", "parallel"]):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            model(input_ids=tokens, use_cache=False)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = model(input_ids=tokens, use_cache=False)[0]
+        for _ in range(2):
+            model(input_ids=prompt, use_cache=False)
+            tokens.copy_(torch.randint(3, 99, (4, 1)))
+            graph.replay()
+            torch.testing.assert_close(output, model(input_ids=tokens, use_cache=False)[0], atol=1e-2, rtol=1e-2)

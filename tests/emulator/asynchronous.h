@@ -108,6 +108,9 @@ inline void store_remote_value(T* pointer, unsigned rank, const T& value, uint64
 inline void store_remote(float4* pointer, unsigned rank, float4 value, uint64_t* place, Here here = Here::now()) {
   store_remote_value(pointer, rank, value, place, here);
 }
+inline void store_remote(uint32_t* pointer, unsigned rank, uint32_t value, uint64_t* place, Here here = Here::now()) {
+  store_remote_value(pointer, rank, value, place, here);
+}
 inline void store_remote(uint2* pointer, unsigned rank, uint2 value, uint64_t* place, Here here = Here::now()) {
   store_remote_value(pointer, rank, value, place, here);
 }

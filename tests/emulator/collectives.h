@@ -14,6 +14,10 @@ namespace emulator {
                  "` failed.");
 }
 
+inline int lane_number() { return machine().current->lane; }
+inline void prefetch(const void* address) { (void)*static_cast<const volatile unsigned char*>(address); }
+inline int warp_number() { return static_cast<int>(machine().current->index.x) / kWarpSize; }
+
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
 inline void check_place(const void* pointer, int bytes) {
@@ -92,6 +96,13 @@ inline void note_write(const void* pointer, unsigned bytes) {
     block.unfenced[unit] = machine().current;
     machine().current->unfenced.push_back(unit);
   }
+}
+
+inline uint32_t shuffle_xor(uint32_t value, int mask) {
+  const auto* slots = machine().exchange(value, "shuffle_xor");
+  uint32_t other;
+  std::memcpy(&other, slots[machine().current->lane ^ mask], sizeof other);
+  return other;
 }
 
 struct StoredRow {

@@ -1,5 +1,5 @@
 // The twin of csrc/ops/cuda_context.h: the CUDA operators on CPU tensors, with the kernels emulated on the host.
-// The device is an H200 (compute capability 9.0) unless ADAPTERX_EMULATED_CAPABILITY says 80 (A100) or 89 (L40).
+// The device is an H200 (compute capability 9.0, 132 multiprocessors) unless ADAPTERX_EMULATED_CAPABILITY says 80 (A100) or 89 (L40).
 #pragma once
 
 #include <ATen/Context.h>
@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <mutex>
 #include <string>
-#include <string_view>
 
 #include "adapter.h"
 #include "fake_cublaslt.h"
@@ -19,16 +18,13 @@
 namespace adapterx::ops {
 
 struct CudaContext {
-  explicit CudaContext(const Tensor&) : one_at_a_time(emulator_mutex()) {
-    const char* refuse = std::getenv("ADAPTERX_EMULATED_EPILOGUES");
-    fake_cublaslt::refuse_epilogues = refuse != nullptr && std::string_view(refuse) == "0";
-  }
+  explicit CudaContext(const Tensor&) : one_at_a_time(emulator_mutex()) {}
 
   static cuda::Device device() {
     const char* wanted = std::getenv("ADAPTERX_EMULATED_CAPABILITY");
     const int capability = wanted == nullptr ? 90 : std::stoi(wanted);
     // Opt-in shared memory of a block: CUDA programming guide, technical specifications per compute capability.
-    return {capability, (capability >= 90 ? 227 : capability == 80 ? 163 : 99) * int64_t{1024}};
+    return {capability, (capability >= 90 ? 227 : capability == 80 ? 163 : 99) * int64_t{1024}, 132};
   }
 
   // Aligned as on a GPU, but not better, and filled with what no kernel may rely on: NaN in every floating type. Of

@@ -7,6 +7,7 @@
 #include "adapter.h"
 #include "cuda_emulator.h"
 #include "fake_cublaslt.h"
+#include "far_tokens.h"
 #include "rowwise.h"
 #include "segment_path.h"
 #include "tile_path.h"
@@ -59,22 +60,36 @@ py::array guarded(const std::vector<py::ssize_t>& shape, const py::dtype& dtype)
   return py::array(dtype, shape, memory->data(), owner);
 }
 
-// The sorted order of `indices`, where there are any: weights have a leading dimension then.
+// A matrix of zeros of any size, of which only the rows that are touched take memory.
+py::array sparse(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
+  auto* memory = new emulator::SparseMemory(static_cast<size_t>(shape.at(0) * shape.at(1) * dtype.itemsize()));
+  const py::capsule owner(memory, [](void* p) { delete static_cast<emulator::SparseMemory*>(p); });
+  return py::array(dtype, shape, memory->data(), owner);
+}
+
+// The sorted order of `indices`, or one tile of the tokens `far`, all of one adapter, where there are any: weights have
+// a leading dimension then.
 struct OptionalSorted {
   emulator::GuardedMemory workspace;
+  std::optional<emulator::FarTokens> far_tokens;
   SortedTokens sorted;
   bool present = false;
 
-  OptionalSorted(const OptionalArray& indices, int64_t num_adapters, int row_tile) {
+  OptionalSorted(const OptionalArray& indices, int64_t num_adapters, int row_tile, const std::vector<int64_t>& far = {},
+                 int64_t num_tokens = 0, int64_t tokens_each = 1) {
+    if (!far.empty()) {
+      present = true;
+      sorted = far_tokens.emplace(far).sorted(num_tokens, row_tile);
+    }
     if (!indices) return;
     present = true;
-    const int64_t tokens = indices->shape(0);
+    const int64_t tokens = indices->shape(0) * tokens_each;
     Arena measure;
     lay_out_tokens(tokens, num_adapters, row_tile, measure);
     workspace = emulator::GuardedMemory(round_up(measure.used(), kWorkspaceAlignment));
     Arena arena(workspace.data());
     sorted = lay_out_tokens(tokens, num_adapters, row_tile, arena);
-    check(sort_tokens(static_cast<const int64_t*>(indices->data()), sorted, nullptr));
+    check(sort_tokens(static_cast<const int64_t*>(indices->data()), sorted, nullptr, tokens_each));
   }
   const SortedTokens* get() const { return present ? &sorted : nullptr; }
 };
@@ -97,11 +112,11 @@ py::array copy_of(const T* data, std::vector<py::ssize_t> shape) {
 }
 
 // The sorted order, both tables as rows (adapter, begin, end), and where each adapter's ranges begin.
-py::tuple sort_tokens_binding(const py::array& indices, int64_t num_adapters, int row_tile) {
-  const OptionalSorted owner(indices, num_adapters, row_tile);
+py::tuple sort_tokens_binding(const py::array& indices, int64_t num_adapters, int row_tile, int64_t tokens_each) {
+  const OptionalSorted owner(indices, num_adapters, row_tile, {}, 0, tokens_each);
   const SortedTokens& sorted = owner.sorted;
   const auto table = [](const Segment* segments, int64_t count) { return copy_of(&segments->adapter, {count, 3}); };
-  return py::make_tuple(copy_of(sorted.tokens, {indices.shape(0)}), table(sorted.tiles, sorted.max_tiles),
+  return py::make_tuple(copy_of(sorted.tokens, {sorted.num_tokens}), table(sorted.tiles, sorted.max_tiles),
                         table(sorted.ranges, sorted.max_ranges), copy_of(sorted.first_range, {num_adapters + 1}));
 }
 
@@ -128,12 +143,14 @@ ForwardTensors forward_tensors(const py::array& hidden_states, const OptionalArr
 void forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
              const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias, py::array output,
              OptionalArray pre_activation, const std::string& activation, double scaling, int row_tile,
-             int cluster_size, const OptionalArray& indices) {
+             int cluster_size, const OptionalArray& indices, const std::vector<int64_t>& far) {
   const Problem problem = make_problem(hidden_states, up_weight, bottleneck_of(down_weight), activation, scaling);
   const ForwardTensors tensors =
       forward_tensors(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, output, pre_activation);
-  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
-  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, tensors, sorted.get(), {row_tile, cluster_size}});
+  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile, far, problem.num_tokens);
+  const Device device = {90, 227 * 1024, 3 * cluster_size};  // so few that persistent kernels walk over several tiles
+  run_path<ForwardTensors>(lay_out_tile, run_tile,
+                           {problem, tensors, sorted.get(), {row_tile, cluster_size}, {}, device});
 }
 
 // On the segment path.
@@ -172,12 +189,14 @@ BackwardTensors backward_tensors(const py::array& grad_output, const OptionalArr
 void backward(const py::array& grad_output, const OptionalArray& hidden_states, const py::array& pre_activation,
               const py::array& down_weight, const py::array& up_weight, std::vector<OptionalArray> gradients,
               const std::string& activation, double scaling, bool add_grad_output, int row_tile, int cluster_size,
-              const OptionalArray& indices) {
+              const OptionalArray& indices, int capability, int multiprocessors, const std::vector<int64_t>& far) {
   const Problem problem = make_problem(grad_output, up_weight, bottleneck_of(down_weight), activation, scaling);
   const BackwardTensors tensors =
       backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
-  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile);
-  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, tensors, sorted.get(), {row_tile, cluster_size}});
+  const OptionalSorted sorted(indices, down_weight.shape(0), row_tile, far, problem.num_tokens);
+  const Device device = {capability, 227 * 1024, multiprocessors};
+  run_path<BackwardTensors>(lay_out_tile, run_tile,
+                            {problem, tensors, sorted.get(), {row_tile, cluster_size}, {}, device});
 }
 
 void segments_backward(const py::array& grad_output, const OptionalArray& hidden_states,
@@ -198,10 +217,10 @@ const char* name_of(Path path) { return path == Path::tile ? "tile" : path == Pa
 // Returns the path; raises ValueError with the refusal.
 template <class Tensors>
 std::string through_the_door(const Problem& problem, const Tensors& tensors, const OptionalArray& indices,
-                             int64_t num_adapters, const std::string& pin) {
+                             const OptionalArray& sorted, int64_t num_adapters, const std::string& pin) {
   AdapterIndices picked;
-  if (indices) picked = {static_cast<const int64_t*>(indices->data()), num_adapters};
-  const Plan plan = cuda::plan(problem, tensors, picked, {90, 227 * 1024}, pin);
+  if (indices) picked = {static_cast<const int64_t*>(indices->data()), num_adapters, in(sorted)};
+  const Plan plan = cuda::plan(problem, tensors, picked, {90, 227 * 1024, 132}, pin);
   if (!plan.refusal.empty()) throw py::value_error(plan.refusal);
   // The workspace begins at a multiple of 256 bytes, and the fake cuBLASLt does not touch its own part.
   const emulator::GuardedMemory workspace(static_cast<size_t>(round_up(plan.workspace, kWorkspaceAlignment)));
@@ -212,29 +231,42 @@ std::string through_the_door(const Problem& problem, const Tensors& tensors, con
 std::string door_forward(const py::array& hidden_states, const OptionalArray& residual, const py::array& down_weight,
                          const OptionalArray& down_bias, const py::array& up_weight, const OptionalArray& up_bias,
                          py::array output, OptionalArray pre_activation, const std::string& activation, double scaling,
-                         const OptionalArray& indices, const std::string& pin) {
+                         const OptionalArray& indices, const OptionalArray& sorted, const std::string& pin) {
   const Problem problem = make_problem(hidden_states, up_weight, bottleneck_of(down_weight), activation, scaling);
   const ForwardTensors tensors =
       forward_tensors(hidden_states, residual, down_weight, down_bias, up_weight, up_bias, output, pre_activation);
-  return through_the_door(problem, tensors, indices, down_weight.shape(0), pin);
+  return through_the_door(problem, tensors, indices, sorted, down_weight.shape(0), pin);
 }
 
 std::string door_backward(const py::array& grad_output, const OptionalArray& hidden_states,
                           const py::array& pre_activation, const py::array& down_weight, const py::array& up_weight,
                           std::vector<OptionalArray> gradients, const std::string& activation, double scaling,
-                          bool add_grad_output, const OptionalArray& indices, const std::string& pin) {
+                          bool add_grad_output, const OptionalArray& indices, const OptionalArray& sorted,
+                          const std::string& pin) {
   Problem problem = make_problem(grad_output, up_weight, bottleneck_of(down_weight), activation, scaling);
   problem.input_size = down_weight.shape(down_weight.ndim() - 1);
   const BackwardTensors tensors =
       backward_tensors(grad_output, hidden_states, pre_activation, down_weight, up_weight, gradients, add_grad_output);
-  return through_the_door(problem, tensors, indices, down_weight.shape(0), pin);
+  return through_the_door(problem, tensors, indices, sorted, down_weight.shape(0), pin);
+}
+
+// What a sort leaves for calls through the door, in memory of exactly the size that the door asks for.
+py::array door_sort(const py::array& indices, int64_t num_adapters) {
+  const int64_t tokens = indices.shape(0);
+  const int64_t bytes = round_up(cuda::sorted_bytes(tokens, num_adapters), kWorkspaceAlignment);
+  py::array sorted = guarded({bytes}, py::dtype("uint8"));
+  const emulator::GuardedMemory workspace(
+      static_cast<size_t>(round_up(cuda::sort_workspace(tokens, num_adapters), kWorkspaceAlignment)));
+  check(cuda::sort({static_cast<const int64_t*>(indices.data()), num_adapters}, tokens, sorted.mutable_data(),
+                   workspace.data(), nullptr));
+  return sorted;
 }
 
 // What the door says to a problem of these sizes, without tensors: (workspace bytes, refusal).
 py::tuple door_plan(int64_t num_tokens, int64_t size, int64_t bottleneck_dim, int64_t num_adapters,
                     const std::string& pin) {
   const Problem problem = {ScalarType::bfloat16, Activation::gelu, 1.0, num_tokens, size, size, bottleneck_dim};
-  const Plan plan = cuda::plan(problem, ForwardTensors(), {nullptr, num_adapters}, {90, 227 * 1024}, pin);
+  const Plan plan = cuda::plan(problem, ForwardTensors(), {nullptr, num_adapters}, {90, 227 * 1024, 132}, pin);
   return py::make_tuple(plan.workspace, plan.refusal);
 }
 
@@ -275,7 +307,7 @@ py::tuple plan_tile_binding(const std::string& dtype, int64_t tokens, int64_t hi
   const Problem problem = {type, Activation::gelu, 1.0, tokens, hidden_size, hidden_size, bottleneck_dim};
   const Device device = {capability, shared_memory};
   const Direction direction = name == "backward" ? Direction::backward : Direction::forward;
-  const TileShape tile = plan_tile(problem, device, direction, num_adapters);
+  const TileShape tile = plan_tile(problem, device, direction, num_adapters, true);
   return py::make_tuple(tile.row_tile, tile.cluster_size, tile.row_tile == 0 ? 0 : tile_shared_memory(problem, tile));
 }
 
@@ -310,9 +342,11 @@ py::dict take_counters() {
 PYBIND11_MODULE(adapterx_emulator, m) {
   py::register_exception<emulator::Error>(m, "EmulatorError", PyExc_RuntimeError);
   m.def("guarded", &guarded, py::arg("shape"), py::arg("dtype"));
+  m.def("sparse", &sparse, py::arg("shape"), py::arg("dtype"));
   m.def("configure", &configure, py::arg("order") = "forward", py::arg("eager_copies") = false, py::arg("seed") = 1,
         py::arg("guard") = "end", py::arg("greedy_blocks") = false);
   m.def("take_counters", &take_counters);
+  m.def("plant_refusal", [](const std::string& name) { fake_cublaslt::refusal = fake_cublaslt::refusal_named(name); });
   m.def("half_bits", py::vectorize(&emulator::half_bits));
   m.def("half_float", py::vectorize(&emulator::half_float));
   m.def("bfloat16_bits", py::vectorize(&emulator::bfloat16_bits));
@@ -320,25 +354,29 @@ PYBIND11_MODULE(adapterx_emulator, m) {
   m.def("forward", &forward, array("hidden_states"), array("residual"), array("down_weight"), array("down_bias"),
         array("up_weight"), array("up_bias"), array("output"), array("pre_activation"), py::kw_only(),
         py::arg("activation"), py::arg("scaling"), py::arg("row_tile"), py::arg("cluster_size"),
-        py::arg("indices") = py::none());
+        py::arg("indices") = py::none(), py::arg("far") = std::vector<int64_t>());
   m.def("sort_tokens", &sort_tokens_binding, array("indices"), py::kw_only(), py::arg("num_adapters"),
-        py::arg("row_tile"));
+        py::arg("row_tile"), py::arg("tokens_each") = 1);
   m.def("segments_forward", &segments_forward, array("hidden_states"), array("residual"), array("down_weight"),
         array("down_bias"), array("up_weight"), array("up_bias"), array("output"), array("pre_activation"),
         py::kw_only(), py::arg("activation"), py::arg("scaling"), array("indices"),
         py::arg("row_tile") = kSegmentRowTile);
   m.def("door_forward", &door_forward, array("hidden_states"), array("residual"), array("down_weight"),
         array("down_bias"), array("up_weight"), array("up_bias"), array("output"), array("pre_activation"),
-        py::kw_only(), py::arg("activation"), py::arg("scaling"), py::arg("indices") = py::none(), py::arg("pin") = "");
+        py::kw_only(), py::arg("activation"), py::arg("scaling"), py::arg("indices") = py::none(),
+        py::arg("sorted") = py::none(), py::arg("pin") = "");
+  m.def("door_sort", &door_sort, array("indices"), py::kw_only(), py::arg("num_adapters"));
   m.def("door_backward", &door_backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
-        py::arg("scaling"), py::arg("add_grad_output"), py::arg("indices") = py::none(), py::arg("pin") = "");
+        py::arg("scaling"), py::arg("add_grad_output"), py::arg("indices") = py::none(), py::arg("sorted") = py::none(),
+        py::arg("pin") = "");
   m.def("door_plan", &door_plan, py::kw_only(), py::arg("num_tokens"), py::arg("size"), py::arg("bottleneck_dim"),
         py::arg("num_adapters") = 0, py::arg("pin") = "");
   m.def("backward", &backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), py::arg("row_tile"), py::arg("cluster_size"),
-        py::arg("indices") = py::none());
+        py::arg("indices") = py::none(), py::arg("capability") = 90, py::arg("multiprocessors") = 132,
+        py::arg("far") = std::vector<int64_t>());
   m.def("segments_backward", &segments_backward, array("grad_output"), array("hidden_states"), array("pre_activation"),
         array("down_weight"), array("up_weight"), py::arg("gradients"), py::kw_only(), py::arg("activation"),
         py::arg("scaling"), py::arg("add_grad_output"), array("indices"), py::arg("row_tile") = kSegmentRowTile);

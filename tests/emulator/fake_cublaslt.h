@@ -1,8 +1,10 @@
 // The part of cuBLASLt that csrc/kernels/cuda/cublas_product.cpp calls, on the host, written from its documentation
 // (cuBLAS Library, chapter 3): column-major products with epilogues. It is strict: sizes, leading dimensions, promised
-// alignments, overlaps and the rules of each epilogue are checked, and what breaks one throws.
+// alignments (the bias and the auxiliary matrix are held to that of D), overlaps and the rules of each epilogue are
+// checked, and what breaks one throws. Sums are rounded as on a GPU, in an order that depends on the strides.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -15,6 +17,7 @@
 enum cublasStatus_t {
   CUBLAS_STATUS_SUCCESS = 0,
   CUBLAS_STATUS_INVALID_VALUE = 7,
+  CUBLAS_STATUS_ARCH_MISMATCH = 8,
   CUBLAS_STATUS_NOT_SUPPORTED = 15,
 };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16F = 2, CUDA_R_16BF = 14 };
@@ -48,8 +51,24 @@ inline constexpr uint32_t CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2;
 
 namespace fake_cublaslt {
 
-// Tests set this: no algorithm is found for any epilogue but the default one.
-inline bool refuse_epilogues = false;
+// Tests plant what a device might not serve.
+enum class Refusal {
+  none,
+  epilogues,  // any but the default one
+  alignment,  // whatever promises more than the alignment of an element
+  workspace,  // whatever may use one
+  products,   // everything
+  launches,   // everything, though an algorithm is found
+};
+inline Refusal refusal = Refusal::none;
+
+inline Refusal refusal_named(const std::string& name) {
+  const char* names[] = {"none", "epilogues", "alignment", "workspace", "products", "launches"};
+  for (int i = 0; i < 6; ++i) {
+    if (name == names[i]) return static_cast<Refusal>(i);
+  }
+  throw std::runtime_error("fake cuBLASLt: no refusal has the name " + name);
+}
 
 [[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error("fake cuBLASLt: " + message); }
 inline void require(bool condition, const char* message) {
@@ -126,6 +145,19 @@ inline bool overlap(const void* x, const Layout& a, const void* y, const Layout&
   const auto bytes = [](const Layout& m) { return ((m.columns - 1) * m.ld + m.rows) * size_of(m.type); };
   const auto *p = static_cast<const char*>(x), *q = static_cast<const char*>(y);
   return p < q + bytes(b) && q < p + bytes(a);
+}
+
+// Whether the planted refusal meets a product.
+inline bool refused(const Description& o, const Preference& preference, const Layout& d) {
+  switch (refusal) {
+    case Refusal::epilogues: return o.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
+    case Refusal::alignment:
+      return std::any_of(preference.alignment, preference.alignment + 4,
+                         [&](uint32_t bytes) { return bytes > size_of(d.type); });
+    case Refusal::workspace: return preference.workspace > 0;
+    case Refusal::products: return true;
+    default: return false;
+  }
 }
 
 // The rules of an epilogue that its pointers must obey.
@@ -234,22 +266,27 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cu
               (o->scale == CUDA_R_64F) == (d->type == CUDA_R_64F),
           "the compute and scale types do not fit");
   check_epilogue(*o, *d);
-  *count = o->epilogue != CUBLASLT_EPILOGUE_DEFAULT && refuse_epilogues ? 0 : 1;
+  *count = refused(*o, *preference, *d) ? 0 : 1;
   results[0].algo = {*preference, *count == 1};
   return *count == 1 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 namespace fake_cublaslt {
 
-inline void check_pointers(const cublasLtMatmulAlgo_t& algo, const void* a, const Layout& la, const void* b,
-                           const Layout& lb, const void* c, const Layout& lc, const void* d, const Layout& ld,
-                           const void* workspace, size_t bytes) {
+inline void check_pointers(const cublasLtMatmulAlgo_t& algo, const Description& o, const void* a, const Layout& la,
+                           const void* b, const Layout& lb, const void* c, const Layout& lc, const void* d,
+                           const Layout& ld, const void* workspace, size_t bytes) {
   require(algo.found, "the algorithm was not found");
   const void* pointers[] = {a, b, c, d};
   for (int i = 0; i < 4; ++i) {
     require(reinterpret_cast<uintptr_t>(pointers[i]) % algo.promised.alignment[i] == 0,
             "a matrix is less aligned than promised");
   }
+  const auto aligned = [&](const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % algo.promised.alignment[3] == 0;
+  };
+  require(!has_bias(o.epilogue) || aligned(o.bias), "the bias is less aligned than promised for D");
+  require(!has_aux(o.epilogue) || aligned(o.aux), "the auxiliary matrix is less aligned than promised for D");
   require(bytes >= algo.promised.workspace && reinterpret_cast<uintptr_t>(workspace) % 256 == 0 &&
               (bytes == 0 || workspace != nullptr),
           "the workspace is too small or not aligned to 256 bytes");
@@ -257,14 +294,27 @@ inline void check_pointers(const cublasLtMatmulAlgo_t& algo, const void* a, cons
   require(!overlap(c, lc, d, ld) || (c == d && lc.ld == ld.ld), "C overlaps D and is not D");
 }
 
+// Rounded at every step. `backwards`: as another kernel would add.
+template <typename Scale>
+Scale sum_of_products(const Operand& a, const Operand& b, int64_t row, int64_t column, bool backwards) {
+  constexpr int kParts = 8;
+  const int64_t terms = a.columns();
+  Scale parts[kParts] = {}, sum = 0;
+  for (int64_t i = 0; i < terms; ++i) {
+    const int64_t k = backwards ? terms - 1 - i : i;
+    parts[i % kParts] += static_cast<Scale>(a.at(row, k) * b.at(k, column));
+  }
+  for (const Scale part : parts) sum += part;
+  return sum;
+}
+
 template <typename Scale>
 void run(const Description& o, Scale alpha, const Operand& a, const Operand& b, Scale beta, const void* c,
          const Layout& lc, void* d, const Layout& ld) {
+  const bool tight = a.layout.ld == a.layout.rows && b.layout.ld == b.layout.rows;
   for (int64_t column = 0; column < ld.columns; ++column) {
     for (int64_t row = 0; row < ld.rows; ++row) {
-      double sum = 0;
-      for (int64_t k = 0; k < a.columns(); ++k) sum += a.at(row, k) * b.at(k, column);
-      double value = alpha * sum;
+      double value = alpha * sum_of_products<Scale>(a, b, row, column, !tight);
       if (beta != Scale(0)) value += beta * load(c, lc.type, column * lc.ld + row);  // C is not read where beta is 0
       if (has_bias(o.epilogue)) value += load(o.bias, ld.type, row);
       if (has_aux(o.epilogue)) store(o.aux, ld.type, column * o.aux_ld + row, value);
@@ -282,7 +332,8 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t o, c
                                      cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t* algo, void* workspace,
                                      size_t workspace_bytes, cudaStream_t) {
   using namespace fake_cublaslt;
-  check_pointers(*algo, a, *la, b, *lb, c, *lc, d, *ld, workspace, workspace_bytes);
+  check_pointers(*algo, *o, a, *la, b, *lb, c, *lc, d, *ld, workspace, workspace_bytes);
+  if (refusal == Refusal::launches) return CUBLAS_STATUS_NOT_SUPPORTED;
   const bool tf32 = o->compute == CUBLAS_COMPUTE_32F_FAST_TF32;
   const Operand first{a, *la, o->transa == CUBLAS_OP_T, tf32}, second{b, *lb, o->transb == CUBLAS_OP_T, tf32};
   if (o->scale == CUDA_R_64F) {

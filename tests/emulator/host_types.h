@@ -33,6 +33,7 @@ struct dim3 {
 };
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 // Device code calls these without a namespace.
 using std::max;

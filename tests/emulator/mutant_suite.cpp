@@ -6,7 +6,6 @@
 #include "rowwise.h"
 
 namespace suite {
-namespace {
 
 void test_forward(const Case& c, bool separate_residual, bool has_residual) {
   const size_t t = c.tokens, d = c.columns, m = c.m;
@@ -20,25 +19,24 @@ void test_forward(const Case& c, bool separate_residual, bool has_residual) {
   for (size_t i = 0; i < t * d; ++i) {
     exact[i] = kScaling * (exact[i] + bu[i % d]) + (has_residual ? (separate_residual ? r[i] : h[i]) : 0.0);
   }
-  const Tensor th(h), tr(r), twd(wd), twu(wu), tbd(bd), tbu(bu);
+  const Tensor th = c.strided(h), tr = c.strided(r), twd(wd), twu(wu), tbd(bd), tbu(bu);
   on_every_schedule(
       c.name,
       [&](bool check) {
         const Tensor output(t * d), pre_activation(t * m);
-        ForwardTensors tensors = {th.bits(),     static_cast<int64_t>(d),
-                                  nullptr,       static_cast<int64_t>(d),
+        ForwardTensors tensors = {th.bits(),     static_cast<int64_t>(c.stride()),
+                                  nullptr,       static_cast<int64_t>(c.stride()),
                                   twd.bits(),    tbd.bits(),
                                   twu.bits(),    tbu.bits(),
                                   output.bits(), pre_activation.bits()};
         if (has_residual) tensors.residual = separate_residual ? tr.bits() : th.bits();
-        run_path<ForwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
+        run_path<ForwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile, {}, c.device});
         if (check) require_close(output.values(), exact, c.name), require_close(pre_activation.values(), u, c.name);
         return std::vector{output.copy(), pre_activation.copy()};
       },
       c.tile.cluster_size);
 }
 
-// wanted: a bit for grad_input, grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias.
 void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
   const size_t t = c.tokens, d = c.columns, m = c.m;
   const Values dy = normal(t * d, 1, 1), h = normal(t * d, 1, 2), u = normal(t * m, 1, 3);
@@ -50,7 +48,7 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
   for (size_t i = 0; i < t * m; ++i) dbd[i % m] += du[i];
   for (double& x : dwu) x *= kScaling;
   const Values exact[] = {dh, matmul(du, h, m, t, d, true, false), dbd, dwu, dbu};
-  const Tensor tdy(dy), th(h), tu(u), twd(wd), twu(wu);
+  const Tensor tdy = c.strided(dy), th = c.strided(h), tu(u), twd(wd), twu(wu);
   on_every_schedule(
       c.name,
       [&](bool check) {
@@ -60,11 +58,11 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
           results.emplace_back(exact[i].size());
           pointers[i] = wanted >> i & 1 ? results.back().bits() : nullptr;
         }
-        const auto stride = static_cast<int64_t>(d);
+        const auto stride = static_cast<int64_t>(c.stride());
         const BackwardTensors tensors = {tdy.bits(),  stride,      th.bits(),       stride,      tu.bits(),
                                          twd.bits(),  twu.bits(),  add_grad_output, pointers[0], pointers[1],
                                          pointers[2], pointers[3], pointers[4]};
-        run_path<BackwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile});
+        run_path<BackwardTensors>(lay_out_tile, run_tile, {problem_of(c), tensors, nullptr, c.tile, {}, c.device});
         std::vector<std::vector<uint16_t>> bits;
         for (int i = 0; i < 5; ++i) {
           if (check && pointers[i]) require_close(results[i].values(), exact[i], c.name);
@@ -75,11 +73,13 @@ void test_backward(const Case& c, bool add_grad_output, unsigned wanted) {
       c.tile.cluster_size);
 }
 
+namespace {
+
 constexpr double kBig = 32768;  // kBig^2 + 1 == kBig^2 in fp32: a sum of such terms shows its order
 
-// Three blocks contribute 2^30, -2^30 and 1 to a pre-activation: in rank order the sum is 1, in other orders 0.
+// Blocks contribute 2^30, -2^30, 1 and 0 to a pre-activation: in rank order the sum is 1, in other orders 0.
 void test_order_of_blocks() {
-  const size_t d = 3 * 64;
+  const size_t d = 4 * 64;
   Values h(d), wd(d), wu(d);
   h[0] = h[64] = kBig, h[128] = 1;
   wd[0] = kBig, wd[64] = -kBig, wd[128] = 1;
@@ -89,12 +89,35 @@ void test_order_of_blocks() {
   tensors.down_weight = twd.bits(), tensors.up_weight = twu.bits();
   tensors.output = output.bits(), tensors.pre_activation = pre_activation.bits();
   const Problem problem = problem_of({1, d, 1, {}, ""});
-  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {16, 3}});
+  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {16, 4}});
   require(pre_activation.values()[0] == 1.0, "order of the sum over blocks");
 }
 
+// A row of infinities beside a padded bottleneck, whose columns are zero; and infinite weights behind a relu that is off.
+void test_infinities(const TileShape& tile) {
+  const size_t t = 20, d = 40, m = 27;
+  Values h(t * d, 1.0), u(t * m, -1.0), wu(d * m, 1.0);
+  std::fill_n(h.begin() + 3 * d, d, INFINITY);
+  const Tensor th(h), ones(Values(m * d, 1.0)), output(t * d), tu(u), infinite(Values(d * m, INFINITY));
+  Problem problem = problem_of({t, d, m, tile, ""});
+  problem.activation = Activation::identity;
+  ForwardTensors forward;
+  forward.hidden_states = th.bits(), forward.hidden_states_stride = static_cast<int64_t>(d);
+  forward.down_weight = forward.up_weight = ones.bits(), forward.output = output.bits();
+  run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, forward, nullptr, tile});
+  const Values values = output.values();
+  for (size_t i = 0; i < t * d; ++i) require(std::isinf(values[i]) == (i / d == 3), "infinities of one token");
+  BackwardTensors backward;
+  backward.grad_output = ones.bits(), backward.grad_output_stride = 0;
+  backward.pre_activation = tu.bits(), backward.down_weight = ones.bits(), backward.up_weight = infinite.bits();
+  backward.grad_input = output.bits();
+  problem.activation = Activation::relu;
+  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, nullptr, tile});
+  for (const double value : output.values()) require(value == 0, "a relu that is off");
+}
+
 // Three ranges of tokens contribute 2^30, -2^30 and 1 to a weight gradient.
-void test_order_of_ranges() {
+void test_order_of_ranges(const Device& device) {
   const size_t t = 3 * 256, d = 8, m = 8;
   Values dy(t * d), u(t * m);
   dy[0] = kBig, u[0] = kBig, dy[300 * d] = -kBig, u[300 * m] = kBig, dy[700 * d] = 1, u[700 * m] = 1;
@@ -104,7 +127,7 @@ void test_order_of_ranges() {
   tensors.pre_activation = tu.bits(), tensors.grad_up_weight = gradient.bits();
   Problem problem = problem_of({t, d, m, {}, ""});
   problem.activation = Activation::identity, problem.scaling = 1;
-  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {64, 1}});
+  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, tensors, nullptr, {64, 1}, {}, device});
   require(gradient.values()[0] == 1.0, "order of the sum over token ranges");
 }
 
@@ -189,15 +212,22 @@ void run_all() {
   test_forward({17, 327, 27, {16, 1}, "forward, one narrow block, unaligned"}, false, true);
   test_forward({70, 200, 24, {64, 1}, "forward, one wide block"}, false, false);
   test_forward({20, 712, 32, {16, 2}, "forward, narrow cluster"}, false, false);
-  test_forward({65, 488, 24, {64, 3}, "forward, wide cluster, separate residual"}, true, true);
+  test_forward({65, 488, 24, {64, 4}, "forward, wide cluster, separate residual"}, true, true);
   test_forward({1, 72, 8, {16, 8}, "forward, blocks without columns"}, false, false);
+  test_forward({3, 587, 27, {16, 1}, "forward, narrow, more chunks than stages"}, false, true);
+  test_forward({3, 291, 32, {64, 1}, "forward, wide, more chunks than stages"}, true, true);
+  test_forward({4, 640, 32, {16, 1}, "forward, narrow, whole chunks"}, false, false);
   test_order_of_blocks();
+  for (const TileShape& tile : {TileShape{16, 1}, {64, 1}, {16, 2}}) test_infinities(tile);
   test_backward({20, 712, 32, {16, 2}, "backward, narrow cluster"}, false, 31);
   test_backward({600, 40, 24, {64, 1}, "backward, several ranges"}, true, 31);
   test_backward({33, 171, 27, {64, 2}, "backward, unaligned wide cluster"}, false, 31);
   test_backward({18, 40, 8, {16, 1}, "backward, up gradients only"}, false, 24);
   test_backward({18, 40, 8, {16, 1}, "backward, down bias only"}, false, 4);
-  test_order_of_ranges();
+  test_order_of_ranges({});
+  test_order_of_ranges(kStreaming);
+  test_backward({65, 264, 24, {16, 1}, "streamed weight gradients", kStreaming}, false, 0b11110);
+  test_backward({260, 8, 24, {16, 1}, "streamed weight gradients in a cluster", kStreaming}, false, 0b11110);
 }
 
 }  // namespace
@@ -210,6 +240,9 @@ int main() {
       suite::run_all();
       suite::run_grouped();
     }
+    emulator::guarded_edge = emulator::Edge::end;
+    suite::run_edges();
+    suite::run_resident_kernel();
   } catch (const std::exception& error) {
     std::printf("caught: %s\n", error.what());
     return 1;

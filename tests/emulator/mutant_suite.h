@@ -93,7 +93,21 @@ struct Case {
   size_t tokens, columns, m;
   TileShape tile;
   const char* name;
+  Device device = {};
+  size_t row_padding = 0;  // elements between the end of a row of the tokens' matrices and the next one
+
+  size_t stride() const { return columns + row_padding; }
+  // `rows`, laid out by the stride; the padding holds NaN, that of the last row too: memory that ends at its guard page
+  // begins as aligned as its size is.
+  Tensor strided(const Values& rows) const {
+    Values padded(tokens * stride(), std::nan(""));
+    for (size_t i = 0; i < rows.size(); ++i) padded[i / columns * stride() + i % columns] = rows[i];
+    return Tensor(padded);
+  }
 };
+
+// With bulk copies, and few blocks at once.
+inline constexpr Device kStreaming = {90, emulator::kMaxSharedMemory, 8};
 
 // Runs one path on its own, with a workspace of exactly the size that it measures.
 template <class Tensors>
@@ -128,6 +142,19 @@ void on_every_schedule(const char* name, const Body& body, int cluster_size = 1)
   }
 }
 
-void run_grouped();  // mutant_suite_grouped.cpp
+// One problem on the tile path against float64, on every schedule; mutant_suite.cpp. wanted: a bit for grad_input,
+// grad_down_weight, grad_down_bias, grad_up_weight, grad_up_bias.
+void test_forward(const Case& c, bool separate_residual, bool has_residual);
+void test_backward(const Case& c, bool add_grad_output, unsigned wanted);
+
+// Tokens that picked one of several adapters or none, token by token against the adapters alone; for a resident tile the
+// input itself is the residual. mutant_suite_grouped.cpp.
+void test_grouped(size_t bottleneck_dim, const TileShape& tile, const Device& device);
+// The tokens of one tile far apart and as neighbours: the same bits. mutant_suite_edges.cpp.
+void test_far_tokens(const TileShape& tile, const Device& device);
+
+void run_grouped();          // mutant_suite_grouped.cpp
+void run_edges();            // mutant_suite_edges.cpp
+void run_resident_kernel();  // mutant_suite_resident.cpp
 
 }  // namespace suite

@@ -5,20 +5,22 @@
 namespace suite {
 namespace {
 
-// The sorted order of `indices`.
+// The sorted order of the tokens, `each` for an index.
 struct Sorted {
   emulator::GuardedMemory indices, workspace;
   SortedTokens tokens;
 
-  Sorted(const std::vector<int64_t>& values, size_t adapters, int32_t row_tile) : indices(values.size() * 8) {
+  Sorted(const std::vector<int64_t>& values, size_t adapters, int32_t row_tile, int64_t each = 1)
+      : indices(values.size() * 8) {
     std::memcpy(indices.data(), values.data(), indices.size());
-    const auto count = static_cast<int64_t>(values.size());
+    const int64_t count = static_cast<int64_t>(values.size()) * each;
     Arena measure;
     lay_out_tokens(count, adapters, row_tile, measure);
     workspace = emulator::GuardedMemory(round_up(measure.used(), kWorkspaceAlignment));
     Arena arena(workspace.data());
     tokens = lay_out_tokens(count, adapters, row_tile, arena);
-    require(sort_tokens(reinterpret_cast<const int64_t*>(indices.data()), tokens, nullptr) == cudaSuccess, "launch");
+    require(sort_tokens(reinterpret_cast<const int64_t*>(indices.data()), tokens, nullptr, each) == cudaSuccess,
+            "launch");
   }
 };
 
@@ -30,16 +32,16 @@ void require_segments(const Segment*& next, int adapter, int begin, int count, i
   }
 }
 
-void test_sort(size_t tokens, int adapters, int row_tile) {
+void test_sort(size_t count, int adapters, int row_tile, size_t each = 1) {
   std::vector<int64_t> indices;
-  for (size_t i = 0; i < tokens; ++i) indices.push_back(static_cast<int64_t>(i * i % 1009 % (adapters + 1)) - 1);
-  const Sorted sorted(indices, adapters, row_tile);
+  for (size_t i = 0; i < count; ++i) indices.push_back(static_cast<int64_t>(i * i % 1009 % (adapters + 1)) - 1);
+  const Sorted sorted(indices, adapters, row_tile, static_cast<int64_t>(each));
   const Segment *tile = sorted.tokens.tiles, *range = sorted.tokens.ranges;
   int place = 0;
   for (int adapter = 0; adapter <= adapters; ++adapter) {
     const int begin = place;
-    for (size_t i = 0; i < tokens; ++i) {
-      if (indices[i] != (adapter == adapters ? -1 : adapter)) continue;
+    for (size_t i = 0; i < count * each; ++i) {
+      if (indices[i / each] != (adapter == adapters ? -1 : adapter)) continue;
       require(sorted.tokens.tokens[place++] == static_cast<int64_t>(i), "sort, order");
     }
     require(sorted.tokens.first_range[adapter] == range - sorted.tokens.ranges, "sort, first ranges");
@@ -57,14 +59,18 @@ void test_sort(size_t tokens, int adapters, int row_tile) {
 // Tokens picked one of three adapters or none; one adapter is used by nobody. Each token's results and each adapter's
 // gradients must have the bits that the adapter gives alone.
 struct GroupedCase {
-  static constexpr size_t t = 300, d = 40, m = 8, adapters = 4;
-  const TileShape tile = {64, 2};
+  static constexpr size_t t = 300, d = 40, adapters = 4;
+  const size_t m;
+  const TileShape tile;
+  const Device device;
   Values h = normal(t * d, 1, 1), r = normal(t * d, 1, 7), u = normal(t * m, 1, 2),
          wd = normal(adapters * m * d, 0.2, 3);
   Values wu = normal(adapters * d * m, 0.3, 4), bd = normal(adapters * m, 0.5, 5), bu = normal(adapters * d, 0.5, 6);
   std::vector<int64_t> indices;
 
-  GroupedCase() {
+  GroupedCase(size_t bottleneck_dim, const TileShape& shape, const Device& on)
+      : m(bottleneck_dim), tile(shape), device(on) {
+    if (tile.row_tile == kResidentRowTile) r = h;
     for (size_t i = 0; i < t; ++i) indices.push_back(static_cast<int64_t>(i * i % 7 % 4) - 1);
   }
 
@@ -90,19 +96,22 @@ struct GroupedCase {
     const Tensor th(h), tr(r), tu(u), twd(wd), twu(wu), tbd(bd), tbu(bu), output(h.size()), pre_activation(u.size());
     const Tensor dh(h.size()), dwd(wd.size()), dbd(bd.size()), dwu(wu.size()), dbu(bu.size());
     const auto stride = static_cast<int64_t>(width);
-    const ForwardTensors forward = {th.bits(),  stride,     tr.bits(),  stride,        twd.bits(),
-                                    tbd.bits(), twu.bits(), tbu.bits(), output.bits(), pre_activation.bits()};
-    run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, forward, sorted, tile});
+    const Tensor& residual = tile.row_tile == kResidentRowTile ? th : tr;
+    const ForwardTensors forward = {th.bits(),  stride,     residual.bits(), stride,        twd.bits(),
+                                    tbd.bits(), twu.bits(), tbu.bits(),      output.bits(), pre_activation.bits()};
+    run_path<ForwardTensors>(lay_out_tile, run_tile, {problem, forward, sorted, tile, {}, device});
     const BackwardTensors backward = {th.bits(), stride,    th.bits(),  stride,     tu.bits(),  twd.bits(), twu.bits(),
                                       true,      dh.bits(), dwd.bits(), dbd.bits(), dwu.bits(), dbu.bits()};
-    run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, sorted, tile});
+    run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, sorted, tile, {}, device});
     return {output.values(), pre_activation.values(), dh.values(), dwd.values(), dbd.values(), dwu.values(),
             dbu.values()};
   }
 };
 
-void test_grouped() {
-  const GroupedCase c;
+}  // namespace
+
+void test_grouped(size_t bottleneck_dim, const TileShape& tile, const Device& device) {
+  const GroupedCase c(bottleneck_dim, tile, device);
   const Sorted sorted(c.indices, c.adapters, c.tile.row_tile);
   const std::vector<Values> all = c.run(c.h, c.r, c.u, c.wd, c.wu, c.bd, c.bu, &sorted.tokens);
   for (int64_t adapter = 0; adapter < static_cast<int64_t>(c.adapters); ++adapter) {
@@ -125,6 +134,8 @@ void test_grouped() {
   }
   require(failed, "grouped, index out of range");
 }
+
+namespace {
 
 // A problem for the segment path and its float64 results, one token after the other.
 struct SegmentCase {
@@ -262,10 +273,14 @@ void run_grouped() {
   for (int schedule = 0; schedule < 6; ++schedule) {
     emulator::machine().options = {static_cast<emulator::Order>(schedule % 3), schedule >= 3, 7u + schedule};
     test_sort(200, 3, 16);
+    test_sort(60, 4, 32, 7);
+    test_sort(50, 300, 64, 3);
+    test_sort(300, 5, 32, 2);
     test_sort(1300, 3, 64);
     test_sort(600, 300, 16);
     test_sort(1300, 100, 64);
-    test_grouped();
+    test_grouped(8, {64, 2}, kStreaming);
+    test_grouped(32, {64, 2}, kStreaming);  // no padding
   }
   test_segments({90, 70, 41, 9, 3, kFloat, 3, "segments, unaligned, two windows of input_size"}, true, false);
   test_segments({70, 40, 40, 8, 5, kFloat, 0, "segments, aligned, grad_output added"}, false, true);

@@ -26,12 +26,15 @@ SOURCES = (
     "tile_plan.cu",
     "forward.cu",
     "backward.cu",
+    "resident.cu",
     "rowwise.cu",
     "sort_tokens.cu",
     "segments.cu",
     "partial_sums.cu",
+    "weight_gradient.cu",
+    "resident.cu",
 )
-SUITE = ("mutant_suite.cpp", "mutant_suite_grouped.cpp")
+SUITE = ("mutant_suite.cpp", "mutant_suite_grouped.cpp", "mutant_suite_edges.cpp", "mutant_suite_resident.cpp")
 TIME_LIMIT = 120  # seconds; the suite takes a few
 # The kernels are compiled without optimisation and with a precompiled emulator: a mutant is compiled once and run once,
 # and mostly ends early. The suite is optimised and comes first in the link, so that its copies of the emulator's inline
@@ -41,18 +44,27 @@ FLAGS = ["-std=c++17", "-DADAPTERX_EMULATE", "-w", "-fno-strict-aliasing", *TRAP
 
 # Which objects a file goes into. Everything else of an unpatched build is shared by all mutants.
 USERS = {
-    "tile.cuh": ("forward.cu", "backward.cu", "segments.cu"),
-    "bottleneck_tile.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
-    "bottleneck_middle.cuh": ("forward.cu", "backward.cu"),
-    "tile_kernels.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
-    "weight_gradient.cuh": ("backward.cu",),
-    "activation.cuh": ("rowwise.cu", "forward.cu", "backward.cu", "segments.cu"),
+    "tile.cuh": ("forward.cu", "backward.cu", "segments.cu", "weight_gradient.cu", "resident.cu"),
+    "bottleneck_layout.cuh": ("forward.cu", "backward.cu", "tile_plan.cu"),
+    "bottleneck_copy.cuh": ("forward.cu", "backward.cu"),
+    "bottleneck_exchange.cuh": ("forward.cu", "backward.cu"),
+    "bottleneck_tile.cuh": ("forward.cu", "backward.cu"),
+    "bottleneck_middle.cuh": ("forward.cu", "backward.cu", "weight_gradient.cu"),
+    "tile_kernels.cuh": ("forward.cu", "backward.cu", "tile_plan.cu", "weight_gradient.cu"),
+    "resident_tile.cuh": ("resident.cu",),
+    "resident_middle.cuh": ("resident.cu",),
+    "resident.cu": ("resident.cu",),
+    "weight_gradient.cuh": ("weight_gradient.cu",),
+    "weight_gradient.cu": ("weight_gradient.cu",),
+    "gradient_stream.cuh": ("weight_gradient.cu",),
+    "gradient_store.cuh": ("weight_gradient.cu",),
+    "activation.cuh": ("rowwise.cu", "forward.cu", "backward.cu", "segments.cu", "resident.cu"),
     "segments.cuh": ("segments.cu",),
     "segment_multiply.cuh": ("segments.cu",),
     "segment_finish.cuh": ("segments.cu",),
     "segments.cu": ("segments.cu",),
     "partial_sums.cu": ("partial_sums.cu",),
-    "partial_sums.h": ("backward.cu", "segments.cu", "partial_sums.cu"),
+    "partial_sums.h": ("weight_gradient.cu", "segments.cu", "partial_sums.cu"),
     "sort_tokens.cu": ("sort_tokens.cu",),
     "rowwise.cuh": ("rowwise.cu",),
     "rowwise.cu": ("rowwise.cu",),
@@ -66,6 +78,9 @@ SHRINK = [
     ("tile_kernels.cuh", "integral_constant<int, 64>", "integral_constant<int, 32>"),
     ("tile_kernels.cuh", "integral_constant<int, 128>", "integral_constant<int, 32>"),
     ("tile_kernels.cuh", "visitor(Tag<float16>())", "visitor(Tag<bfloat16>())"),
+    ("resident.cu", "integral_constant<int, 64>", "integral_constant<int, 32>"),
+    ("resident.cu", "std::integral_constant<int, 128>(), half", "std::integral_constant<int, 32>(), half"),
+    ("resident.cu", "return with_element(Tag<float16>());", "return with_element(Tag<bfloat16>());"),
     ("element.cuh", "return visitor(Tag<double>());", "return visitor(Tag<float>());"),
     ("element.cuh", "return visitor(Tag<float16>());", "return visitor(Tag<bfloat16>());"),
 ]

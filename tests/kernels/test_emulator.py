@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from emulator_cases import ACTIVATIONS, WANTED, WANTED_IDS, Case, check_backward, check_forward, ref
+from emulator_cases import ACTIVATIONS, GRADIENTS, WANTED, WANTED_IDS, Case, check_backward, check_forward, ref
 
 # tokens, hidden_size, bottleneck_dim, row_tile, cluster_size. Primes, one row, sizes beside multiples, idle blocks
 # (hidden 40 in a cluster of 8), rows that are aligned and rows that are not.
@@ -13,13 +13,16 @@ SHAPES = [
     (1, 8, 8, 16, 1),
     (17, 37, 7, 16, 1),
     (65, 101, 33, 64, 2),
-    (33, 96, 20, 64, 3),
+    (33, 96, 20, 64, 4),
     (5, 40, 24, 16, 8),
     (16, 520, 64, 16, 4),
     (66, 264, 48, 64, 2),
     (3, 130, 128, 16, 2),
     (64, 136, 100, 64, 1),
     (7, 1, 1, 16, 1),
+    (3, 1416, 16, 16, 1),  # more chunks than stages: 8, 4 and 2 of them
+    (20, 520, 128, 64, 1),
+    (9, 1000, 100, 64, 1),
 ]
 SHAPE_IDS = ["-".join(map(str, shape)) for shape in SHAPES]
 
@@ -93,16 +96,28 @@ def test_every_subset_of_gradients(emulator, wanted):
             np.testing.assert_array_equal(full, part)
 
 
-def test_gradients_cost_only_what_is_wanted(emulator):
+@pytest.mark.parametrize("cluster_size", [2, 4, 8])
+@pytest.mark.parametrize("row_tile", [16, 64])
+def test_weight_gradients_alone_in_clusters(emulator, row_tile, cluster_size):
+    """Blocks that need no middle for a second product end when they have finished their share of the rows."""
+    case = Case(emulator, 67, 200, 24)
+    launch = {"row_tile": row_tile, "cluster_size": cluster_size}
+    everything, weights = case.backward(**launch), case.backward(**launch, wanted=(False, *[True] * 4))
+    for full, part in zip(everything[1:], weights[1:], strict=True):
+        np.testing.assert_array_equal(full, part)
+
+
+@pytest.mark.parametrize(("hidden", "capability"), [(64, 90), (64, 80), (63, 90)])
+def test_gradients_cost_only_what_is_wanted(emulator, hidden, capability):
     """grad_input alone is one launch; weight gradients of frozen inputs skip the second product."""
-    case = Case(emulator, 32, 64, 16)
+    case = Case(emulator, 32, hidden, 16)
     counts = {}
     for name, wanted in {"input": (1, 0, 0, 0, 0), "weights": (0, 1, 1, 1, 1), "all": (1,) * 5}.items():
         emulator.take_counters()
-        case.backward(wanted=tuple(map(bool, wanted)))
+        case.backward(wanted=tuple(map(bool, wanted)), capability=capability)
         counts[name] = emulator.take_counters()
     assert counts["input"]["launches"] == 1
-    assert counts["weights"]["launches"] == counts["all"]["launches"] == 3
+    assert counts["weights"]["launches"] == counts["all"]["launches"] == 2  # one range: no partial sums
     assert counts["weights"]["mma"] < counts["all"]["mma"]
 
 
@@ -115,7 +130,9 @@ def test_sequential_backward_adds_grad_output(emulator):
 def test_long_token_ranges(emulator):
     """Several ranges of tokens, each of several pipeline stages, added in order."""
     case = Case(emulator, 1100, 24, 8)
-    check_backward(case, row_tile=64, wanted=(False, True, True, True, True))
+    emulator.take_counters()
+    check_backward(case, row_tile=64, wanted=(False, True, True, True, True), capability=80)
+    assert emulator.take_counters()["launches"] == 3
 
 
 def test_large_hidden_size_in_a_cluster(emulator):
@@ -181,6 +198,36 @@ def test_infinities_and_nans_stay_in_their_rows(emulator):
     dirty, _ = case.forward(activation="relu")
     assert np.isnan(dirty[7]).all()
     np.testing.assert_array_equal(np.delete(clean, 7, 0), np.delete(dirty, 7, 0))
+
+
+def test_an_infinite_input_does_not_meet_the_padding_of_the_bottleneck(emulator):
+    """Padded columns of a weight are zero, and zero times infinity is NaN: nothing may read what comes of them."""
+    for (hidden, bottleneck), (row_tile, cluster_size) in itertools.product(
+        ((16, 1), (37, 7), (64, 33)), ((16, 1), (64, 1), (16, 2))
+    ):
+        launch = {"row_tile": row_tile, "cluster_size": cluster_size}
+        case = Case(emulator, 20, hidden, bottleneck, dtype="float16")
+        for name in ("h", "dy", "wd", "wu", "u"):
+            getattr(case, name)[...] = 1
+        for name in ("h", "dy"):
+            getattr(case, name)[3] = np.inf
+        output, u = case.forward(activation="identity", residual=None, down_bias=False, up_bias=False, **launch)
+        (grad_input, *_) = case.backward(activation="identity", wanted=(True, *[False] * 4), **launch)
+        for result in (output, u, grad_input):
+            assert (result[3] == np.inf).all(), (hidden, bottleneck, launch)
+            assert np.isfinite(np.delete(result, 3, 0)).all()
+
+
+def test_relu_that_is_off_lets_no_infinity_through(emulator):
+    """Where relu is off its gradient is zero, whatever stands behind it."""
+    for row_tile, cluster_size in ((16, 1), (64, 1), (16, 2)):
+        case = Case(emulator, 20, 64, 16, dtype="float16")
+        case.wu[:, 5], case.u[:, 5] = np.inf, -1
+        gradients = case.backward(activation="relu", row_tile=row_tile, cluster_size=cluster_size)
+        for name, gradient in zip(GRADIENTS, gradients, strict=True):
+            assert np.isfinite(gradient).all(), name
+        assert not gradients[1][5].any()
+        assert gradients[2][5] == 0
 
 
 def test_plans(emulator):
@@ -292,6 +339,16 @@ def test_activation_gradient(emulator, activation, dtype):
     only = rows.empty(shape)
     emulator.activation_gradient(rows.u, rows.x, only, None, activation=activation, scaling=0.7)
     np.testing.assert_array_equal(only, gradient)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_of_a_relu_that_is_off(emulator, dtype):
+    """It is zero, whatever stands behind it."""
+    rows = Rows(emulator, (5, 7), dtype)
+    u, x = rows.put(np.full((5, 7), -1.0)), rows.put(np.full((5, 7), np.inf))
+    gradient = rows.empty((5, 7))
+    emulator.activation_gradient(u, x, gradient, None, activation="relu", scaling=0.7)
+    assert not gradient.any()
 
 
 @pytest.mark.parametrize("shape", [*ROW_SHAPES, (0, 5), (1000, 3)], ids=str)

@@ -6,20 +6,21 @@ from emulator_cases import Case, GroupedCase, assert_close, assert_same_bits
 OPTIONS = {"activation": "gelu", "scaling": 0.7}
 
 
-def forward(case, pin, indices=None):
+def forward(case, pin, indices=None, order=None):
     """Return the path, and (output, pre_activation)."""
     results = case.empty(case.tokens, case.hidden), case.empty(case.tokens, case.bottleneck)
     tensors = (case.h, case.h, case.wd, case.bd, case.wu, case.bu, *results)
-    return case.emulator.door_forward(*tensors, **OPTIONS, indices=indices, pin=pin), results
+    return case.emulator.door_forward(*tensors, **OPTIONS, indices=indices, sorted=order, pin=pin), results
 
 
-def backward(case, pin, indices=None, wanted=(True,) * 5):
+def backward(case, pin, indices=None, wanted=(True,) * 5, order=None):
     """Return the path, and the gradients."""
     shapes = (case.h.shape, case.wd.shape, case.bd.shape, case.wu.shape, case.bu.shape)
     gradients = [case.empty(*shape) if want else None for shape, want in zip(shapes, wanted, strict=True)]
     path = case.emulator.door_backward(
-        case.dy, case.h, case.u, case.wd, case.wu, gradients, **OPTIONS, add_grad_output=True, indices=indices, pin=pin
-    )
+        case.dy, case.h, case.u, case.wd, case.wu, gradients, **OPTIONS, add_grad_output=True, indices=indices,
+        sorted=order, pin=pin,
+    )  # fmt: skip
     return path, gradients
 
 
@@ -62,6 +63,23 @@ def test_several_adapters(emulator, dtype, pin, path):
     assert taken == path
     added = {"add_grad_output": True, **OPTIONS}
     check(results, case.expected_groups_backward(None, **added), case.expected_groups_backward(dtype, **added))
+
+
+@pytest.mark.parametrize("tokens", [61, 600])
+def test_one_sort_for_many_calls(emulator, tokens):
+    """Whatever the tiles of the kernels, and in both directions: the same bits, and no launch for the order."""
+    case = GroupedCase(emulator, tokens, 72, 24, 3)
+    order = emulator.door_sort(case.indices, num_adapters=3)
+    before = order.copy()
+    sort_launches = emulator.take_counters()["launches"]
+    assert sort_launches == (1 if tokens <= 256 else 3)
+    for pin in ("tile:16x1", "tile:64x1", "segments"):
+        for run in (forward, backward):
+            expected = run(case, pin, case.indices)
+            alone = emulator.take_counters()["launches"]
+            assert_same_bits(run(case, pin, case.indices, order=order)[1], expected[1])
+            assert emulator.take_counters()["launches"] == alone - sort_launches
+    assert (order == before).all()
 
 
 @pytest.mark.parametrize("pin", ["tile", "cublas"])
@@ -109,6 +127,12 @@ def test_a_workspace_grows_with_the_tokens_and_a_plain_tile_needs_none(emulator)
 )
 def test_limits_are_refused_in_words(emulator, arguments, words):
     assert emulator.door_plan(**arguments, **SIZES)[1] == words
+
+
+@pytest.mark.parametrize("cluster_size", [0, 3, 5, 6, 7, 9, 16])
+def test_clusters_are_powers_of_two(emulator, cluster_size):
+    words = emulator.door_plan(num_tokens=9, pin=f"tile:16x{cluster_size}", **SIZES)[1]
+    assert words.endswith("a cluster_size of 1, 2, 4 or 8")
 
 
 def test_the_last_number_of_tokens_that_the_words_allow_is_served(emulator):

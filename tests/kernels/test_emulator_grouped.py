@@ -7,19 +7,38 @@ from emulator_cases import GroupedCase, assert_same_bits
 # ---- the sort ------------------------------------------------------------------------------------------------------
 
 
-# tokens, groups: none, one, one block of 256 and just more, fewer and more groups than threads, several blocks each.
-@pytest.mark.parametrize(
-    ("tokens", "groups"),
-    [(0, 3), (1, 1), (5, 4096), (256, 3), (257, 1), (257, 255), (3000, 2), (700, 256), (700, 300), (9000, 40)],
-)
-@pytest.mark.parametrize("row_tile", [16, 64])
-def test_sort(emulator, tokens, groups, row_tile):
+# Indices, groups, tokens of each index: none, one, 256 indices and just more, fewer and more groups than threads and
+# than fit beside few indices, several blocks each.
+SORTS = [
+    (0, 3, 1),
+    (1, 1, 1),
+    (5, 4096, 1),
+    (200, 2000, 1),
+    (256, 3, 1),
+    (257, 1, 1),
+    (257, 255, 1),
+    (3000, 2, 1),
+    (700, 256, 1),
+    (700, 300, 1),
+    (9000, 40, 1),
+    (1, 1, 300),
+    (3, 5, 129),
+    (256, 40, 17),
+    (257, 40, 17),
+]
+
+
+@pytest.mark.parametrize(("count", "groups", "each"), SORTS)
+@pytest.mark.parametrize("row_tile", [16, 32, 64])
+def test_sort(emulator, count, groups, each, row_tile):
     """The order is that of a stable sort; tiles and ranges cover it, group by group, and the tables are long enough."""
-    rng = np.random.default_rng(tokens)
-    indices = emulator.guarded([tokens], np.dtype("int64"))
-    indices[...] = np.minimum(rng.integers(-1, groups, tokens), rng.integers(-1, groups, tokens))
-    order, tiles, ranges, first_range = emulator.sort_tokens(indices, num_adapters=groups, row_tile=row_tile)
-    keys = np.where(indices < 0, groups, indices)
+    rng = np.random.default_rng(count)
+    tokens = count * each
+    indices = emulator.guarded([count], np.dtype("int64"))
+    indices[...] = np.minimum(rng.integers(-1, groups, count), rng.integers(-1, groups, count))
+    options = {"num_adapters": groups, "row_tile": row_tile, "tokens_each": each}
+    order, tiles, ranges, first_range = emulator.sort_tokens(indices, **options)
+    keys = np.repeat(np.where(indices < 0, groups, indices), each)
     np.testing.assert_array_equal(order, np.argsort(keys, kind="stable"))
     for table, size, last in ((tiles, row_tile, groups), (ranges, 2048, groups - 1)):
         expected, begin = [], 0
@@ -36,26 +55,29 @@ def test_sort(emulator, tokens, groups, row_tile):
         np.testing.assert_array_equal(first_range, np.concatenate([[0], np.cumsum(counts)]))
 
 
-@pytest.mark.parametrize(("tokens", "groups"), [(70, 3), (2000, 3), (600, 300)])
-def test_sort_on_every_schedule(emulator, tokens, groups):
+@pytest.mark.parametrize(("count", "groups", "each"), [(70, 3, 1), (2000, 3, 1), (600, 300, 1), (200, 300, 7)])
+def test_sort_on_every_schedule(emulator, count, groups, each):
     """A difference is a race."""
-    indices = emulator.guarded([tokens], np.dtype("int64"))
-    indices[...] = np.arange(tokens) ** 2 % (groups + 1) - 1
+    indices = emulator.guarded([count], np.dtype("int64"))
+    indices[...] = np.arange(count) ** 2 % (groups + 1) - 1
     results = []
     for order in ("forward", "reverse", "random"):
         emulator.configure(order)
-        results.append(emulator.sort_tokens(indices, num_adapters=groups, row_tile=16))
+        results.append(emulator.sort_tokens(indices, num_adapters=groups, row_tile=16, tokens_each=each))
     for result in results[1:]:
         assert_same_bits(results[0], result)
 
 
-@pytest.mark.parametrize(("tokens", "launches"), [(256, 1), (257, 3)])
-def test_sort_of_few_tokens_is_one_launch(emulator, tokens, launches):
-    """Decoding cannot wait for three."""
-    indices = emulator.guarded([tokens], np.dtype("int64"))
+@pytest.mark.parametrize(
+    ("count", "groups", "each", "launches"),
+    [(256, 2, 1, 1), (257, 2, 1, 3), (8, 2, 2048, 1), (256, 3000, 1, 1), (5, 4096, 1, 3)],
+)
+def test_sort_of_few_indices_is_one_launch(emulator, count, groups, each, launches):
+    """Decoding cannot wait for three, and the sequences of a batch are few, however long."""
+    indices = emulator.guarded([count], np.dtype("int64"))
     indices[...] = 0
     emulator.take_counters()
-    emulator.sort_tokens(indices, num_adapters=2, row_tile=16)
+    emulator.sort_tokens(indices, num_adapters=groups, row_tile=16, tokens_each=each)
     assert emulator.take_counters()["launches"] == launches
 
 
@@ -81,7 +103,8 @@ def test_index_out_of_range_is_a_device_side_assertion(emulator):
 # ---- the tile kernels ----------------------------------------------------------------------------------------------
 
 GROUPED = [(70, 72, 16, 3, 16, 1, None), (300, 40, 8, 5, 64, 2, None), (33, 37, 7, 40, 16, 2, None),
-           (20, 64, 24, 2, 64, 1, 1), (9, 24, 8, 3, 16, 1, -1)]  # fmt: skip
+           (20, 64, 24, 2, 64, 1, 1), (9, 24, 8, 3, 16, 1, -1), (40, 72, 32, 3, 16, 2, None),
+           (40, 72, 64, 3, 64, 1, None), (40, 72, 128, 3, 16, 1, None)]  # fmt: skip
 TILE_ARGUMENTS = ("tokens", "hidden", "bottleneck", "groups", "row_tile", "cluster_size", "only")
 
 

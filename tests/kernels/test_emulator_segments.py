@@ -13,6 +13,7 @@ from emulator_cases import (
     GroupedCase,
     assert_close,
     assert_same_bits,
+    ref,
 )
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -280,3 +281,14 @@ def test_segments_have_no_bank_conflicts(emulator, bottleneck):
     counters = emulator.take_counters()
     assert counters["mma"] > 0
     assert counters["bank_conflicts"] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_segments_let_no_infinity_through_a_relu_that_is_off(emulator, dtype):
+    """Where relu is off its gradient is zero, whatever stands behind it."""
+    case = GroupedCase(emulator, 20, 24, 8, 2, dtype=dtype)
+    case.wu[..., 5], case.u[:, 5] = ref.to_bits(np.array(np.inf), dtype), ref.to_bits(np.array(-1.0), dtype)
+    gradients = case.segments_backward(activation="relu", add_grad_output=True)
+    for name, gradient in zip(GRADIENTS, gradients, strict=True):
+        assert np.isfinite(ref.from_bits(gradient)).all(), name
+    assert not gradients[1][:, 5].any()

@@ -20,13 +20,15 @@ REST = (
     "tests/ops/test_ops_compile.py",
     "tests/ops/test_ops_errors.py",
     "tests/ops/test_ops_memory.py",
+    "tests/ops/test_ops_sorted.py",
+    "tests/compose/test_mixed_sorting.py",
     "tests/ops/test_ops_transforms.py",
 )
 RUNS = {
     "the tests of a GPU": ({}, ("tests/cuda",)),
     "the table": ({}, (*PLAIN, *GROUPED, *REST)),
     "cuBLASLt": ({"ADAPTERX_CUDA_PATH": "cublas"}, PLAIN),
-    "cuBLASLt without epilogues": ({"ADAPTERX_CUDA_PATH": "cublas", "ADAPTERX_EMULATED_EPILOGUES": "0"}, PLAIN),
+    "no cuBLASLt": ({"ADAPTERX_CUDA_PATH": "plain"}, PLAIN),
     "segments": ({"ADAPTERX_CUDA_PATH": "segments"}, GROUPED),
     "a device without clusters": ({"ADAPTERX_EMULATED_CAPABILITY": "80"}, (*PLAIN, *GROUPED)),
 }
@@ -75,7 +77,7 @@ def test_the_emulated_library_says_what_it_is(library):
         ("tile:64", "the plan must have a row_tile of 16 or 64"),
         ("tile:64x9", "the plan must have a row_tile of 16 or 64"),
         ("segments", "it serves the grouped form only"),
-        ("fastest", "it must be auto, tile, tile:<row_tile>x<cluster_size>, cublas or segments"),
+        ("fastest", "it must be auto, tile, tile:<row_tile>x<cluster_size>, cublas, plain or segments"),
     ],
 )
 def test_a_pin_that_cannot_serve_is_refused(library, pin, words):

@@ -28,6 +28,7 @@ def test_schemas_are_frozen_and_no_default_changes_numbers():
             "Tensor? adapter_indices=None, int num_adapters=0) -> (Tensor grad_hidden_states, Tensor grad_down_weight, "
             "Tensor grad_down_bias, Tensor grad_up_weight, Tensor grad_up_bias)"
         ),
+        "sort_tokens": "(Tensor adapter_indices, SymInt num_tokens, int num_adapters) -> Tensor",
         "build_info": "() -> str",
     }
     for name, schema in schemas.items():

@@ -66,15 +66,14 @@ class Case:
         values[5] = values[5] if up_bias else None
         return ref.forward(*values, activation=activation, scaling=scaling, dtype=dtype)
 
-    def backward(self, *, activation="gelu", scaling=0.7, add_grad_output=True, wanted=(True,) * 5, row_tile=64,
-                 cluster_size=1):  # fmt: skip
-        """Run the kernels; return the five gradients, None where not wanted."""
+    def backward(self, *, activation="gelu", scaling=0.7, add_grad_output=True, wanted=(True,) * 5, **launch):
+        """Run the kernels; return the five gradients, None where not wanted. `launch`: the tile, the device."""
         t, d, m = self.tokens, self.hidden, self.bottleneck
         shapes = ((t, d), (m, d), (m,), (d, m), (d,))
         gradients = [self.empty(*shape) if want else None for shape, want in zip(shapes, wanted, strict=True)]
         self.emulator.backward(
             self.dy, self.h if wanted[1] else None, self.u, self.wd, self.wu, gradients, activation=activation,
-            scaling=scaling, add_grad_output=add_grad_output, row_tile=row_tile, cluster_size=cluster_size,
+            scaling=scaling, add_grad_output=add_grad_output, **{"row_tile": 64, "cluster_size": 1, **launch},
         )  # fmt: skip
         return gradients
 
@@ -107,7 +106,8 @@ def check_forward(case, **options):
 
 def check_backward(case, **options):
     """Run and compare all gradients that are wanted."""
-    launch = {key: options.pop(key) for key in ("row_tile", "cluster_size", "wanted") if key in options}
+    names = ("row_tile", "cluster_size", "capability", "multiprocessors", "wanted")
+    launch = {key: options.pop(key) for key in names if key in options}
     gradients = case.backward(**options, **launch)
     exact, eager = case.expected_backward(None, **options), case.expected_backward(case.dtype, **options)
     for name, actual, right, yardstick in zip(GRADIENTS, gradients, exact, eager, strict=True):

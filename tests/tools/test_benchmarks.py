@@ -8,6 +8,7 @@ from pathlib import Path
 import harness
 import movie_reviews
 import pytest
+import tables
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,7 @@ def test_append_rows_writes_the_header_once(tmp_path):
     assert lines == [",".join(harness.COLUMNS), *[",".join(["1.2346"] * len(harness.COLUMNS))] * 2]
 
 
-def test_tables_of_the_readme_are_those_of_the_rows():
+def test_tables_of_the_pages_are_what_their_sources_give():
     command = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -94,3 +95,10 @@ def test_movie_review_splits_are_disjoint_and_stay_the_same(tmp_path, monkeypatc
     again = movie_reviews.prepare(tmp_path, **{**sizes, "dev": 25})
     for name in ("test", "train"):
         assert set(again[name].read_text(encoding="utf-8").splitlines()[1:]) == texts[name]
+
+
+def test_a_page_without_the_place_of_a_table_is_refused():
+    page = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"
+    assert tables.with_tables(page, {"one": lambda: "new"}) == page.replace("old", "new")
+    with pytest.raises(ValueError, match="one place for the table two, got 0"):
+        tables.with_tables(page, {"two": lambda: "new"})

@@ -13,7 +13,9 @@ import pytest
 import tables
 import torch
 from fake_gpu import TINY, fake_machine, read
-from predictions import PASSES, predict_us
+from gpu_limits import GPUS
+from predictions import moved_us, predicted_us
+from roofline import predict
 
 from adapterx import ops
 
@@ -82,7 +84,7 @@ def test_the_sweep_gives_a_plan_table(gpu, tmp_path, monkeypatch):
     assert {mode: len(cells) for mode, cells in times.items()} == {"forward": 8, "backward": 8}
     assert (64, 8) not in times["forward"][1, 8, 2]
     assert set(times["backward"][1, 8, 2]) == {plan_table.parse_plan(plan) for plan in op_sweep.PLANS}
-    assert plan_table.measured_rows(capability, times["backward"])
+    assert plan_table.grid_rows(capability, times["backward"])
 
 
 def test_the_sweep_times_graphs_of_pinned_calls(gpu, monkeypatch):
@@ -166,15 +168,20 @@ def test_the_benchmark_on_the_cpu_is_as_before(tmp_path, monkeypatch):
     assert len(rows) == 2 * 2 * (3 + 3 + 2)
 
 
-def test_predictions_say_that_they_are_none_and_follow_the_bytes(tmp_path, monkeypatch):
+def test_predictions_say_that_they_are_none_and_follow_the_roofline(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     table = tables.cuda_table()
     assert table.startswith("Not measured yet.")
     assert "not measurements" in table
-    case = harness.Case("forward", 16384, 4096, 64, torch.bfloat16)
-    assert predict_us("adapterx", case) == pytest.approx(63, rel=0.01)  # by hand: 2 x 134 MB at 4.3 TB/s
-    assert predict_us("eager", case) == pytest.approx(219, rel=0.01)
-    assert set(PASSES) == {"copy", "adapterx", "adapterx cublas", "eager"}
+    cell, gpu = (16384, 4096, 64), GPUS["H200"]
+    assert moved_us(gpu, "copy", cell, "forward") == pytest.approx(63, rel=0.01)  # by hand: 2 x 134 MB at 4.3 TB/s
+    assert moved_us(gpu, "eager", cell, "forward") == pytest.approx(219, rel=0.01)
+    assert moved_us(gpu, "copy", cell, "forward + backward") == pytest.approx(157, rel=0.01)
+    best, cublas, limit = predicted_us(gpu, cell, "forward")
+    assert moved_us(gpu, "copy", cell, "forward") < best <= cublas == predict(gpu, "forward", cell, (0, 1)).us
+    assert f"| 16384 × 4096, 64 | forward | {best:.1f} | {limit} |" in table
+    both = predicted_us(gpu, cell, "forward + backward")
+    assert both[1] == cublas + predict(gpu, "backward", cell, (0, 1)).us
 
 
 def test_no_gpu_is_said_in_words():

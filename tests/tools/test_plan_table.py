@@ -31,7 +31,7 @@ def smallest_cluster(hidden_size, columns, capability):
     return next((size for size in (1, 2, 4) if size * columns >= hidden_size), 8)
 
 
-def roofline_plan(tokens, hidden_size, bottleneck_dim, capability, memory):
+def plan_by_rule(tokens, hidden_size, bottleneck_dim, capability, memory):
     """Return the plan by the rule in words: 64 tokens a tile where that fills 132 SMs, else 16 and many blocks."""
     wide = (64, smallest_cluster(hidden_size, 512, capability))
     narrow = (16, smallest_cluster(hidden_size, 64, capability))
@@ -72,13 +72,35 @@ def test_the_committed_header_is_what_its_source_gives():
     assert text == plan_table.header_text(plan_table.source_of(text))
 
 
-def test_the_roofline_table_says_what_the_rule_says():
-    rows = plan_table.table_of(None)[1]
+def test_the_rules_say_what_the_words_say():
+    rows = plan_table.rule_rows(90) + plan_table.rule_rows(80)
     for capability, memory in DEVICES:
-        served = [row for row in rows["forward"] if row.capability <= capability]
+        served = [row for row in rows if row.capability <= capability]
         for cell in itertools.product(TOKENS, HIDDEN_SIZES, BOTTLENECK_DIMS):
-            assert first_plan(served, cell, memory) == roofline_plan(*cell, capability, memory), (capability, cell)
-    assert rows["forward"] == rows["backward"]
+            assert first_plan(served, cell, memory) == plan_by_rule(*cell, capability, memory), (capability, cell)
+
+
+def test_the_roofline_gives_each_cell_the_plan_that_it_predicts_to_be_fastest():
+    rows = plan_table.table_of(None)[1]
+    for direction, (capability, gpu) in itertools.product(plan_table.DIRECTIONS, plan_table.PREDICTED_GPUS.items()):
+        served = [row for row in rows[direction] if row.capability <= capability]
+        times = plan_table.predicted_times(gpu, direction)
+        for cell, by_plan in times.items():
+            for plan in by_plan:
+                assert plan == CUBLAS or shared_memory(*cell[1:], *plan) + KIB <= gpu.shared_bytes
+            assert by_plan[first_plan(served, cell, gpu.shared_bytes - KIB)] <= 1.02 * min(by_plan.values())
+        assert {first_plan(served, cell, gpu.shared_bytes - KIB) == CUBLAS for cell in times} == {True, False}
+
+
+def test_what_the_roofline_leaves_is_served_by_the_rules():
+    """Grouped problems, which have no cublas path, and tiles that a device has no shared memory for."""
+    for direction, rows in plan_table.table_of(None)[1].items():
+        for capability in plan_table.PREDICTED_GPUS:
+            own = [row for row in rows if row.capability == capability]
+            rules = plan_table.rule_rows(capability)
+            assert own[-len(rules) :] == rules
+            last = own[-len(rules) - 1]  # a problem that is not grouped gets no further than this
+            assert last == Row(capability, ANY, ANY, ANY, CUBLAS), (direction, capability)
 
 
 def test_the_kernels_read_the_table(plan, built_emulator):
@@ -147,7 +169,7 @@ def write_sweep(path, times, device="NVIDIA Test (sm_90)"):
 
 
 def test_measured_rows_have_borders_at_geometric_means_and_no_row_too_many():
-    rows = plan_table.measured_rows(90, times_of(FASTEST))
+    rows = plan_table.grid_rows(90, times_of(FASTEST))
     assert rows == [
         Row(90, 256, 1024, 45, (16, 4)),
         Row(90, ANY, 1024, 45, (64, 1)),
@@ -162,16 +184,16 @@ def test_measured_rows_have_borders_at_geometric_means_and_no_row_too_many():
 
 
 def test_one_plan_everywhere_is_one_row():
-    rows = plan_table.measured_rows(90, times_of(dict.fromkeys(FASTEST, (64, 8))))
+    rows = plan_table.grid_rows(90, times_of(dict.fromkeys(FASTEST, (64, 8))))
     assert rows == [Row(90, ANY, ANY, ANY, (64, 8))]
 
 
 def test_noise_does_not_tear_the_table():
     times = times_of(dict.fromkeys(FASTEST, (64, 8)))
     times[4096, 256, 16][CUBLAS] = 0.99  # faster by less than two runs differ
-    assert len(plan_table.measured_rows(90, times)) == 1
+    assert len(plan_table.grid_rows(90, times)) == 1
     times[4096, 256, 16][CUBLAS] = 0.95
-    assert len(plan_table.measured_rows(90, times)) > 1
+    assert len(plan_table.grid_rows(90, times)) > 1
 
 
 def test_a_sweep_becomes_the_table(tmp_path, monkeypatch):
@@ -188,7 +210,8 @@ def test_a_sweep_becomes_the_table(tmp_path, monkeypatch):
     assert "{ 90,      256,     1024,    45, 16, 4},\n" in forward
     assert "{ 90,     kAny,     kAny,  kAny,  0, 1},\n" in forward
     assert backward.splitlines()[1] == "    { 90,     kAny,     kAny,  kAny,  0, 1},"
-    assert forward.count("{ 80,") == backward.count("{ 80,") == 4  # older devices keep the rules of the roofline
+    for direction, part in zip(plan_table.DIRECTIONS, (forward, backward), strict=True):  # older devices: the roofline
+        assert part.count("{ 80,") == len(plan_table.predicted_rows(80, direction) + plan_table.rule_rows(80))
 
 
 def test_a_sweep_of_an_older_device_stands_behind_the_rules_for_newer_ones(tmp_path):

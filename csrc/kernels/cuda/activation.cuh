@@ -156,4 +156,45 @@ __device__ __forceinline__ Real activation_derivative(Activation activation, Rea
   return Real(1);
 }
 
+// The gradient before the activation, whose argument was x, from the one behind it. Where relu is off it is zero,
+// whatever stands behind it: a product would make NaN of infinity, and PyTorch does not.
+template <Activation kActivation, typename Real>
+__device__ __forceinline__ Real activation_gradient(Real x, Real gradient) {
+  if constexpr (kActivation == Activation::relu) return x <= Real(0) ? Real(0) : gradient;
+  return Formula<kActivation>::derivative(x) * gradient;
+}
+template <typename Real>
+__device__ __forceinline__ Real activation_gradient(Activation activation, Real x, Real gradient) {
+  if (activation == Activation::relu) return activation_gradient<Activation::relu>(x, gradient);
+  return activation_derivative(activation, x) * gradient;
+}
+
+// values[i] = activation(values[i]) with one switch for all, so that their arithmetic overlaps.
+template <int kCount>
+__device__ __forceinline__ void activate(Activation activation, float (&values)[kCount]) {
+  switch (activation) {
+#define ADAPTERX_CASE(name) \
+  case Activation::name: _Pragma("unroll") for (float& x : values) x = Formula<Activation::name>::value(x); break;
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
+  }
+}
+
+// gradients[i] *= activation'(values[i]), as activation_gradient does, and values[i] = activation(values[i]).
+template <int kCount>
+__device__ __forceinline__ void differentiate(Activation activation, float (&values)[kCount],
+                                              float (&gradients)[kCount]) {
+  switch (activation) {
+#define ADAPTERX_CASE(name)                                                          \
+  case Activation::name:                                                             \
+    _Pragma("unroll") for (int i = 0; i < kCount; ++i) {                             \
+      gradients[i] = activation_gradient<Activation::name>(values[i], gradients[i]); \
+      values[i] = Formula<Activation::name>::value(values[i]);                       \
+    }                                                                                \
+    break;
+    ADAPTERX_ACTIVATIONS(ADAPTERX_CASE)
+#undef ADAPTERX_CASE
+  }
+}
+
 }  // namespace adapterx::cuda

@@ -1,6 +1,7 @@
 #include "adapter.h"
 
 #include "cublas_path.h"
+#include "resident_path.h"
 #include "segment_path.h"
 #include "tile_path.h"
 
@@ -16,27 +17,13 @@ Problem with_all_sizes(Problem problem) {
   return problem;
 }
 
-SortedTokens lay_out_sorted(const Plan& plan, const Problem& problem, const AdapterIndices& indices, Arena& arena) {
+// The tokens as the plan's kernels want them sorted: where an earlier sort left them, or in pieces of the arena, which
+// `sort_tokens` must still fill.
+SortedTokens sorted_tokens(const Plan& plan, const Problem& problem, const AdapterIndices& indices, Arena& arena) {
   const int32_t row_tile = plan.path == Path::tile ? plan.tile.row_tile : kSegmentRowTile;
-  return lay_out_tokens(problem.num_tokens, indices.num_adapters, row_tile, arena);
-}
-
-// The limits of the sort, in words; empty where they are kept.
-std::string sort_refusal(const Problem& problem, const AdapterIndices& indices) {
-  const auto number = [](int64_t value) { return std::to_string(value); };
-  if (indices.num_adapters > kMaxAdapters) {
-    return "down_weight must be for at most " + number(kMaxAdapters) + " adapters on CUDA, got " +
-           number(indices.num_adapters);
-  }
-  if (problem.num_tokens > kMaxTokens) {
-    return "hidden_states must have fewer than 2^31 tokens on CUDA, got " + number(problem.num_tokens);
-  }
-  Arena arena;
-  if (lay_out_tokens(problem.num_tokens, indices.num_adapters, kSegmentRowTile, arena).max_ranges > kMaxSortedRanges) {
-    return "hidden_states must have at most " + number((kMaxSortedRanges - indices.num_adapters) * kRangeTokens) +
-           " tokens for " + number(indices.num_adapters) + " adapters on CUDA, got " + number(problem.num_tokens);
-  }
-  return {};
+  if (indices.sorted == nullptr) return lay_out_tokens(problem.num_tokens, indices.num_adapters, row_tile, arena);
+  Arena sorted(const_cast<void*>(indices.sorted));
+  return lay_out_sorted(problem.num_tokens, indices.num_adapters, row_tile, sorted);
 }
 
 template <class Tensors>
@@ -53,15 +40,17 @@ Plan plan_call(Problem problem, const Tensors& tensors, const AdapterIndices& in
                std::string_view pin) {
   problem = with_all_sizes(problem);
   if (problem.bottleneck_dim == 0) pin = {};
-  Plan plan = plan_path(problem, device, direction_of(tensors), indices.num_adapters, pin);
+  Plan plan =
+      plan_path(problem, device, direction_of(tensors), indices.num_adapters, has_bulk_rows(problem, tensors), pin);
+  plan.device = device;
   if (!plan.refusal.empty()) return plan;
   Arena arena;
-  PathCall<Tensors> call = {problem, tensors};
+  PathCall<Tensors> call = {problem, tensors, nullptr, plan.tile, {}, device};
   SortedTokens sorted;
   if (indices.num_adapters > 0) {
-    plan.refusal = sort_refusal(problem, indices);
+    plan.refusal = sort_refusal(problem.num_tokens, indices.num_adapters);
     if (!plan.refusal.empty()) return plan;
-    sorted = lay_out_sorted(plan, problem, indices, arena);
+    sorted = sorted_tokens(plan, problem, indices, arena);
     call.sorted = &sorted;
   }
   lay_out(plan.path, call, arena);
@@ -74,12 +63,14 @@ Status run_call(const Plan& plan, Problem problem, const Tensors& tensors, const
                 const CublasLt& cublas, void* workspace, cudaStream_t stream) {
   problem = with_all_sizes(problem);
   Arena arena(workspace);
-  PathCall<Tensors> call = {problem, tensors, nullptr, plan.tile, cublas};
+  PathCall<Tensors> call = {problem, tensors, nullptr, plan.tile, plan.own_products ? CublasLt() : cublas, plan.device};
   SortedTokens sorted;
   if (indices.num_adapters > 0) {
-    sorted = lay_out_sorted(plan, problem, indices, arena);
-    const cudaError_t error = sort_tokens(indices.values, sorted, stream);
-    if (error != cudaSuccess) return error;
+    sorted = sorted_tokens(plan, problem, indices, arena);
+    if (indices.sorted == nullptr) {
+      const cudaError_t error = sort_tokens(indices.values, sorted, stream, indices.tokens_each);
+      if (error != cudaSuccess) return error;
+    }
     call.sorted = &sorted;
   }
   switch (plan.path) {
@@ -91,6 +82,41 @@ Status run_call(const Plan& plan, Problem problem, const Tensors& tensors, const
 }
 
 }  // namespace
+
+std::string sort_refusal(int64_t num_tokens, int64_t num_adapters) {
+  const auto number = [](int64_t value) { return std::to_string(value); };
+  if (num_adapters > kMaxAdapters) {
+    return "down_weight must be for at most " + number(kMaxAdapters) + " adapters on CUDA, got " + number(num_adapters);
+  }
+  if (num_tokens > kMaxTokens) {
+    return "hidden_states must have fewer than 2^31 tokens on CUDA, got " + number(num_tokens);
+  }
+  Arena arena;
+  if (lay_out_sorted(num_tokens, num_adapters, kSegmentRowTile, arena).max_ranges > kMaxSortedRanges) {
+    return "hidden_states must have at most " + number((kMaxSortedRanges - num_adapters) * kRangeTokens) +
+           " tokens for " + number(num_adapters) + " adapters on CUDA, got " + number(num_tokens);
+  }
+  return {};
+}
+
+int64_t sorted_bytes(int64_t num_tokens, int64_t num_adapters) {
+  Arena arena;
+  lay_out_sorted(num_tokens, num_adapters, kSegmentRowTile, arena);
+  return arena.used();
+}
+
+int64_t sort_workspace(int64_t num_tokens, int64_t num_adapters) {
+  Arena arena;
+  lay_out_counts(num_tokens, num_adapters, arena);
+  return arena.used();
+}
+
+Status sort(const AdapterIndices& indices, int64_t num_tokens, void* sorted, void* workspace, cudaStream_t stream) {
+  Arena kept(sorted), scratch(workspace);
+  SortedTokens tokens = lay_out_sorted(num_tokens, indices.num_adapters, kSegmentRowTile, kept);
+  tokens.counts = lay_out_counts(num_tokens, indices.num_adapters, scratch);
+  return sort_tokens(indices.values, tokens, stream, indices.tokens_each);
+}
 
 Plan plan(const Problem& problem, const ForwardTensors& tensors, const AdapterIndices& indices, const Device& device,
           std::string_view pin) {

@@ -1,4 +1,5 @@
-// What happens between the two products of a bottleneck tile: bias and activation, or their derivative.
+// What happens between the two products of a bottleneck tile: bias and activation, or their derivative. Columns behind
+// bottleneck_dim become zero whatever the sums there are: an infinity times the padding of a weight is NaN.
 #pragma once
 
 #include "activation.cuh"
@@ -6,14 +7,16 @@
 
 namespace adapterx::cuda {
 
-// Four neighbouring values of one token's middle; nothing for token -1. `vector`: rows are aligned for 8-byte access.
+// Four neighbouring values of one row of a narrow matrix; nothing for row -1. `vector`: rows are aligned for 8-byte
+// access.
 template <typename Element>
 struct QuadAccess {
   int columns = 0;
+  int stride = 0;  // elements between two rows
   bool vector = false;
 
   __device__ __forceinline__ void load(const Element* source, int64_t row, int column, float (&values)[4]) const {
-    const Element* from = source + row * columns + column;
+    const Element* from = source + row * stride + column;
     if (row >= 0 && vector && column + 4 <= columns) {
       const Vector<Element, 4> quad = *reinterpret_cast<const Vector<Element, 4>*>(from);
 #pragma unroll
@@ -26,7 +29,7 @@ struct QuadAccess {
 
   __device__ __forceinline__ void store(Element* target, int64_t row, int column, uint2 packed) const {
     if (target == nullptr || row < 0) return;
-    Element* to = target + row * columns + column;
+    Element* to = target + row * stride + column;
     if (vector && column + 4 <= columns) {
       *reinterpret_cast<uint2*>(to) = packed;
     } else {
@@ -61,7 +64,7 @@ struct ForwardMiddle {
     }
     access.store(pre_activation, row, column, pack_quad<Element>(values));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] = activate(activation, values[i]);
+    for (int i = 0; i < 4; ++i) values[i] = column + i < access.columns ? activate(activation, values[i]) : 0.f;
     return pack_quad<Element>(values);
   }
 
@@ -76,7 +79,8 @@ struct ForwardMiddle {
 template <typename Element>
 struct BackwardMiddle {
   static constexpr bool kBackward = true;
-  QuadAccess<Element> access;
+  QuadAccess<Element> access;  // of pre_activation
+  QuadAccess<Element> narrow;  // of the other two
   Activation activation = Activation::relu;
   float scaling = 1.f;
   const Element* pre_activation = nullptr;
@@ -88,12 +92,13 @@ struct BackwardMiddle {
     access.load(pre_activation, row, column, u);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      values[i] *= scaling * activation_derivative(activation, u[i]);
+      const float gradient = activation_gradient(activation, u[i], scaling * values[i]);
+      values[i] = column + i < access.columns ? gradient : 0.f;
       u[i] = activate(activation, u[i]);
     }
     const uint2 gradient = pack_quad<Element>(values);
-    access.store(grad_pre_activation, row, column, gradient);
-    access.store(activated, row, column, pack_quad<Element>(u));
+    narrow.store(grad_pre_activation, row, column, gradient);
+    narrow.store(activated, row, column, pack_quad<Element>(u));
     return gradient;
   }
 

@@ -5,292 +5,165 @@
 //
 // Grid: the blocks of a cluster (or a single block) share kRows tokens; block `rank` owns the columns
 //     [rank * slice, (rank + 1) * slice) of the tile and of the output.
-// Block: kRowGroups x kColumnGroups warps. A warp owns 16 rows; in the first product it sums its share of each chunk's
-//     terms, in the second it computes its share of each chunk's output columns.
-// Thread: mma accumulators, rows lane / 4 and + 8, columns 2 * (lane % 4) and + 1.
-// Shared memory: the tile (kept for the residual, so tokens are read from device memory once), kStages chunks of a
-//     weight, the middle as 16-bit operand, partial sums in fp32.
+// Block: kRowGroups x kColumnGroups warps of kWarpRows rows. Those of the same rows split the columns of the middle in
+//     the first product, and its terms where the middle is narrow; in the second, the columns of each chunk.
+// Thread: mma accumulators, rows lane / 4 and + 8, columns 2 * (lane % 4) and + 1 of each 16 x 8. The middle of the
+//     warp's rows stays in registers for all chunks of the second product.
+// Shared memory: the tile (kept for the residual, so tokens are read from device memory once), a ring of chunks of the
+//     weights, the middle as 16-bit operand, sums on their way to the middle in fp32, the output's bias.
 // Accumulation: fp32; sums over warps and blocks in a fixed order.
 #pragma once
 
-#include "bottleneck_middle.cuh"
-#include "sort_tokens.h"
-#include "tile.cuh"
+#include "bottleneck_copy.cuh"
+#include "bottleneck_exchange.cuh"
 
 namespace adapterx::cuda {
 
-template <typename Element_, int kBottleneck_, int kRowGroups_, int kColumnGroups_, int kChunk_, int kStages_,
-          bool kCluster_>
-struct TileConfig {
-  using Element = Element_;
-  static constexpr int kBottleneck = kBottleneck_;  // bottleneck_dim padded; the padding is zero
-  static constexpr int kRowGroups = kRowGroups_;
-  static constexpr int kColumnGroups = kColumnGroups_;
-  static constexpr int kChunk = kChunk_;  // columns of the tile that one pipeline stage serves
-  static constexpr int kStages = kStages_;
-  static constexpr bool kCluster = kCluster_;
-  static constexpr int kRows = 16 * kRowGroups;
-  static constexpr int kThreads = 32 * kRowGroups * kColumnGroups;
-  static constexpr int kMinBlocks = 2;  // as many as shared memory allows; ptxas would else save registers for more
-  static constexpr int kGroupColumns = kChunk / kColumnGroups;
-  static constexpr int kDownStride = kChunk + kRowPadding;     // a chunk of down_weight: kBottleneck x kChunk
-  static constexpr int kUpStride = kBottleneck + kRowPadding;  // a chunk of up_weight: kChunk x kBottleneck
-  static constexpr int kDownElements = kBottleneck * kDownStride;
-  static constexpr int kUpElements = kChunk * kUpStride;
-  static constexpr int kStageElements = kDownElements > kUpElements ? kDownElements : kUpElements;
-  static constexpr int kPartialStride = kBottleneck + 4;  // fp32; the padding keeps 16-byte alignment
-  static constexpr int kPartialPlane = kRows * kPartialStride;
-  static_assert(kBottleneck % 16 == 0 && kGroupColumns % 16 == 0);
-
-  static constexpr int64_t slice(int64_t columns, int64_t cluster_size) {
-    return kChunk * ceil_div(ceil_div(columns, kChunk), cluster_size);
-  }
-  static constexpr int64_t shared_memory(int64_t columns, int64_t cluster_size) {
-    const int64_t tile = kRows * (slice(columns, cluster_size) + kRowPadding);
-    return 2 * (tile + kStages * kStageElements + kRows * kUpStride) + 4 * kColumnGroups * kPartialPlane + 8 * kRows;
-  }
-};
-
-template <typename Element>
-struct TileArguments {
-  Matrix<Element> tile;
-  Matrix<Element> replacement;  // data null: the tile itself is the base; else it takes the tile's place as the base
-  Matrix<Element> down_weight;
-  Matrix<Element> up_weight;
-  const Element* output_bias = nullptr;  // may be null
-  Element* output = nullptr;             // contiguous; null: only the middle is wanted
-  bool output_vector = false;            // the rows of output are aligned for 16-byte stores
-  bool add_base = false;
-  float scale = 1.f;
-  int slice = 0;
-  int cluster_size = 1;
-  const Segment* segments = nullptr;  // grouped: which sorted tokens a tile holds; null: tile i holds kRows neighbours
-  const int64_t* tokens = nullptr;    // grouped: the sorted tokens
-};
-
-// What a thread knows about its place in the grid, and its block's shared memory.
+// The slice's output bias, for all chunks.
 template <class Config>
-struct TileBlock {
-  using Element = typename Config::Element;
-  Element* tile;     // kRows x (slice + padding)
-  Element* stages;   // kStages x kStageElements
-  Element* operand;  // kRows x kUpStride
-  float* partial;    // kColumnGroups x kRows x kPartialStride
-  int tile_stride;
-  int64_t* tokens;  // kRows token numbers, -1 where the tile has fewer
-  int adapter;      // 0 where there is only one
-  int column0;      // first column of this block's slice
-  int chunks;       // chunks of the slice that hold at least one column; none for the last blocks of some clusters
-  int rank;         // of this block in its cluster
-  int lane, row_group, column_group;
-
-  __device__ __forceinline__ TileBlock(unsigned char* memory, const TileArguments<Element>& arguments) {
-    tile = reinterpret_cast<Element*>(memory);
-    tile_stride = arguments.slice + kRowPadding;
-    stages = tile + Config::kRows * tile_stride;
-    operand = stages + Config::kStages * Config::kStageElements;
-    partial = reinterpret_cast<float*>(operand + Config::kRows * Config::kUpStride);
-    rank = Config::kCluster ? static_cast<int>(cluster_rank()) : 0;
-    tokens = reinterpret_cast<int64_t*>(partial + Config::kColumnGroups * Config::kPartialPlane);
-    adapter = place_tokens(arguments);
-    column0 = rank * arguments.slice;
-    const int columns = min(arguments.tile.columns - column0, arguments.slice);
-    chunks = columns > 0 ? (columns + Config::kChunk - 1) / Config::kChunk : 0;
-    lane = threadIdx.x % 32;
-    row_group = threadIdx.x / 32 / Config::kColumnGroups;
-    column_group = threadIdx.x / 32 % Config::kColumnGroups;
-  }
-
-  // Looks up which tokens this tile holds; returns their adapter.
-  __device__ __forceinline__ int place_tokens(const TileArguments<Element>& arguments) {
-    const int64_t tile_number = blockIdx.x / arguments.cluster_size;
-    WindowRows rows = {tile_number * Config::kRows, arguments.tile.rows, nullptr};
-    int tile_adapter = 0;
-    if (arguments.segments != nullptr) {
-      const Segment segment = arguments.segments[tile_number];
-      rows = {segment.begin, segment.end, arguments.tokens};
-      tile_adapter = segment.adapter;
-    }
-    for (int i = threadIdx.x; i < Config::kRows; i += Config::kThreads) tokens[i] = rows(i);
-    __syncthreads();
-    return tile_adapter;
-  }
-
-  // Row of the tile to row of a token matrix, for copy_window.
-  __device__ __forceinline__ int64_t operator()(int row) const { return tokens[row]; }
-
-  __device__ __forceinline__ Element* stage(int index) const { return stages + index * Config::kStageElements; }
-
-  template <typename T>
-  __device__ __forceinline__ T* in_block(T* pointer, int block) const {
-    if constexpr (Config::kCluster) {
-      return cluster_map(pointer, static_cast<unsigned>(block));
-    } else {
-      return pointer;
-    }
-  }
-
-  __device__ __forceinline__ void barrier() const {
-    if constexpr (Config::kCluster) {
-      cluster_sync();
-    } else {
-      __syncthreads();
-    }
-  }
-};
-
-// Copies the chunk of the adapter's weight that belongs to columns [column, column + kChunk) of the tile.
-template <class Config, bool kUp>
-__device__ __forceinline__ void copy_weight(typename Config::Element* target, int adapter,
-                                            const TileArguments<typename Config::Element>& arguments, int column) {
-  auto weight = kUp ? arguments.up_weight : arguments.down_weight;
-  weight.data += adapter * weight.rows * weight.columns;
-  const WindowRows rows = {kUp ? column : 0, weight.rows};
-  if constexpr (kUp) {
-    copy_window<Config::kChunk, Config::kBottleneck, Config::kThreads>(target, Config::kUpStride, weight, rows, 0);
-  } else {
-    copy_window<Config::kBottleneck, Config::kChunk, Config::kThreads>(target, Config::kDownStride, weight, rows,
-                                                                       column);
+__device__ __forceinline__ void place_bias(const TileBlock<Config>& block,
+                                           const TileArguments<typename Config::Element>& arguments) {
+  const int64_t first = static_cast<int64_t>(block.adapter) * arguments.tile.columns + block.column0;
+  for (int i = threadIdx.x; i < block.chunks * Config::kChunk; i += Config::kThreads) {
+    const bool exists = arguments.output_bias != nullptr && i < block.columns;
+    block.bias[i] = exists ? arguments.output_bias[first + i] : from_compute<typename Config::Element>(0.f);
   }
 }
 
-// First product, one chunk: adds the warp's share of the terms to its 16 x kBottleneck partial sums.
+// The sum of the chains of accumulators.
+template <int kChains, int kRowTiles, int kUnits>
+__device__ __forceinline__ void join_chains(float (&result)[kRowTiles][kUnits][4],
+                                            const float (&chains)[kChains][kRowTiles][kUnits][4]) {
+#pragma unroll
+  for (int i = 0; i < kRowTiles * kUnits * 4; ++i) {
+    const int tile = i / (kUnits * 4), unit = i / 4 % kUnits, value = i % 4;
+    result[tile][unit][value] = chains[0][tile][unit][value];
+    if (kChains > 1) result[tile][unit][value] += chains[kChains - 1][tile][unit][value];
+  }
+}
+
+// First product: the warp's sums over all chunks of its share of the terms.
 template <class Config, bool kBackward>
-__device__ __forceinline__ void first_product(float (&sums)[Config::kBottleneck / 8][4], const TileBlock<Config>& block,
-                                              int chunk, int stage) {
+__device__ __forceinline__ void first_product(FirstSums<Config>& result, const TileBlock<Config>& block,
+                                              TileFeed<Config, kBackward>& feed) {
+  using Element = typename Config::Element;
   constexpr int kStride = kBackward ? Config::kUpStride : Config::kDownStride;
-  const auto* rows = block.tile + block.row_group * 16 * block.tile_stride + chunk * Config::kChunk;
-  const auto* weight = block.stage(stage);
-  const int first = block.column_group * Config::kGroupColumns;
+  const int n0 = block.column_group % Config::kFirstSplits * Config::kFirstColumns;
+  const int k0 = block.column_group / Config::kFirstSplits * Config::kFirstTerms;
+  const Element* a_from[Config::kRowTiles];
 #pragma unroll
-  for (int k = first; k < first + Config::kGroupColumns; k += 16) {
-    uint32_t a[4], b[4];
-    load_a<false>(a, rows + k, block.tile_stride, block.lane);
-#pragma unroll
-    for (int n = 0; n < Config::kBottleneck; n += 16) {
-      load_b<kBackward>(b, kBackward ? weight + k * kStride + n : weight + n * kStride + k, kStride, block.lane);
-      mma<typename Config::Element>(sums[n / 8], a, b[0], b[1]);
-      mma<typename Config::Element>(sums[n / 8 + 1], a, b[2], b[3]);
-    }
+  for (int i = 0; i < Config::kRowTiles; ++i) {
+    a_from[i] =
+        block.tile + (block.row0 + i * 16) * block.tile_stride + k0 + a_offset<false>(block.tile_stride, block.lane);
   }
-}
-
-template <class Config>
-__device__ __forceinline__ void store_partial(const float (&sums)[Config::kBottleneck / 8][4],
-                                              const TileBlock<Config>& block) {
-  const int row = block.row_group * 16 + block.lane / 4, column = block.lane % 4 * 2;
-  float* plane = block.partial + block.column_group * Config::kPartialPlane;
+  const int b_from = b_offset<kBackward>(kStride, block.lane) + (kBackward ? k0 * kStride + n0 : n0 * kStride + k0);
+  float sums[Config::kChains][Config::kRowTiles][Config::kFirstColumns / 8][4] = {};
+  for (int chunk = 0; chunk < block.chunks; ++chunk) {
+    const Element* weight = feed.next(chunk) + b_from;
 #pragma unroll
-  for (int n = 0; n < Config::kBottleneck / 8; ++n) {
+    for (int k = 0; k < Config::kFirstTerms; k += 16) {
+      auto& chain = sums[k / 16 % Config::kChains];
+      uint32_t a[Config::kRowTiles][4], b[4];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float* to = plane + (row + half * 8) * Config::kPartialStride + n * 8 + column;
-      *reinterpret_cast<float2*>(to) = make_float2(sums[n][half * 2], sums[n][half * 2 + 1]);
-    }
-  }
-}
-
-// Sums the partial products of all warps and blocks in rank order (the same bits every time), applies `middle`, and
-// gives every block of the cluster the result. Each block finishes its share of the tile, four columns a thread.
-template <class Config, class Middle>
-__device__ __forceinline__ void exchange(const TileBlock<Config>& block, const Middle& middle, int cluster_size) {
-  constexpr int kQuads = Config::kBottleneck / 4;
-  constexpr int kItems = Config::kRows * kQuads;
-  const int end = (block.rank + 1) * kItems / cluster_size;
-  for (int i = block.rank * kItems / cluster_size + threadIdx.x; i < end; i += Config::kThreads) {
-    const int row = i / kQuads, column = i % kQuads * 4;
-    float values[4] = {};
-    for (int source = 0; source < cluster_size; ++source) {
+      for (int i = 0; i < Config::kRowTiles; ++i) load_fragment<false>(a[i], a_from[i] + k);
 #pragma unroll
-      for (int group = 0; group < Config::kColumnGroups; ++group) {
-        float* from = block.partial + group * Config::kPartialPlane + row * Config::kPartialStride + column;
-        const float4 part = *reinterpret_cast<const float4*>(block.in_block(from, source));
-        values[0] += part.x, values[1] += part.y, values[2] += part.z, values[3] += part.w;
+      for (int n = 0; n < Config::kFirstColumns; n += 16) {
+        load_fragment<kBackward>(b, weight + (kBackward ? k * kStride + n : n * kStride + k));
+#pragma unroll
+        for (int i = 0; i < Config::kRowTiles; ++i) {
+          mma<Element>(chain[i][n / 8], a[i], b[0], b[1]);
+          mma<Element>(chain[i][n / 8 + 1], a[i], b[2], b[3]);
+        }
       }
     }
-    const uint2 packed = middle(block.tokens[row], column, values, block.adapter);
-    auto* to = block.operand + row * Config::kUpStride + column;
-    for (int target = 0; target < cluster_size; ++target) {
-      *reinterpret_cast<uint2*>(block.in_block(to, target)) = packed;
-    }
+#pragma unroll
+    for (int i = 0; i < Config::kRowTiles; ++i) a_from[i] += Config::kChunk;
   }
+  join_chains(result, sums);
 }
 
-// output = base + scale * (product + bias) for the four values of one mma accumulator, written over the tile.
+// The A operands of the second product: the middle of a warp's rows.
 template <class Config>
-__device__ __forceinline__ void finish_output(const float (&product)[4], const TileBlock<Config>& block,
-                                              const TileArguments<typename Config::Element>& arguments, int column) {
-  using Element = typename Config::Element;
-  const int row = block.row_group * 16 + block.lane / 4;
-  float bias[2] = {};
-  if (arguments.output_bias != nullptr) {
-    const int first = block.column0 + column, columns = arguments.tile.columns;
-    const Element* from = arguments.output_bias + static_cast<int64_t>(block.adapter) * columns + first;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) bias[i] = first + i < columns ? to_compute(from[i]) : 0.f;
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    auto* place = reinterpret_cast<Vector<Element, 2>*>(block.tile + (row + half * 8) * block.tile_stride + column);
-    float values[2];
-    const Vector<Element, 2> base = *place;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float term = arguments.scale * (product[half * 2 + i] + bias[i]);
-      values[i] = arguments.add_base ? to_compute(base.values[i]) + term : term;
-    }
-    *reinterpret_cast<uint32_t*>(place) = pack<Element>(values[0], values[1]);
-  }
-}
+using MiddleFragments = uint32_t[Config::kRowTiles][Config::kBottleneck / 16][4];
 
-// Stores the part of the tile that this warp has just finished: 16 rows x kGroupColumns.
 template <class Config>
-__device__ __forceinline__ void store_output(const TileBlock<Config>& block,
-                                             const TileArguments<typename Config::Element>& arguments, int column) {
-  using Element = typename Config::Element;
-  constexpr int kWidth = kVectorWidth<Element>, kUnits = Config::kGroupColumns / kWidth;
+__device__ __forceinline__ void load_middle(MiddleFragments<Config>& middle, const TileBlock<Config>& block) {
 #pragma unroll
-  for (int i = block.lane; i < 16 * kUnits; i += 32) {
-    const int row = block.row_group * 16 + i / kUnits, tile_column = column + i % kUnits * kWidth;
-    const int output_column = block.column0 + tile_column, columns = arguments.tile.columns;
-    const int64_t token = block.tokens[row];
-    if (token < 0 || output_column >= columns) continue;
-    const Element* from = block.tile + row * block.tile_stride + tile_column;
-    Element* to = arguments.output + token * columns + output_column;
-    if (arguments.output_vector) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-    } else {
-      for (int j = 0; j < min(kWidth, columns - output_column); ++j) to[j] = from[j];
-    }
-  }
-}
-
-// Second product, one chunk: the warp's 16 rows x kGroupColumns of the output.
-template <class Config, bool kBackward>
-__device__ __forceinline__ void second_product(const TileBlock<Config>& block,
-                                               const TileArguments<typename Config::Element>& arguments, int chunk,
-                                               int stage) {
-  constexpr int kStride = kBackward ? Config::kDownStride : Config::kUpStride;
-  const auto* rows = block.operand + block.row_group * 16 * Config::kUpStride;
-  const auto* weight = block.stage(stage);
-  const int first = block.column_group * Config::kGroupColumns;
-#pragma unroll
-  for (int n = first; n < first + Config::kGroupColumns; n += 16) {
-    float product[2][4] = {};
+  for (int i = 0; i < Config::kRowTiles; ++i) {
+    const auto* rows = block.operand + (block.row0 + i * 16) * Config::kUpStride;
 #pragma unroll
     for (int k = 0; k < Config::kBottleneck; k += 16) {
-      uint32_t a[4], b[4];
-      load_a<false>(a, rows + k, Config::kUpStride, block.lane);
-      load_b<kBackward>(b, kBackward ? weight + k * kStride + n : weight + n * kStride + k, kStride, block.lane);
-      mma<typename Config::Element>(product[0], a, b[0], b[1]);
-      mma<typename Config::Element>(product[1], a, b[2], b[3]);
+      load_a<false>(middle[i][k / 16], rows + k, Config::kUpStride, block.lane);
     }
-    const int column = chunk * Config::kChunk + n + block.lane % 4 * 2;
-    finish_output(product[0], block, arguments, column);
-    finish_output(product[1], block, arguments, column + 8);
   }
-  __syncwarp();  // a warp stores what its own lanes have written
-  store_output(block, arguments, chunk * Config::kChunk + first);
+}
+
+// Second product, one chunk: the warp's rows x kSecondColumns of the output, base + scale * (product + bias), in place of
+// the tile. `weight`, `place` and `bias` are where the lane finds its operands, its first value and its bias.
+template <class Config, bool kBackward>
+__device__ __forceinline__ void second_product(const MiddleFragments<Config>& middle,
+                                               const typename Config::Element* weight, typename Config::Element* place,
+                                               int stride, const typename Config::Element* bias,
+                                               const TileArguments<typename Config::Element>& arguments) {
+  using Element = typename Config::Element;
+  const auto place_of = [&](int i) {  // pair i % 2 of the accumulator of columns i / 2 % 2, row tile i / 4
+    return reinterpret_cast<uint32_t*>(place + (i / 4 * 16 + i % 2 * 8) * stride + i / 2 % 2 * 8);
+  };
+  uint32_t base[4 * Config::kRowTiles] = {};
+  if (arguments.add_base) {
+#pragma unroll
+    for (int i = 0; i < 4 * Config::kRowTiles; ++i) base[i] = *place_of(i);
+  }
+  float chains[Config::kChains][Config::kRowTiles][2][4] = {}, product[Config::kRowTiles][2][4];
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const float2 pair = unpack<Element>(*reinterpret_cast<const uint32_t*>(bias + j * 8));
+#pragma unroll
+    for (int i = 0; i < Config::kRowTiles; ++i) {
+      chains[0][i][j][0] = chains[0][i][j][2] = pair.x, chains[0][i][j][1] = chains[0][i][j][3] = pair.y;
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < Config::kBottleneck; k += 16) {
+    auto& chain = chains[k / 16 % Config::kChains];
+    uint32_t b[4];
+    load_fragment<kBackward>(b, weight + (kBackward ? k * Config::kDownStride : k));
+#pragma unroll
+    for (int i = 0; i < Config::kRowTiles; ++i) {
+      mma<Element>(chain[i][0], middle[i][k / 16], b[0], b[1]);
+      mma<Element>(chain[i][1], middle[i][k / 16], b[2], b[3]);
+    }
+  }
+  join_chains(product, chains);
+#pragma unroll
+  for (int i = 0; i < 4 * Config::kRowTiles; ++i) {
+    const float2 value = unpack<Element>(base[i]);
+    const float* term = &product[i / 4][i / 2 % 2][i % 2 * 2];
+    *place_of(i) = pack<Element>(fmaf(arguments.scale, term[0], value.x), fmaf(arguments.scale, term[1], value.y));
+  }
+}
+
+// The second product over all chunks.
+template <class Config, bool kBackward>
+__device__ __forceinline__ void write_output(const TileBlock<Config>& block,
+                                             const TileArguments<typename Config::Element>& arguments,
+                                             TileFeed<Config, kBackward>& feed) {
+  constexpr int kStride = kBackward ? Config::kDownStride : Config::kUpStride;
+  MiddleFragments<Config> middle;
+  load_middle<Config>(middle, block);
+  OutputRows<Config> output(block, arguments);
+  const int n = block.column_group * Config::kSecondColumns, column = n + block.lane % 4 * 2;
+  const int b_from = b_offset<kBackward>(kStride, block.lane) + (kBackward ? n : n * kStride);
+  const auto* bias = block.bias + column;
+  auto* place = block.tile + (block.row0 + block.lane / 4) * block.tile_stride + column;
+  for (int chunk = 0; chunk < block.chunks; ++chunk) {
+    const auto* weight = feed.next(block.chunks + chunk) + b_from;
+    if (chunk > 0) output.store_next();  // the chunk before, which all warps have finished
+    second_product<Config, kBackward>(middle, weight, place, block.tile_stride, bias, arguments);
+    place += Config::kChunk, bias += Config::kChunk;
+  }
+  __syncthreads();
+  if (block.chunks > 0) output.store_next();
 }
 
 // Tokens without adapter: the output is the base alone, or zero. A warp owns a row at a time.
@@ -300,7 +173,7 @@ __device__ __forceinline__ void copy_base(const TileBlock<Config>& block,
                                           const Middle& middle) {
   using Element = typename Config::Element;
   const Matrix<Element>& base = arguments.replacement.data != nullptr ? arguments.replacement : arguments.tile;
-  const int columns = arguments.output == nullptr ? 0 : min(arguments.tile.columns - block.column0, arguments.slice);
+  const int columns = arguments.output == nullptr ? 0 : block.columns;
   const bool vector = arguments.output_vector && base.vector;
   const int width = vector ? kVectorWidth<Element> : 1;
   for (int row = threadIdx.x / 32; row < Config::kRows && block.tokens[row] >= 0; row += Config::kThreads / 32) {
@@ -319,6 +192,17 @@ __device__ __forceinline__ void copy_base(const TileBlock<Config>& block,
   }
 }
 
+// Puts another residual in the place of the tile, once all warps have read it; all chunks at once, during the exchange.
+template <class Config>
+__device__ __forceinline__ void replace_tile(const TileBlock<Config>& block,
+                                             const TileArguments<typename Config::Element>& arguments) {
+  __syncthreads();
+  const TileRows<Config> rows(block, arguments.replacement);
+#pragma unroll 1
+  for (int chunk = 0; chunk < block.chunks; ++chunk) rows.copy(chunk);
+  cp_async_commit();
+}
+
 template <class Config, class Middle>
 __device__ __forceinline__ void run_tile(const TileArguments<typename Config::Element>& arguments,
                                          const Middle& middle) {
@@ -327,36 +211,21 @@ __device__ __forceinline__ void run_tile(const TileArguments<typename Config::El
   const TileBlock<Config> block(memory, arguments);
   if (block.adapter == kUnusedSegment) return;  // the same for all blocks of the cluster
   if (block.adapter == kNoAdapter) return copy_base(block, arguments, middle);
-  const auto load_first = [&](int chunk, int stage) {
-    const int column = chunk * Config::kChunk;
-    copy_window<Config::kRows, Config::kChunk, Config::kThreads>(block.tile + column, block.tile_stride, arguments.tile,
-                                                                 block, block.column0 + column);
-    copy_weight<Config, kBackward>(block.stage(stage), block.adapter, arguments, block.column0 + column);
-  };
-  const auto load_second = [&](int chunk, int stage) {
-    const int column = chunk * Config::kChunk;
-    if (arguments.replacement.data != nullptr) {
-      copy_window<Config::kRows, Config::kChunk, Config::kThreads>(
-          block.tile + column, block.tile_stride, arguments.replacement, block, block.column0 + column);
-    }
-    copy_weight<Config, !kBackward>(block.stage(stage), block.adapter, arguments, block.column0 + column);
-  };
-  const int second_chunks = arguments.output == nullptr ? 0 : block.chunks;
-  {
-    float sums[Config::kBottleneck / 8][4] = {};
-    Pipeline<Config::kStages>::start(block.chunks, load_first);
-    Pipeline<Config::kStages>::run(block.chunks, load_first, [&](int chunk, int stage) {
-      first_product<Config, kBackward>(sums, block, chunk, stage);
-    });
-    Pipeline<Config::kStages>::start(second_chunks, load_second);  // in flight during the exchange
-    store_partial<Config>(sums, block);
-  }
-  block.barrier();
-  exchange(block, middle, arguments.cluster_size);
-  block.barrier();  // also keeps a block alive until the others have read its shared memory
-  Pipeline<Config::kStages>::run(second_chunks, load_second, [&](int chunk, int stage) {
-    second_product<Config, kBackward>(block, arguments, chunk, stage);
-  });
+  TileFeed<Config, kBackward> feed(block, arguments);
+  feed.start(arguments.tile);
+  open_exchange(block);
+  const bool has_output = arguments.output != nullptr;
+  if (has_output) place_bias(block, arguments);
+  feed.wait_for_first();
+  FirstSums<Config> sums;
+  first_product(sums, block, feed);
+  const bool replaced = has_output && arguments.replacement.data != nullptr;
+  if (replaced) replace_tile(block, arguments);
+  exchange<Config>(sums, block, middle, block.blocks(arguments), has_output);
+  if (!has_output) return;
+  if (replaced) cp_async_wait<0>();
+  dependents_launch();
+  write_output(block, arguments, feed);
 }
 
 template <class Config, class Middle>

@@ -9,7 +9,7 @@
 
 namespace adapterx::cuda {
 
-// Up to four launches.
+// Up to six launches.
 void lay_out_cublas(const PathCall<ForwardTensors>& call, Arena& arena);
 Status run_cublas(const PathCall<ForwardTensors>& call, Arena& arena, cudaStream_t stream);
 

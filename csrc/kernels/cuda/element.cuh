@@ -44,6 +44,17 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   }
 }
 
+template <typename Element>
+__device__ __forceinline__ float2 unpack(uint32_t pair) {
+  if constexpr (std::is_same_v<Element, bfloat16>) {  // the upper half of a float
+    const uint2 bits = make_uint2(pair << 16, pair & 0xffff0000u);
+    return *reinterpret_cast<const float2*>(&bits);
+  } else {
+    const auto* elements = reinterpret_cast<const Element*>(&pair);
+    return make_float2(to_compute(elements[0]), to_compute(elements[1]));
+  }
+}
+
 // kCount elements moved by one instruction where the address is a multiple of their size.
 template <typename Element, int kCount>
 struct alignas(sizeof(Element) * kCount) Vector {

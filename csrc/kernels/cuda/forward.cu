@@ -1,4 +1,5 @@
 // Launches the forward of the bottleneck adapter on tensor cores.
+#include "resident_path.h"
 #include "tile_kernels.cuh"
 #include "tile_path.h"
 
@@ -25,7 +26,7 @@ cudaError_t launch_tile_forward(const PathCall<ForwardTensors>& call, cudaStream
   arguments.add_base = tensors.residual != nullptr;
   arguments.scale = static_cast<float>(problem.scaling);
   ForwardMiddle<Element> middle;
-  middle.access = make_quad_access<Element>(problem, {tensors.pre_activation});
+  middle.access = make_quad_access<Element>(problem, m, {tensors.pre_activation});
   middle.activation = problem.activation;
   middle.bias = static_cast<const Element*>(tensors.down_bias);
   middle.pre_activation = static_cast<Element*>(tensors.pre_activation);
@@ -37,8 +38,10 @@ cudaError_t launch_tile_forward(const PathCall<ForwardTensors>& call, cudaStream
 void lay_out_tile(const PathCall<ForwardTensors>&, Arena&) {}
 
 Status run_tile(const PathCall<ForwardTensors>& call, Arena&, cudaStream_t stream) {
-  if (!has_tile_kernel(call.problem, call.tile)) return cudaErrorNotSupported;
+  const bool resident = call.tile.row_tile == kResidentRowTile;
+  if (!resident && !has_tile_kernel(call.problem, call.tile)) return cudaErrorNotSupported;
   if (call.problem.num_tokens == 0) return cudaSuccess;
+  if (resident) return run_resident(call, stream);
   return visit_tile(call.problem, call.tile,
                     [&](auto tag) { return launch_tile_forward<typename decltype(tag)::Type>(call, stream); });
 }

@@ -30,7 +30,18 @@ struct PartialSums {
   const void* data = nullptr;
   PartialLayout layout;
   int64_t ranges = 0;
+  // Sorted tokens: adapters of one range have their gradients already, and have no set; the sets are those that
+  // partial_set() says. Else each range has a set, and each adapter is summed here.
+  bool long_only = false;
+  bool programmatic = false;  // the kernel that writes them says when this one may start
 };
+
+// The set of a range that begins at `begin` of the sorted order and is not its adapter's only one. Ranges that another
+// one follows are full: two of them begin at least kRangeTokens apart. The last range goes by the one before it.
+__host__ __device__ inline int64_t partial_set(int64_t begin, bool last) {
+  return last ? (begin - kRangeTokens) / kRangeTokens * 2 + 1 : begin / kRangeTokens * 2;
+}
+constexpr int64_t max_partial_sets(int64_t num_tokens) { return num_tokens / kRangeTokens * 2; }
 
 // One launch: each wanted gradient of each adapter is the sum of its ranges, in order; the up gradients times scaling.
 cudaError_t reduce_partial_sums(const Problem& problem, const BackwardTensors& tensors, const PartialSums& partial,

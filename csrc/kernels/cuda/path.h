@@ -15,16 +15,24 @@ struct cublasLtContext;  // of cublasLt.h, which the kernels do without
 
 namespace adapterx::cuda {
 
+inline constexpr int32_t kResidentRowTile = 32;
+
 // The tile of the tile kernels. A cluster_size of 1 is one block; more is a thread-block cluster that shares the
 // columns of a tile through distributed shared memory (from compute capability 9.0).
 struct TileShape {
-  int32_t row_tile = 0;  // tokens of a tile: 16 or 64; 0: no tile kernel
+  int32_t row_tile = 0;  // tokens of a tile: 16 or 64; kResidentRowTile: the resident kernel; 0: no tile kernel
   int32_t cluster_size = 1;
+};
+
+struct Device {
+  int32_t compute_capability = 0;       // 10 * major + minor
+  int64_t shared_memory_per_block = 0;  // bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin
+  int32_t multiprocessors = 0;
 };
 
 // What cuBLASLt needs from the caller.
 struct CublasLt {
-  cublasLtContext* handle = nullptr;  // a cublasLtHandle_t
+  cublasLtContext* handle = nullptr;  // a cublasLtHandle_t; null: all products by a kernel of our own
   bool allow_tf32 = false;            // fp32 products may round their operands to TF32
 };
 
@@ -38,6 +46,7 @@ struct PathCall {
   const SortedTokens* sorted = nullptr;  // null: one adapter for all tokens
   TileShape tile = {};                   // of the tile path
   CublasLt cublas = {};                  // of the cublas path
+  Device device = {};
 };
 
 // How a call ended: well, with an error of the CUDA runtime, or, where there is no such code, in words.

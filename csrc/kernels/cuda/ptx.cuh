@@ -46,12 +46,16 @@ using emulator::cp_async_commit;
 using emulator::cp_async_wait;
 using emulator::dependency_wait;
 using emulator::dependents_launch;
+using emulator::lane_number;
 using emulator::ldmatrix_x4;
 using emulator::ldmatrix_x4_trans;
 using emulator::mma;
 using emulator::movmatrix_trans;
+using emulator::shuffle_xor;
+using emulator::prefetch;
 using emulator::stmatrix_x4_trans;
 using emulator::store_remote;
+using emulator::warp_number;
 
 #else
 
@@ -182,12 +186,33 @@ __device__ __forceinline__ void block_barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// This thread's lane. Volatile, so that what follows from it is computed where it is wanted and not kept in registers
+// from the start of a loop.
+__device__ __forceinline__ int lane_number() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
+// This thread's warp, told so that the compiler knows it to be the same for all lanes.
+__device__ __forceinline__ int warp_number() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0); }
+
+// Asks for the line of global memory at `address` without a register to wait with.
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+}
+
 // Transposes one 8x8 matrix of 16-bit elements that a warp holds, lane l elements (l / 4, 2 * (l % 4)) and the one right
 // of it.
 __device__ __forceinline__ uint32_t movmatrix_trans(uint32_t pair) {
   uint32_t transposed;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
   return transposed;
+}
+
+// The value of the lane whose number differs in the bits of `mask`.
+__device__ __forceinline__ uint32_t shuffle_xor(uint32_t value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
 // ---- from sm_90 on; on older architectures these are there and trap ----
@@ -256,13 +281,15 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, unsigned parity)
 #endif
 }
 
-// As barrier_wait, and sees what other blocks of the cluster have stored by store_remote.
+// As barrier_wait, and sees what other blocks of the cluster have stored by store_remote. That lands in this block's own
+// shared memory, which no cache lies before: an acquire of the block's scope suffices (as in CUTLASS), where one of the
+// cluster's would empty L1 each time.
 __device__ __forceinline__ void barrier_wait_cluster(uint64_t* barrier, unsigned parity) {
 #if __CUDA_ARCH__ >= 900
   unsigned done = 0;
   while (done == 0) {
     asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}"
         : "=r"(done)
         : "r"(shared_address(barrier)), "r"(parity)
@@ -363,6 +390,16 @@ __device__ __forceinline__ void store_remote(uint2* place, unsigned rank, uint2 
                    remote_address(place, rank)),
                "r"(value.x), "r"(value.y), "r"(remote_address(barrier, rank))
                : "memory");
+#else
+  __trap();
+#endif
+}
+__device__ __forceinline__ void store_remote(uint32_t* place, unsigned rank, uint32_t value, uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(remote_address(place, rank)),
+      "r"(value), "r"(remote_address(barrier, rank))
+      : "memory");
 #else
   __trap();
 #endif

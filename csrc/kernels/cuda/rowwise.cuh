@@ -101,7 +101,7 @@ __device__ __forceinline__ void differentiate(Values<Element, kWidth>& x, const 
   u.load(arguments.pre_activation + place);
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    x.v[i] *= arguments.scaling * activation_derivative(arguments.activation, u.v[i]);
+    x.v[i] = activation_gradient(arguments.activation, u.v[i], arguments.scaling * x.v[i]);
   }
   x.store(arguments.output + place);
 }

@@ -107,7 +107,7 @@ struct DerivativeFinish {
     load_unit(u, pre_activation, token, column);
 #pragma unroll
     for (int i = 0; i < kVectorWidth<Element>; ++i) {
-      values[i] *= scaling * activation_derivative(activation, u[i]);
+      values[i] = activation_gradient(activation, u[i], scaling * values[i]);
       u[i] = activate(activation, u[i]);
     }
     gradient.store(token, column, values);

@@ -26,13 +26,12 @@ inline Matrix<Element> make_matrix(const void* data, int64_t stride, int64_t row
   return {static_cast<const Element*>(data), stride, rows, static_cast<int>(columns), vector};
 }
 
-// Copies 16 bytes of elements of which the first `valid` exist; the others become zero. Asynchronous where rows are
-// aligned, else element by element: either way complete for other threads after cp_async_wait and a barrier.
+// Copies 16 bytes of elements of which the first `valid` exist; the others become zero. `vector`: both are aligned, and
+// the copy is asynchronous; else it goes element by element. Either way it is complete for other threads after
+// cp_async_wait and a barrier. `from` is not read where nothing is valid.
 template <typename Element>
-__device__ __forceinline__ void copy_unit(Element* target, const Matrix<Element>& source, int64_t row, int column,
-                                          int valid) {
-  const Element* from = valid > 0 ? source.data + row * source.stride + column : source.data;
-  if (source.vector) {
+__device__ __forceinline__ void copy_unit(Element* target, const Element* from, int valid, bool vector) {
+  if (vector) {
     cp_async16(target, from, valid * static_cast<int>(sizeof(Element)));
   } else {
 #pragma unroll
@@ -53,20 +52,56 @@ struct WindowRows {
   }
 };
 
+// Which 16-byte units of a window of kRows x kColumns each of kThreads threads copies: kCount of one column of units.
+template <int kRows, int kColumns, int kThreads, typename Element>
+struct WindowShare {
+  static constexpr int kWidth = kVectorWidth<Element>, kUnits = kColumns / kWidth;
+  static constexpr int kRowStep = kThreads / kUnits;  // rows between two units of a thread
+  static constexpr int kCount = (kRows + kRowStep - 1) / kRowStep;
+  static_assert(kColumns % kWidth == 0 && kThreads % kUnits == 0);
+
+  static __device__ __forceinline__ int row(int j) { return static_cast<int>(threadIdx.x) / kUnits + j * kRowStep; }
+  static __device__ __forceinline__ int column() { return static_cast<int>(threadIdx.x) % kUnits * kWidth; }
+
+  // Calls body(j) for this thread's units. `unrolled`: for copies that take few instructions.
+  template <class Body>
+  static __device__ __forceinline__ void visit(bool unrolled, const Body& body) {
+    if (unrolled) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        if (kRows % kRowStep == 0 || row(j) < kRows) body(j);
+      }
+    } else {
+#pragma unroll 1
+      for (int j = 0; j < kCount && row(j) < kRows; ++j) body(j);
+    }
+  }
+};
+
+// Of `count` elements from a unit's first one on, how many lie within it.
+template <typename Element>
+__device__ __forceinline__ int valid_elements(int count) {
+  return min(max(count, 0), kVectorWidth<Element>);
+}
+
 // Copies the window of kRows rows and kColumns columns from `column0` on with all threads of the block; what lies
 // outside the matrix becomes zero. `rows(i)` is the matrix's row for row i of the window, or -1.
 template <int kRows, int kColumns, int kThreads, typename Element, class Rows>
 __device__ __forceinline__ void copy_window(Element* target, int target_stride, const Matrix<Element>& source,
                                             const Rows& rows, int column0) {
-  constexpr int kWidth = kVectorWidth<Element>, kUnits = kColumns / kWidth;
-  static_assert(kColumns % kWidth == 0);
-#pragma unroll
-  for (int i = threadIdx.x; i < kRows * kUnits; i += kThreads) {
-    const int row = i / kUnits, column = i % kUnits * kWidth;
-    const int inside = min(max(source.columns - (column0 + column), 0), kWidth);
-    const int64_t source_row = rows(row);
-    const int valid = source_row >= 0 ? inside : 0;
-    copy_unit(target + row * target_stride + column, source, source_row, column0 + column, valid);
+  using Share = WindowShare<kRows, kColumns, kThreads, Element>;
+  const int column = column0 + Share::column();
+  const int inside = valid_elements<Element>(source.columns - column);
+  const Element* from = source.data + column;
+  Element* to = target + Share::row(0) * target_stride + Share::column();
+  const auto copy = [&](int j) {
+    const int64_t row = rows(Share::row(j));
+    copy_unit(to + j * Share::kRowStep * target_stride, from + row * source.stride, row >= 0 ? inside : 0,
+              source.vector);
+  };
+#pragma unroll 2
+  for (int j = 0; j < Share::kCount; ++j) {
+    if (kRows % Share::kRowStep == 0 || Share::row(j) < kRows) copy(j);
   }
 }
 
@@ -102,35 +137,39 @@ struct Pipeline {
 
 // Where a lane points ldmatrix within a 16x16 block. The four 8x8 matrices lie (0,0) (8,0) (0,8) (8,8) in
 // `rows_first` order and (0,0) (0,8) (8,0) (8,8) in `columns_first` order, as (row, column).
-template <typename Element>
-__device__ __forceinline__ const Element* rows_first(const Element* block, int stride, int lane) {
-  return block + lane % 16 * stride + lane / 16 * 8;
-}
-template <typename Element>
-__device__ __forceinline__ const Element* columns_first(const Element* block, int stride, int lane) {
-  return block + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8;
+__device__ __forceinline__ int rows_first(int stride, int lane) { return lane % 16 * stride + lane / 16 * 8; }
+__device__ __forceinline__ int columns_first(int stride, int lane) {
+  return (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8;
 }
 
-// The A operand (16 rows of the result, 16 terms of the sum) of one mma; stored as [row][term], or, transposed, as
-// [term][row].
+// Where a lane reads its part of an operand, from the operand's first element on: A, 16 rows of the result and 16 terms
+// of the sum, stored as [row][term], or, transposed, as [term][row]; B, 16 terms and 16 columns of the result, stored as
+// [column][term] as in the weight of a linear map, or, transposed, as [term][column].
+template <bool kTransposed>
+__device__ __forceinline__ int a_offset(int stride, int lane) {
+  return kTransposed ? columns_first(stride, lane) : rows_first(stride, lane);
+}
+template <bool kTransposed>
+__device__ __forceinline__ int b_offset(int stride, int lane) {
+  return kTransposed ? rows_first(stride, lane) : columns_first(stride, lane);
+}
+
+// Loads from such a place: the A operand of one mma, or the B operands of two, [0..1] and [2..3].
+template <bool kTransposed, typename Element>
+__device__ __forceinline__ void load_fragment(uint32_t (&fragment)[4], const Element* place) {
+  if constexpr (kTransposed) {
+    ldmatrix_x4_trans(fragment, place);
+  } else {
+    ldmatrix_x4(fragment, place);
+  }
+}
 template <bool kTransposed, typename Element>
 __device__ __forceinline__ void load_a(uint32_t (&a)[4], const Element* block, int stride, int lane) {
-  if constexpr (kTransposed) {
-    ldmatrix_x4_trans(a, columns_first(block, stride, lane));
-  } else {
-    ldmatrix_x4(a, rows_first(block, stride, lane));
-  }
+  load_fragment<kTransposed>(a, block + a_offset<kTransposed>(stride, lane));
 }
-
-// The B operands (16 terms, 16 columns of the result) of two mma, b[0..1] and b[2..3]; stored as [column][term] as in
-// the weight of a linear map, or, transposed, as [term][column].
 template <bool kTransposed, typename Element>
 __device__ __forceinline__ void load_b(uint32_t (&b)[4], const Element* block, int stride, int lane) {
-  if constexpr (kTransposed) {
-    ldmatrix_x4_trans(b, rows_first(block, stride, lane));
-  } else {
-    ldmatrix_x4(b, columns_first(block, stride, lane));
-  }
+  load_fragment<kTransposed>(b, block + b_offset<kTransposed>(stride, lane));
 }
 
 // B operand of an mma: ones in column 0, zeros in columns 1 to 7. The product is the sum of A's terms.

@@ -6,12 +6,12 @@
 
 namespace adapterx::cuda {
 
-// 64 tokens: four warps of 16 rows; small chunks and four stages keep three chunks in flight within half an SM's shared
-// memory at 512 columns a block. 16 tokens (decode, few tokens): four warps share the rows and split each chunk.
+// 64 tokens: warps of 32 rows, so that one fragment of a weight serves two products. 16 tokens (decode, few tokens): all
+// warps share the rows. Either way eight warps, and 16 columns a warp in each chunk of the second product.
 template <typename Element, int kBottleneck, bool kCluster>
-using WideTile = TileConfig<Element, kBottleneck, 4, 1, 32, 4, kCluster>;
+using WideTile = TileConfig<Element, kBottleneck, 2, 2, 4, 64, kCluster>;
 template <typename Element, int kBottleneck, bool kCluster>
-using NarrowTile = TileConfig<Element, kBottleneck, 1, 4, 64, 4, kCluster>;
+using NarrowTile = TileConfig<Element, kBottleneck, 1, 1, 8, 128, kCluster>;
 
 // Calls visitor(Tag<integral_constant>) with bottleneck_dim padded to a size that exists.
 template <class Visitor>
@@ -50,9 +50,27 @@ inline bool has_tile_kernel(const Problem& problem, const TileShape& tile) {
   const bool dtype = problem.dtype == ScalarType::bfloat16 || problem.dtype == ScalarType::float16;
   const bool sizes = problem.bottleneck_dim >= 1 && problem.bottleneck_dim <= kMaxBottleneckDim &&
                      problem.input_size == problem.hidden_size && problem.hidden_size >= 1;
-  const bool shape =
-      (tile.row_tile == 16 || tile.row_tile == 64) && tile.cluster_size >= 1 && tile.cluster_size <= kMaxClusterSize;
+  const bool shape = (tile.row_tile == 16 || tile.row_tile == 64) && tile.cluster_size >= 1 &&
+                     tile.cluster_size <= kMaxClusterSize && (tile.cluster_size & (tile.cluster_size - 1)) == 0;
   return dtype && sizes && shape;
+}
+
+inline constexpr int64_t kFewBlocks = 132;              // no more than SMs
+inline constexpr int64_t kReservedSharedMemory = 1024;  // of each block, by the system
+
+// Stages of the ring: as many as the tile has use for where few blocks have an SM each, else as many as leave room for a
+// second block on an SM, or for this one; two at least.
+template <class Config>
+int choose_stages(int64_t columns, int64_t cluster_size, int64_t blocks) {
+  const int64_t limit = shared_memory_limit();
+  const int64_t half = (limit + kReservedSharedMemory) / 2 - kReservedSharedMemory;
+  const bool alone = blocks <= kFewBlocks || Config::shared_memory(columns, cluster_size, 2) > half;
+  const int64_t items = 2 * ceil_div(Config::slice(columns, cluster_size), Config::kChunk);
+  for (const int stages : {8, 4}) {
+    const bool useful = stages / 2 < items;
+    if (useful && Config::shared_memory(columns, cluster_size, stages) <= (alone ? limit : half)) return stages;
+  }
+  return 2;
 }
 
 // Launches the tile kernel over all tokens. `arguments` comes with its matrices set.
@@ -61,7 +79,7 @@ cudaError_t launch_tile(TileArguments<typename Config::Element> arguments, const
                         const SortedTokens* sorted, cudaStream_t stream) {
   const int64_t columns = arguments.tile.columns;
   arguments.slice = static_cast<int>(Config::slice(columns, tile.cluster_size));
-  arguments.cluster_size = tile.cluster_size;
+  while (1 << arguments.cluster_log < tile.cluster_size) ++arguments.cluster_log;
   arguments.output_vector = is_aligned(arguments.output, 16) && columns % kVectorWidth<typename Config::Element> == 0;
   int64_t tiles = ceil_div(arguments.tile.rows, Config::kRows);
   if (sorted != nullptr) {
@@ -69,16 +87,20 @@ cudaError_t launch_tile(TileArguments<typename Config::Element> arguments, const
     arguments.tokens = sorted->tokens;
     tiles = sorted->max_tiles;
   }
-  const LaunchShape shape = {dim3(static_cast<unsigned>(tiles * tile.cluster_size)), dim3(Config::kThreads),
-                             Config::shared_memory(columns, tile.cluster_size), tile.cluster_size};
+  const int64_t blocks = tiles * tile.cluster_size;
+  arguments.stages = choose_stages<Config>(columns, tile.cluster_size, blocks);
+  const LaunchShape shape = {dim3(static_cast<unsigned>(blocks)), dim3(Config::kThreads),
+                             Config::shared_memory(columns, tile.cluster_size, arguments.stages), tile.cluster_size};
   return launch(bottleneck_tile_kernel<Config, Middle>, shape, stream, arguments, middle);
 }
 
+// `stride`: elements between two rows of all the matrices.
 template <typename Element>
-QuadAccess<Element> make_quad_access(const Problem& problem, std::initializer_list<const void*> pointers) {
-  bool vector = problem.bottleneck_dim % 4 == 0;
+QuadAccess<Element> make_quad_access(const Problem& problem, int64_t stride,
+                                     std::initializer_list<const void*> pointers) {
+  bool vector = stride % 4 == 0;
   for (const void* pointer : pointers) vector = vector && is_aligned(pointer, 8);
-  return {static_cast<int>(problem.bottleneck_dim), vector};
+  return {static_cast<int>(problem.bottleneck_dim), static_cast<int>(stride), vector};
 }
 
 }  // namespace adapterx::cuda

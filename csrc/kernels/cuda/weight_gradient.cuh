@@ -2,15 +2,18 @@
 //     up_weight   (hidden_size x m) = scaling * grad_output^T @ activated,      up_bias   = scaling * grad_output^T @ 1
 //     down_weight (m x hidden_size) = grad_pre_activation^T @ hidden_states,    down_bias = grad_pre_activation^T @ 1.
 //
+// For rows of any alignment; gradient_stream.cuh is for aligned ones, from compute capability 9.0 on.
+//
 // Grid: x a window of 4 * kWarpColumns columns of hidden_size, y a range of tokens, z which of the two products.
 // Block: 4 warps; a warp owns kWarpColumns columns times all of m.
 // Thread: mma accumulators as in tile.cuh. A bias gradient is one more mma whose B operand holds ones in its first
 //     column and zeros elsewhere.
 // Shared memory: kStages chunks of kTokens tokens: the wide matrix's window and the narrow matrix (m columns).
-// Accumulation: fp32. Each block writes its partial sums; reduce_partial_sums adds the token ranges in order.
+// Accumulation: fp32. A block whose range holds all tokens of its adapter stores the gradients; else it writes partial
+// sums, and reduce_partial_sums adds the token ranges in order.
 #pragma once
 
-#include "partial_sums.h"
+#include "gradient_store.cuh"
 #include "sort_tokens.h"
 #include "tile.cuh"
 
@@ -39,28 +42,26 @@ struct WeightGradientArguments {
   Matrix<Element> activated;            // narrow
   Matrix<Element> hidden_states;        // wide
   Matrix<Element> grad_pre_activation;  // narrow
-  float* partial = nullptr;             // token ranges x layout.size()
-  PartialLayout layout;
-  int64_t range_tokens = 0;           // tokens of a range, a multiple of kTokens
-  bool down_only = false;             // one product a launch: z = 0 is the down product then
-  const Segment* segments = nullptr;  // grouped: the sorted tokens of each range; null: ranges of neighbouring tokens
-  const int64_t* tokens = nullptr;    // grouped: the sorted tokens
+  GradientMatrix<Element> up, down;
+  float* partial = nullptr;  // sets of partial_size sums; null: one range holds all tokens
+  int64_t partial_size = 0;
+  int64_t range_tokens = 0;              // tokens of a range
+  int ranges = 1;                        // without sorted tokens
+  int up_windows = 0, down_windows = 0;  // of the products' columns, 0 for one that is not wanted
+  const Segment* segments = nullptr;     // grouped: the sorted tokens of each range; null: neighbouring tokens
+  const int64_t* tokens = nullptr;       // grouped: the sorted tokens
+  const int32_t* first_range = nullptr;  // grouped: where the ranges of each adapter begin
+  int num_adapters = 0;                  // grouped
 };
 
-__device__ __forceinline__ void store_accumulator(float* target, int64_t stride, const float (&sums)[4], int lane) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float* to = target + (lane / 4 + half * 8) * stride + lane % 4 * 2;
-    *reinterpret_cast<float2*>(to) = make_float2(sums[half * 2], sums[half * 2 + 1]);
-  }
-}
-
 // The first column of an accumulator: the sums that the ones column has made.
-__device__ __forceinline__ void store_sums(float* target, const float (&sums)[4], int lane) {
-  if (lane % 4 == 0) {
-    target[lane / 4] = sums[0];
-    target[lane / 4 + 8] = sums[2];
-  }
+template <typename Element>
+__device__ __forceinline__ void store_first_column(const GradientMatrix<Element>& gradient,
+                                                   const GradientTarget& target, int64_t place, const float (&sums)[4],
+                                                   int lane) {
+  if (lane % 4 != 0) return;
+  store_bias(gradient, target, place + lane / 4, sums[0]);
+  store_bias(gradient, target, place + lane / 4 + 8, sums[2]);
 }
 
 // The tokens of this block's range.
@@ -72,6 +73,13 @@ __device__ __forceinline__ WindowRows range_rows(const WeightGradientArguments<E
   }
   const int64_t first = blockIdx.y * arguments.range_tokens, end = first + arguments.range_tokens;
   return {first, end < arguments.activated.rows ? end : arguments.activated.rows, nullptr};
+}
+
+template <typename Element>
+__device__ __forceinline__ GradientTarget range_target(const WeightGradientArguments<Element>& arguments) {
+  if (arguments.segments != nullptr) return sorted_target(arguments, blockIdx.y, arguments.segments[blockIdx.y]);
+  if (arguments.partial == nullptr) return {};
+  return {0, arguments.partial + blockIdx.y * arguments.partial_size};
 }
 
 // Copies and multiplies one token range: `multiply(wide, narrow)` sees kTokens tokens of both matrices at a time.
@@ -127,16 +135,15 @@ __device__ __forceinline__ void up_gradient(typename Config::Element* stages,
                             }
                           }
                         });
-  float* partial = arguments.partial + blockIdx.y * arguments.layout.size();
+  const GradientTarget target = range_target(arguments);
   const int64_t column = static_cast<int64_t>(blockIdx.x) * Config::kColumns + warp_column;
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
-    for (int n = 0; n < Config::kBottleneck / 8; ++n) {
-      float* to = partial + arguments.layout.up_weight() + (column + i * 16) * Config::kBottleneck + n * 8;
-      store_accumulator(to, Config::kBottleneck, sums[i][n], lane);
+    for (int n = 0; n < Config::kBottleneck / 8; n += 2) {
+      store_sums<false>(arguments.up, target, column + i * 16, n * 8, sums[i][n], sums[i][n + 1], lane);
     }
-    store_sums(partial + arguments.layout.up_bias() + column + i * 16, bias[i], lane);
+    store_first_column(arguments.up, target, column + i * 16, bias[i], lane);
   }
 }
 
@@ -171,17 +178,15 @@ __device__ __forceinline__ void down_gradient(typename Config::Element* stages,
                             }
                           }
                         });
-  float* partial = arguments.partial + blockIdx.y * arguments.layout.size();
-  const int64_t stride = arguments.layout.padded_input;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * Config::kColumns + warp_column;
+  const GradientTarget target = range_target(arguments);
+  const int column = static_cast<int>(blockIdx.x) * Config::kColumns + warp_column;
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-      float* to = partial + arguments.layout.down_weight() + i * 16 * stride + column + n * 8;
-      store_accumulator(to, stride, sums[i][n], lane);
+    for (int n = 0; n < kColumnTiles; n += 2) {
+      store_sums<false>(arguments.down, target, i * 16, column + n * 8, sums[i][n], sums[i][n + 1], lane);
     }
-    if (owns_bias) store_sums(partial + arguments.layout.down_bias() + i * 16, bias[i], lane);
+    if (owns_bias) store_first_column(arguments.down, target, i * 16, bias[i], lane);
   }
 }
 
@@ -191,7 +196,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   ADAPTERX_SHARED_MEMORY(memory);
   auto* stages = reinterpret_cast<typename Config::Element*>(memory);
   if (arguments.segments != nullptr && arguments.segments[blockIdx.y].adapter < 0) return;
-  if (blockIdx.z == 0 && !arguments.down_only) {
+  if (blockIdx.z == 0 && arguments.up_windows > 0) {
     up_gradient<Config>(stages, arguments);
   } else {
     down_gradient<Config>(stages, arguments);
