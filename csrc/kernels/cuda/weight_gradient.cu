@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kTargetBlocks = 4 * 132;  // of weight_gradient.cuh: four fit on an SM; 132 SMs
 constexpr int64_t kMinRangeTokens = 256;    // fewer are not worth another set of partial sums
 constexpr int64_t kMaxRanges = 32;
+constexpr int64_t kMaxStreamedTokens = int64_t{1} << 30;
 constexpr int64_t kMinClusterRangeTokens = 128;  // fewer are not worth the exchange
 
 template <class Visitor>
@@ -25,13 +26,14 @@ auto visit_weight_gradient(const Problem& problem, bool stream, const Visitor& v
   });
 }
 
-// Whether rows begin and end at multiples of 16 bytes, and the device has bulk copies.
+// Whether rows begin and end at multiples of 16 bytes, the device has bulk copies, and 32 bits count a range's tokens.
 bool can_stream(const PathCall<BackwardTensors>& call, const WeightGradientWork& work) {
   const Problem& problem = call.problem;
   const BackwardTensors& tensors = call.tensors;
   const int64_t width = 16 / element_size(problem.dtype);
   const auto aligned = [&](const void* data, int64_t stride) { return is_aligned(data, 16) && stride % width == 0; };
-  return call.device.compute_capability >= 90 && problem.hidden_size % width == 0 && work.pitch % width == 0 &&
+  return call.device.compute_capability >= 90 && problem.num_tokens < kMaxStreamedTokens &&
+         problem.hidden_size % width == 0 && work.pitch % width == 0 &&
          aligned(tensors.grad_output, tensors.grad_output_stride) &&
          (tensors.grad_down_weight == nullptr || aligned(tensors.hidden_states, tensors.hidden_states_stride));
 }
