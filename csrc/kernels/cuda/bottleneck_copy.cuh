@@ -7,7 +7,7 @@
 
 namespace adapterx::cuda {
 
-// A thread's share of the rows of the tile, or of what replaces it. Rows without a token are left as they are: no row
+// A thread's share of the rows of the tile, or of what replaces it, chunk after chunk. Rows without a token are left as they are: no row
 // of the result depends on another row.
 template <class Config>
 class TileRows {
@@ -16,10 +16,11 @@ class TileRows {
 
  public:
   __device__ __forceinline__ TileRows(const TileBlock<Config>& block, const Matrix<Element>& source)
-      : block_(block),
-        source_(source),
-        to_(block.tile + Share::row(0) * block.tile_stride + Share::column()),
-        step_(Share::kRowStep * block.tile_stride) {
+      : to_(block.tile + Share::row(0) * block.tile_stride + Share::column()),
+        step_(Share::kRowStep * block.tile_stride),
+        columns_(block.columns),
+        whole_(source.vector ? columns_ / Config::kChunk * Config::kChunk : 0),
+        vector_(source.vector) {
 #pragma unroll
     for (int j = 0; j < Share::kCount; ++j) {
       const int64_t row = block.tokens[Share::row(j)];
@@ -28,29 +29,33 @@ class TileRows {
     }
   }
 
-  __device__ __forceinline__ void copy(int chunk) const {
-    const int column = chunk * Config::kChunk;
-    if (source_.vector && column + Config::kChunk <= block_.columns) {
+  __device__ __forceinline__ void copy_next() {
+    if (whole_ > 0) {
 #pragma unroll
       for (int j = 0; j < Share::kCount; ++j) {
-        if (exists_[j]) cp_async16(to_ + j * step_ + column, from_[j] + column, 16);
+        if (exists_[j]) cp_async16(to_ + j * step_, from_[j], 16);
       }
     } else {
-      const int inside = valid_elements<Element>(block_.columns - Share::column() - column);
+      const int inside = valid_elements<Element>(columns_ - Share::column());
 #pragma unroll
       for (int j = 0; j < Share::kCount; ++j) {
-        if (exists_[j]) copy_unit(to_ + j * step_ + column, from_[j] + column, inside, source_.vector);
+        if (exists_[j]) copy_unit(to_ + j * step_, from_[j], inside, vector_);
       }
     }
+    whole_ -= Config::kChunk;
+    columns_ -= Config::kChunk;
+    to_ += Config::kChunk;
+#pragma unroll
+    for (int j = 0; j < Share::kCount; ++j) from_[j] += Config::kChunk;
   }
 
  private:
-  const TileBlock<Config>& block_;
-  const Matrix<Element>& source_;
   Element* to_;
   int step_;
+  int columns_, whole_;  // from the chunk on: that exist, and in whole chunks of aligned rows
+  bool vector_;
   const Element* from_[Share::kCount];
-  bool exists_[Share::kCount];
+  int exists_[Share::kCount];
   static_assert(Config::kRows % Share::kRowStep == 0);
 };
 
@@ -92,7 +97,7 @@ class DownRows {
   const Element* from_;
   int64_t step_;
   int place_, rows_;
-  int columns_, whole_;  // from the chunk on: that exist, and in whole chunks of aligned rows
+  int columns_, whole_;  // as above
   bool vector_;
 };
 
@@ -133,7 +138,7 @@ class UpRows {
  private:
   const Element* from_;
   int place_, columns_;
-  int rows_, whole_;  // from the chunk on, as above
+  int rows_, whole_;  // as above
   bool vector_;
 };
 
@@ -202,14 +207,14 @@ class TileFeed {
 
   // Asks for the tile and for as many items as the ring holds.
   __device__ __forceinline__ void start(const Matrix<Element>& tile) {
-    const TileRows<Config> rows(block_, tile);
+    TileRows<Config> rows(block_, tile);
     int chunk = 0;
 #pragma unroll 1
     for (int i = 0; i < stages_; ++i) {
-      ask();
+      ask<false>();
       const int end = i + 1 < stages_ ? i + 1 : block_.chunks;
 #pragma unroll 1
-      for (; chunk < min(end, block_.chunks); ++chunk) rows.copy(chunk);
+      for (; chunk < min(end, block_.chunks); ++chunk) rows.copy_next();
       cp_async_commit();  // a group for every item, those that do not exist too, so that the count in `wait` stays right
     }
   }
@@ -219,24 +224,27 @@ class TileFeed {
     stages_ == 2 ? cp_async_wait<1>() : stages_ == 4 ? cp_async_wait<3>() : cp_async_wait<7>();
   }
 
-  // Waits until item `item`, the one after the last, has landed for all threads and refills the stage of the one before it, with which all are
+  // Waits until item `item` of the first (or second) product, the one after the last, has landed for all threads and refills the stage of the one before it, with which all are
   // done. Returns the item's stage.
-  __device__ __forceinline__ const Element* next(int item) {
-    if (item > 0) stages_ == 2 ? cp_async_wait<0>() : stages_ == 4 ? cp_async_wait<2>() : cp_async_wait<6>();
+  template <bool kSecond>
+  __device__ __forceinline__ const Element* next(int chunk) {
+    const int item = kSecond ? block_.chunks + chunk : chunk;
+    if (kSecond || item > 0) stages_ == 2 ? cp_async_wait<0>() : stages_ == 4 ? cp_async_wait<2>() : cp_async_wait<6>();
     __syncthreads();
-    if (item > 0) {
-      ask();
+    if (kSecond || item > 0) {
+      ask<kSecond>();
       cp_async_commit();
     }
     return block_.stage(item & (stages_ - 1));
   }
 
  private:
-  // For the next item, if there is one.
+  // For the next item, if there is one. `kSecond`: all of the first weight has been asked for.
+  template <bool kSecond>
   __device__ __forceinline__ void ask() {
     if (left_-- <= 0) return;
     Element* stage = block_.stage(asked_++ & (stages_ - 1));
-    if (first_left_-- > 0) {
+    if (!kSecond && first_left_-- > 0) {
       first_.copy_next(stage);
     } else {
       second_.copy_next(stage);

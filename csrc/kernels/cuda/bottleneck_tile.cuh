@@ -59,7 +59,7 @@ __device__ __forceinline__ void first_product(FirstSums<Config>& result, const T
   const int b_from = b_offset<kBackward>(kStride, block.lane) + (kBackward ? k0 * kStride + n0 : n0 * kStride + k0);
   float sums[Config::kChains][Config::kRowTiles][Config::kFirstColumns / 8][4] = {};
   for (int chunk = 0; chunk < block.chunks; ++chunk) {
-    const Element* weight = feed.next(chunk) + b_from;
+    const Element* weight = feed.template next<false>(chunk) + b_from;
 #pragma unroll
     for (int k = 0; k < Config::kFirstTerms; k += 16) {
       auto& chain = sums[k / 16 % Config::kChains];
@@ -157,7 +157,7 @@ __device__ __forceinline__ void write_output(const TileBlock<Config>& block,
   const auto* bias = block.bias + column;
   auto* place = block.tile + (block.row0 + block.lane / 4) * block.tile_stride + column;
   for (int chunk = 0; chunk < block.chunks; ++chunk) {
-    const auto* weight = feed.next(block.chunks + chunk) + b_from;
+    const auto* weight = feed.template next<true>(chunk) + b_from;
     if (chunk > 0) output.store_next();  // the chunk before, which all warps have finished
     second_product<Config, kBackward>(middle, weight, place, block.tile_stride, bias, arguments);
     place += Config::kChunk, bias += Config::kChunk;
@@ -197,9 +197,9 @@ template <class Config>
 __device__ __forceinline__ void replace_tile(const TileBlock<Config>& block,
                                              const TileArguments<typename Config::Element>& arguments) {
   __syncthreads();
-  const TileRows<Config> rows(block, arguments.replacement);
+  TileRows<Config> rows(block, arguments.replacement);
 #pragma unroll 1
-  for (int chunk = 0; chunk < block.chunks; ++chunk) rows.copy(chunk);
+  for (int chunk = 0; chunk < block.chunks; ++chunk) rows.copy_next();
   cp_async_commit();
 }
 
