@@ -16,6 +16,7 @@ namespace emulator {
 
 inline int lane_number() { return machine().current->lane; }
 inline void prefetch(const void* address) { (void)*static_cast<const volatile unsigned char*>(address); }
+inline void prefetch_far(const void* address) { prefetch(address); }
 inline int warp_number() { return static_cast<int>(machine().current->index.x) / kWarpSize; }
 
 // ---- shared memory -------------------------------------------------------------------------------------------------

@@ -51,8 +51,9 @@ using emulator::ldmatrix_x4;
 using emulator::ldmatrix_x4_trans;
 using emulator::mma;
 using emulator::movmatrix_trans;
-using emulator::shuffle_xor;
 using emulator::prefetch;
+using emulator::prefetch_far;
+using emulator::shuffle_xor;
 using emulator::stmatrix_x4_trans;
 using emulator::store_remote;
 using emulator::warp_number;
@@ -200,6 +201,11 @@ __device__ __forceinline__ int warp_number() { return __shfl_sync(0xffffffffu, s
 // Asks for the line of global memory at `address` without a register to wait with.
 __device__ __forceinline__ void prefetch(const void* address) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+}
+
+// As prefetch, no nearer than L2.
+__device__ __forceinline__ void prefetch_far(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
 // Transposes one 8x8 matrix of 16-bit elements that a warp holds, lane l elements (l / 4, 2 * (l % 4)) and the one right

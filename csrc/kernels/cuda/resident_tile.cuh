@@ -295,6 +295,18 @@ struct ResidentWarp {
     __syncwarp();
   }
 
+  // Asks the L2 cache for an adapter's weights; the work of the warps that copy.
+  __device__ __forceinline__ void prefetch_weights(int adapter) const {
+    constexpr int kLine = 128 / sizeof(Element), kStep = 32 * Config::kCopyWarps;
+    const auto up = weight<true>(adapter), down = weight<false>(adapter);
+    const int thread = (warp - (Config::kWarps - Config::kCopyWarps)) * 32 + lane;
+    for (int i = thread * kLine; i < up.rows * up.matrix.columns; i += kStep * kLine) prefetch_far(up.data + i);
+    const int lines = (down.matrix.columns + kLine - 1) / kLine;
+    for (int i = thread; i < down.rows * lines; i += kStep) {
+      prefetch_far(down.data + i / lines * down.matrix.stride + i % lines * kLine);
+    }
+  }
+
   // The first of this warp's columns of the output, counted in the slice.
   __device__ __forceinline__ int first_column() const { return warp * Config::kColumnTiles * 16; }
 
@@ -515,6 +527,14 @@ __device__ __forceinline__ void run_tiles(const ResidentBlock<Config>& block,
         if (i >= 2) barrier_wait(block.done + stage_last, parity_last);
       });
       if (i == 0) __syncthreads();
+    }
+    if constexpr (Config::kGrouped) {
+      const int later = i + 3;
+      if (warp.copies() && later < run.count) {
+        const int adapter = tile_tokens<Config>(arguments, run[later]).adapter;
+        const int last = tile_tokens<Config>(arguments, run[later - 1]).adapter;
+        if (adapter >= 0 && adapter != last) warp.prefetch_weights(adapter);
+      }
     }
     if (i >= 2 && i - 2 + kStages < run.count && warp.copies()) {
       bulk_wait_read<0>();
