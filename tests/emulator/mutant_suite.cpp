@@ -108,6 +108,12 @@ void test_infinities(const TileShape& tile) {
   const Values values = output.values();
   for (size_t i = 0; i < t * d; ++i) require(std::isinf(values[i]) == (i / d == 3), "infinities of one token");
   BackwardTensors backward;
+  backward.grad_output = th.bits(), backward.grad_output_stride = static_cast<int64_t>(d);
+  backward.pre_activation = tu.bits(), backward.down_weight = backward.up_weight = ones.bits();
+  backward.grad_input = output.bits();
+  run_path<BackwardTensors>(lay_out_tile, run_tile, {problem, backward, nullptr, tile});
+  const Values gradients = output.values();
+  for (size_t i = 0; i < t * d; ++i) require(std::isinf(gradients[i]) == (i / d == 3), "infinities of one gradient");
   backward.grad_output = ones.bits(), backward.grad_output_stride = 0;
   backward.pre_activation = tu.bits(), backward.down_weight = ones.bits(), backward.up_weight = infinite.bits();
   backward.grad_input = output.bits();
