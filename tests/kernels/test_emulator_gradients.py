@@ -43,7 +43,7 @@ def test_streamed(emulator, tokens, hidden, bottleneck, multiprocessors):
         assert counters["bank_conflicts"] == 0
 
 
-@pytest.mark.parametrize(("tokens", "multiprocessors"), [(3100, 6), (6200, 12)], ids=["blocks", "clusters of two"])
+@pytest.mark.parametrize(("tokens", "multiprocessors"), [(12400, 6), (24800, 12)], ids=["blocks", "clusters of two"])
 def test_several_clusters_for_a_window(emulator, tokens, multiprocessors):
     """Where no cluster of all ranges fits, and many tokens are saved: three sets of partial sums, and their reduction."""
     case = Case(emulator, tokens, 8, 5)
