@@ -21,12 +21,7 @@ GRADIENT_BUGS = [
     ("exchange over stages that others still read", "gradient_stream.cuh", "  block_barrier(1, Config::kComputeThreads);\n", ""),
     ("a block of the cluster ends early", "gradient_stream.cuh", "  if (cluster) cluster_sync();  // a block lives until", "  if (cluster) __syncthreads();  // a block lives until"),
     ("blocks added from the own rank on", "gradient_stream.cuh", "cluster_map(mine, static_cast<unsigned>(source))", "cluster_map(mine, static_cast<unsigned>((source + rank) % blocks))"),
-<<<<<<< HEAD
-    ("bias summed by block 0, stored by another", "gradient_stream.cuh", "    if ((Config::kPairs & (blocks - 1)) != rank) continue;", "    if (rank != 0) continue;"),
-    ("all blocks of a cluster sum the first range", "gradient_stream.cuh", "* arguments.ranges + block_rank(arguments)) * arguments.range_tokens;", "* arguments.ranges) * arguments.range_tokens;"),
-=======
     ("all blocks of a cluster sum the first range", "gradient_stream.cuh", "arguments.ranges + block_rank(arguments)) * arguments.range_tokens", "arguments.ranges) * arguments.range_tokens"),
->>>>>>> d147de6e016a87f6539ca23bb8994ca9944d7a26
     ("note overwritten while lanes read it", "gradient_stream.cuh", "    __syncwarp();  // all lanes have read the last note\n", ""),
     ("down bias stored by each window", "gradient_stream.cuh", "} else if (item.window == 0 && warp", "} else if (warp"),
     ("bias of the first 16 columns twice", "gradient_stream.cuh", "column0 + i * 16, sums.bias[i]", "column0 + i * 16, sums.bias[0]"),
