@@ -81,7 +81,6 @@ MUTANTS = [
     Mutant("resident: planes read too early", "resident_tile.cuh", "    block_barrier(1 + token_group * Config::kRowTiles + row_tile, 32 * Config::kTermGroups);\n", ""),
     Mutant("resident: mbarriers not made known", "resident_tile.cuh", "      barrier_init_fence();\n", ""),
     Mutant("resident: stores before the other blocks are there", "resident_tile.cuh", "      if (i == 0) cluster_wait();  // the barriers of the other blocks are there\n", "      if (i == 1) cluster_wait();\n"),
-    Mutant("resident: a block ends too early", "resident_tile.cuh", "  cluster_arrive_relaxed();  // a block stays until no other one stores to it\n  cluster_wait();\n", ""),
     # Its sums and its places.
     Mutant("resident: first product, fragments swapped", "resident_tile.cuh", "mma<Element>(sums[n], first[step], b[0], b[1])", "mma<Element>(sums[n], first[step], b[0], b[2])"),
     Mutant("resident: second product, token tiles swapped", "resident_tile.cuh", "mma<Element>(product[c][1], second[c][r], b1.x, b1.y)", "mma<Element>(product[c][1], second[c][r], b0.x, b0.y)"),
