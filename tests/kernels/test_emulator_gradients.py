@@ -45,7 +45,7 @@ def test_streamed(emulator, tokens, hidden, bottleneck, multiprocessors):
 
 @pytest.mark.parametrize(("tokens", "multiprocessors"), [(12400, 6), (24800, 12)], ids=["blocks", "clusters of two"])
 def test_several_clusters_for_a_window(emulator, tokens, multiprocessors):
-    """Where no cluster of all ranges fits, and many tokens are saved: three sets of partial sums, and their reduction."""
+    """Where no cluster of all ranges fits and many tokens are saved: three sets of partial sums, then their sum."""
     case = Case(emulator, tokens, 8, 5)
     emulator.take_counters()
     check_backward(case, wanted=WEIGHTS, row_tile=16, multiprocessors=multiprocessors)

@@ -1,4 +1,4 @@
-"""The resident kernel (row_tile 32) on the host, against float64: several tiles a cluster, odd sizes, every schedule."""
+"""The resident kernel (row_tile 32) on the host against float64: several tiles a cluster, odd sizes, all schedules."""
 
 import itertools
 
