@@ -118,6 +118,41 @@ def cuda_table() -> str:
     return "\n\n".join(table_of(name, CUDA_HEADS, cuda_line) for name in names)
 
 
+# Tokens, hidden_size, bottleneck_dim: the sweep's cells that the page shows.
+SWEPT = (
+    *((16, 768, 64), (16, 4096, 64), (1024, 768, 64), (1024, 4096, 64)),
+    *((16384, 1024, 64), (16384, 2048, 64), (16384, 4096, 16), (16384, 4096, 64), (16384, 4096, 128)),
+)
+
+
+def swept_line(found: Found, shape: tuple[int, int, int], mode: str) -> list[str]:
+    """Compare the fastest plan of a cell with cuBLASLt, which is one of them, in microseconds."""
+    sizes = tuple(map(str, shape))
+    times = {key[4]: 1e3 * float(row["median"]) for key, row in found.items() if key[:4] == (*sizes, mode)}
+    plan = min(times, key=times.get)
+    ratio = f"{times['cublas'] / times[plan]:.2f}"
+    return [shape_of(("", *sizes)), mode, plan, f"{times[plan]:.1f}", f"{times['cublas']:.1f}", ratio]
+
+
+def sweep_table() -> str:
+    """Show what the plans take on the device alone, of every GPU that was swept."""
+    parts = []
+    for path in sorted(RESULTS.glob("bench_op_cuda_sweep_*.csv")):
+        rows = [row for row in read_rows(path.name) if row["metric"] == "time"]
+        found = latest(rows, ("num_tokens", "hidden_size", "bottleneck_dim", "mode", "implementation"))
+        cells = {key[:4] for key in found}
+        heads = ("tokens × hidden, bottleneck", "call", "plan", "µs", "cuBLASLt, µs", "cuBLASLt / plan")
+        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for shape in SWEPT:
+            for mode in ("forward", "backward"):
+                if (*map(str, shape), mode) in cells:
+                    lines.append("| " + " | ".join(swept_line(found, shape, mode)) + " |")
+        row = rows[-1]
+        source = f"Medians of {row['repeats']} rounds in turns, bfloat16; {row['device']}, torch {row['torch']}"
+        parts.append("\n".join([*lines, "", f"{source}, {row['date']}: `benchmarks/results/{path.name}`."]))
+    return "\n\n".join(parts) or "Not measured yet."
+
+
 def grouped_line(found: Found, case: tuple[str, ...]) -> list[str]:
     """Compare the grouped form with one adapter for all rows and with loops over the adapters."""
     _, adapters, picked = case[0].split(", ")
@@ -182,6 +217,7 @@ PAGES = {
     "README.md": {
         "operator": operator_table,
         "movie_reviews": demo_table,
+        "sweep": sweep_table,
         "cuda": cuda_table,
         "grouped": grouped_table,
         "model": model_table,

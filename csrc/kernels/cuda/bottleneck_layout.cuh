@@ -21,8 +21,13 @@ struct TileConfig {
   static constexpr int kRows = kWarpRows * kRowGroups;
   static constexpr int kRowsLog = kRows == 16 ? 4 : 6;
   static constexpr int kThreads = 32 * kRowGroups * kColumnGroups;
-  // On an SM: as many as shared memory allows; ptxas would else save registers for more.
+  // On an SM: as many as shared memory allows; ptxas would else save registers for more. For compute capability 10.0 it
+  // wants a few more registers in the widest form.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr int kMinBlocks = kWarpRows * kBottleneck < 32 * 128 ? 2 : 1;
+#else
   static constexpr int kMinBlocks = kCluster || kWarpRows * kBottleneck < 32 * 128 ? 2 : 1;
+#endif
   // In the first product the warps that share rows split the bottleneck, and where it is narrow the terms as well; in
   // the second they split the columns.
   static constexpr int kFirstSplits = kBottleneck / 16 < kColumnGroups ? kBottleneck / 16 : kColumnGroups;

@@ -17,6 +17,9 @@
 
 namespace adapterx::cuda {
 
+// On compute capability 10.0 the registers of a wider one do not suffice.
+inline constexpr int kMaxStreamedBottleneck100 = 64;
+
 struct GradientItem {
   int number = 0;
   bool up = false;
@@ -405,7 +408,13 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     gradient_stream_kernel(const WeightGradientArguments<typename Config::Element> arguments) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  __trap();  // no bulk copies here: the launch keeps callers away
+  __trap();  // no bulk copies here: can_stream() keeps callers away
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  if constexpr (Config::kBottleneck > kMaxStreamedBottleneck100) {
+    __trap();  // likewise
+  } else {
+    stream_gradients<Config>(arguments);
+  }
 #else
   stream_gradients<Config>(arguments);
 #endif

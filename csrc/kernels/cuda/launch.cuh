@@ -34,8 +34,8 @@ inline int64_t shared_memory_limit() { return emulator::kMaxSharedMemory; }
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t, Arguments&&... arguments) {
-  return emulator::launch(kernel, shape.grid, shape.block, shape.shared_memory, shape.cluster_size,
-                          shape.programmatic, Parameters(std::forward<Arguments>(arguments))...);
+  return emulator::launch(kernel, shape.grid, shape.block, shape.shared_memory, shape.cluster_size, shape.programmatic,
+                          Parameters(std::forward<Arguments>(arguments))...);
 }
 
 template <typename... Parameters>

@@ -358,11 +358,22 @@ struct ResidentWarp {
     store_remote(place, owner, make_float4(sums[0], sums[1], sums[2], sums[3]), block.sums_in + buffer);
   }
 
-  // Which group of terms adds up the sums of token tile `n`.
-  static __device__ __forceinline__ constexpr int owner_group(int n) {
-    constexpr int kTilesEach =
-        Config::kTokenTiles > Config::kTermGroups ? Config::kTokenTiles / Config::kTermGroups : 1;
-    return n / kTilesEach;
+  // Which group of terms adds up the sums of token tile `n`, kTilesEach neighbours each.
+  static constexpr int kTilesEach =
+      Config::kTokenTiles > Config::kTermGroups ? Config::kTokenTiles / Config::kTermGroups : 1;
+  static __device__ __forceinline__ constexpr int owner_group(int n) { return n / kTilesEach; }
+
+  // Sum k of the `i`-th token tile that this warp's group adds up. By masks: where the compiler may choose between
+  // places, it puts the sums into local memory.
+  __device__ __forceinline__ float own_sum(const float (&sums)[Config::kTokenTiles][4], int i, int k) const {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int n = 0; n < Config::kTokenTiles; ++n) {
+      const float sum = sums[n][k];
+      const uint32_t mask = n % kTilesEach == i && owner_group(n) == term_group ? ~0u : 0u;
+      bits |= *reinterpret_cast<const uint32_t*>(&sum) & mask;
+    }
+    return *reinterpret_cast<const float*>(&bits);
   }
 
   // First product of the tile in `stage`. For each token tile one of the groups of terms adds up the sums of all, and
@@ -394,15 +405,19 @@ struct ResidentWarp {
     }
     // The warps of these rows and tokens.
     block_barrier(1 + token_group * Config::kRowTiles + row_tile, 32 * Config::kTermGroups);
+    if (owner_group(Config::kTokenTiles - 1) < term_group) return;  // more groups than token tiles
 #pragma unroll
-    for (int n = 0; n < Config::kTokenTiles; ++n) {
-      if (owner_group(n) != term_group) continue;
+    for (int i = 0; i < kTilesEach; ++i) {
+      float total[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) total[k] = own_sum(sums, i, k);
+      const int number = unit(term_group * kTilesEach + i);
 #pragma unroll
       for (int plane = 0; plane < Config::kTermGroups - 1; ++plane) {
-        const float4 part = block.plane[(plane * Config::kUnits + unit(n)) * 32 + lane];
-        sums[n][0] += part.x, sums[n][1] += part.y, sums[n][2] += part.z, sums[n][3] += part.w;
+        const float4 part = block.plane[(plane * Config::kUnits + number) * 32 + lane];
+        total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
       }
-      send(unit(n), sums[n], buffer);
+      send(number, total, buffer);
     }
   }
 

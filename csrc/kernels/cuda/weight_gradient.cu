@@ -34,7 +34,8 @@ bool can_stream(const PathCall<BackwardTensors>& call, const WeightGradientWork&
   const BackwardTensors& tensors = call.tensors;
   const int64_t width = 16 / element_size(problem.dtype);
   const auto aligned = [&](const void* data, int64_t stride) { return is_aligned(data, 16) && stride % width == 0; };
-  return call.device.compute_capability >= 90 && problem.num_tokens < kMaxStreamedTokens &&
+  const bool registers = call.device.compute_capability < 100 || problem.bottleneck_dim <= kMaxStreamedBottleneck100;
+  return call.device.compute_capability >= 90 && registers && problem.num_tokens < kMaxStreamedTokens &&
          problem.hidden_size % width == 0 && work.pitch % width == 0 &&
          aligned(tensors.grad_output, tensors.grad_output_stride) &&
          (tensors.grad_down_weight == nullptr || aligned(tensors.hidden_states, tensors.hidden_states_stride));
