@@ -127,8 +127,8 @@ def test_problems_without_a_tile(plan):
 
 def test_grouped_tiles_are_narrow_where_groups_are_small(plan):
     device = (90, 227 * KIB)
-    assert plan(16384, 4096, 64, device, num_adapters=64)[:2] == (64, 8)
-    assert plan(16384, 4096, 64, device, num_adapters=256)[:2] == (64, 8)  # 64 tokens a group
+    assert plan(16384, 4096, 64, device, num_adapters=64)[:2] == (32, 8)
+    assert plan(16384, 4096, 64, device, num_adapters=256)[:2] == (32, 8)  # 64 tokens a group
     assert plan(16384, 4096, 64, device, num_adapters=257)[:2] == (16, 8)
     assert plan(16384, 64, 64, device, num_adapters=4096)[:2] == (16, 1)
     assert plan(8, 4096, 64, device, num_adapters=4)[:2] == (16, 8)

@@ -11,7 +11,7 @@ from kernel_launches import Model, fits, resident_launch, tile_launch
 from roofline import predict
 
 RESULTS = plan_table.ROOT / "benchmarks" / "results"
-SWEEP = RESULTS / "bench_op_cuda_sweep_NVIDIA_H100_80GB_HBM3.csv"
+SWEEP = RESULTS / "roofline_sweep_daa515b_NVIDIA_H100_80GB_HBM3.csv"  # that its constants were fitted to
 COUNTS = RESULTS / "sass_counts_sm_90_daa515b.csv"  # of the kernels that the sweep measured
 HEADLINE = (16384, 4096, 64)
 H100, H200, A100 = GPUS["H100"], GPUS["H200"], GPUS["A100"]
