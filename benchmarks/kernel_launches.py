@@ -60,7 +60,7 @@ class TileLayout:
         if not self.row_tiles:
             return 2 * elements + 4 * self.column_groups * self.rows * (self.size + 4) + 8 * self.rows
         splits = self.column_groups // min(self.size // 16, self.column_groups)
-        return 2 * elements + 4 * (splits * self.rows * (self.size + 4) + width) + 8 * (self.rows + 2)
+        return 2 * (elements + width) + 4 * splits * self.rows * (self.size + 4) + 8 * (self.rows + 2)
 
     def blocks_per_sm(self, gpu: Gpu, columns: int, cluster_size: int) -> int:
         """Return how many blocks run on an SM: by registers four of 4 warps or two of 8."""
