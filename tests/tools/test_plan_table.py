@@ -17,7 +17,7 @@ BOTTLENECK_DIMS = (1, 16, 17, 64, 65, 128, 129)
 
 
 def shared_memory(hidden_size, bottleneck_dim, row_tile, cluster_size):
-    """Return the least bytes of a tile, from the description at the top of bottleneck_tile.cuh: two chunks of weights."""
+    """Return the least bytes of a tile, by the description in bottleneck_tile.cuh: two chunks of weights."""
     chunk, column_groups = (64, 4) if row_tile == 64 else (128, 8)
     m = next(size for size in (16, 32, 64, 128) if bottleneck_dim <= size)
     columns = math.ceil(math.ceil(math.ceil(hidden_size / cluster_size) / 16) * 16 / chunk) * chunk
