@@ -289,21 +289,9 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, unsigned parity)
 
 // As barrier_wait, and sees what other blocks of the cluster have stored by store_remote. That lands in this block's own
 // shared memory, which no cache lies before: an acquire of the block's scope suffices (as in CUTLASS), where one of the
-// cluster's would empty L1 each time.
+// cluster's would empty L1 each time. The emulator tells the two apart.
 __device__ __forceinline__ void barrier_wait_cluster(uint64_t* barrier, unsigned parity) {
-#if __CUDA_ARCH__ >= 900
-  unsigned done = 0;
-  while (done == 0) {
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-  }
-#else
-  __trap();
-#endif
+  barrier_wait(barrier, parity);
 }
 
 // Copies `bytes`, a multiple of 16, from global to this block's shared memory, both 16-byte aligned; they count as landed
