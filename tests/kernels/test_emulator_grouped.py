@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from emulator_cases import GroupedCase, assert_same_bits
+from emulator_cases import GroupedCase, assert_same_bits, check_grouped_backward, check_grouped_forward
 
 # ---- the sort ------------------------------------------------------------------------------------------------------
 
@@ -113,21 +113,7 @@ TILE_ARGUMENTS = ("tokens", "hidden", "bottleneck", "groups", "row_tile", "clust
 def test_tile_forward(emulator, tokens, hidden, bottleneck, groups, row_tile, cluster_size, only, residual):
     """Each token's output has the bits that its adapter alone gives it; no adapter leaves the residual."""
     case = GroupedCase(emulator, tokens, hidden, bottleneck, groups, only=only)
-    output, u = case.empty(tokens, hidden), case.empty(tokens, bottleneck)
-    base = case.base(residual)
-    launch = {"row_tile": row_tile, "cluster_size": cluster_size}
-    emulator.forward(
-        case.h, base, case.wd, case.bd, case.wu, case.bu, output, u, activation="gelu", scaling=0.7, **launch,
-        indices=case.indices,
-    )  # fmt: skip
-    for group in range(groups):
-        single, rows = case.single(group)
-        expected, expected_u = single.forward(residual=residual, **launch)
-        np.testing.assert_array_equal(output[rows], expected)
-        np.testing.assert_array_equal(u[rows], expected_u)
-    none = case.indices < 0
-    np.testing.assert_array_equal(output[none], np.zeros_like(output)[none] if base is None else base[none])
-    assert not u[none].any()
+    check_grouped_forward(case, residual, row_tile=row_tile, cluster_size=cluster_size)
 
 
 @pytest.mark.parametrize(TILE_ARGUMENTS, GROUPED)
@@ -135,18 +121,4 @@ def test_tile_forward(emulator, tokens, hidden, bottleneck, groups, row_tile, cl
 def test_tile_backward(emulator, tokens, hidden, bottleneck, groups, row_tile, cluster_size, only, add_grad_output):
     """grad_input has the bits of the single adapters; the weight gradients are theirs, zero for unused adapters."""
     case = GroupedCase(emulator, tokens, hidden, bottleneck, groups, only=only)
-    shapes = ((tokens, hidden), case.wd.shape, case.bd.shape, case.wu.shape, case.bu.shape)
-    gradients = [case.empty(*shape) for shape in shapes]
-    launch = {"row_tile": row_tile, "cluster_size": cluster_size, "add_grad_output": add_grad_output}
-    emulator.backward(
-        case.dy, case.h, case.u, case.wd, case.wu, gradients, activation="gelu", scaling=0.7, **launch,
-        indices=case.indices,
-    )  # fmt: skip
-    for group in range(groups):
-        single, rows = case.single(group)
-        expected = single.backward(**launch)
-        np.testing.assert_array_equal(gradients[0][rows], expected[0])
-        for actual, right in zip(gradients[1:], expected[1:], strict=True):
-            np.testing.assert_array_equal(actual[group], right)
-    none = case.indices < 0
-    np.testing.assert_array_equal(gradients[0][none], case.dy[none] * add_grad_output)
+    check_grouped_backward(case, add_grad_output, row_tile=row_tile, cluster_size=cluster_size)

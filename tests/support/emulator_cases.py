@@ -227,3 +227,40 @@ def assert_same_bits(left, right):
     for first, second in zip(left, right, strict=True):
         if first is not None and second is not None:
             np.testing.assert_array_equal(first, second)
+
+
+def check_grouped_forward(case, residual, **launch):
+    """Each token's output has the bits that its adapter alone gives it; no adapter leaves the residual."""
+    output, u = case.empty(case.tokens, case.hidden), case.empty(case.tokens, case.bottleneck)
+    base = case.base(residual)
+    case.emulator.forward(
+        case.h, base, case.wd, case.bd, case.wu, case.bu, output, u, activation="gelu", scaling=0.7, **launch,
+        indices=case.indices,
+    )  # fmt: skip
+    for group in range(case.groups):
+        single, rows = case.single(group)
+        expected, expected_u = single.forward(residual=residual, **launch)
+        np.testing.assert_array_equal(output[rows], expected)
+        np.testing.assert_array_equal(u[rows], expected_u)
+    none = case.indices < 0
+    np.testing.assert_array_equal(output[none], np.zeros_like(output)[none] if base is None else base[none])
+    assert not u[none].any()
+
+
+def check_grouped_backward(case, add_grad_output, **launch):
+    """grad_input has the bits of the single adapters; the weight gradients are theirs, zero for unused adapters."""
+    shapes = ((case.tokens, case.hidden), case.wd.shape, case.bd.shape, case.wu.shape, case.bu.shape)
+    gradients = [case.empty(*shape) for shape in shapes]
+    launch["add_grad_output"] = add_grad_output
+    case.emulator.backward(
+        case.dy, case.h, case.u, case.wd, case.wu, gradients, activation="gelu", scaling=0.7, **launch,
+        indices=case.indices,
+    )  # fmt: skip
+    for group in range(case.groups):
+        single, rows = case.single(group)
+        expected = single.backward(**launch)
+        np.testing.assert_array_equal(gradients[0][rows], expected[0])
+        for actual, right in zip(gradients[1:], expected[1:], strict=True):
+            np.testing.assert_array_equal(actual[group], right)
+    none = case.indices < 0
+    np.testing.assert_array_equal(gradients[0][none], case.dy[none] * add_grad_output)
