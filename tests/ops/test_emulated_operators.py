@@ -25,7 +25,8 @@ REST = (
     "tests/ops/test_ops_transforms.py",
 )
 RUNS = {
-    "the tests of a GPU": ({}, ("tests/cuda",)),
+    "the tests of a GPU, even ones": ({"ADAPTERX_TEST_PART": "0/2"}, ("tests/cuda",)),
+    "the tests of a GPU, odd ones": ({"ADAPTERX_TEST_PART": "1/2"}, ("tests/cuda",)),
     "the table": ({}, (*PLAIN, *GROUPED, *REST)),
     "cuBLASLt": ({"ADAPTERX_CUDA_PATH": "cublas"}, PLAIN),
     "no cuBLASLt": ({"ADAPTERX_CUDA_PATH": "plain"}, PLAIN),
