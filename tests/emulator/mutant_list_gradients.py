@@ -25,6 +25,7 @@ GRADIENT_BUGS = [
     ("note overwritten while lanes read it", "gradient_stream.cuh", "    __syncwarp();  // all lanes have read the last note\n", ""),
     ("down bias stored by each window", "gradient_stream.cuh", "} else if (item.window == 0 && warp", "} else if (warp"),
     ("bias of the first 16 columns twice", "gradient_stream.cuh", "column0 + i * 16, sums.bias[i]", "column0 + i * 16, sums.bias[0]"),
+    ("the kernel ahead not waited for", "gradient_stream.cuh", "  dependency_wait();\n", ""),
     # Where the sums go: gradient_store.cuh.
     ("lanes exchange the half that they keep", "gradient_store.cuh", "shuffle_xor(odd ? left : right, 1)", "shuffle_xor(odd ? right : left, 1)"),
     ("down gradient not transposed", "gradient_store.cuh", "kTransposed ? movmatrix_trans(blocks[0][i]) : blocks[i][0]", "blocks[kTransposed ? 0 : i][kTransposed ? i : 0]"),
@@ -32,6 +33,7 @@ GRADIENT_BUGS = [
     ("gradients of the first adapter only", "gradient_store.cuh", "gradient.weight + target.adapter * gradient.rows * gradient.row.columns", "gradient.weight"),
     ("bias behind the end", "gradient_store.cuh", "gradient.bias != nullptr && place < gradient.bias_size", "gradient.bias != nullptr"),
     # Partial sums and their reduction.
+    ("sums read before they are there", "partial_sums.cu", "  dependency_wait();\n", ""),
     ("up bias not scaled", "partial_sums.cu", "layout.up_bias(), d, scaling}", "layout.up_bias(), d, 1}"),
     ("ranges summed backwards", "partial_sums.cu", "from[sets(range) * arguments.range_size]", "from[sets(sets.count - 1 - range) * arguments.range_size]"),
     ("up bias taken from the weight's sums", "partial_sums.h", "return down_weight() + (has_down_weight ? padded_bottleneck * padded_input : 0);", "return down_weight();"),

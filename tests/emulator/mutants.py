@@ -84,10 +84,8 @@ SHRINK = [
     ("tile_kernels.cuh", "integral_constant<int, 16>", "integral_constant<int, 32>"),
     ("tile_kernels.cuh", "integral_constant<int, 64>", "integral_constant<int, 32>"),
     ("tile_kernels.cuh", "integral_constant<int, 128>", "integral_constant<int, 32>"),
-    ("tile_kernels.cuh", "visitor(Tag<float16>())", "visitor(Tag<bfloat16>())"),
     ("resident.cu", "integral_constant<int, 64>", "integral_constant<int, 32>"),
     ("resident.cu", "std::integral_constant<int, 128>(), half", "std::integral_constant<int, 32>(), half"),
-    ("resident.cu", "return with_element(Tag<float16>());", "return with_element(Tag<bfloat16>());"),
     ("element.cuh", "return visitor(Tag<double>());", "return visitor(Tag<float>());"),
     ("element.cuh", "return visitor(Tag<float16>());", "return visitor(Tag<bfloat16>());"),
 ]

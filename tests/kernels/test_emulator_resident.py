@@ -121,6 +121,15 @@ def test_no_bank_conflicts_and_no_byte_read_twice(emulator):
     assert counters["bank_conflicts"] == 0
 
 
+def test_the_weight_gradients_may_prepare_themselves_meanwhile(emulator):
+    """Each thread of their kernel waits, and lets the next one begin; those of this kernel only let it begin."""
+    case = Case(emulator, 200, 264, 64)
+    emulator.take_counters()
+    case.backward(row_tile=32, cluster_size=1, multiprocessors=3)
+    counters = emulator.take_counters()
+    assert counters["dependents_launches"] > counters["dependency_waits"] > 0
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_token_that_is_not_finite_spoils_no_other(emulator, bad):
     """Also not tokens of later tiles, which lie in the same place; columns that a block lacks stay zero."""

@@ -69,6 +69,13 @@ struct Tag {
   using Type = T;
 };
 
+// Calls visitor(Tag<Element>) for the dtypes of the tensor-core kernels.
+template <class Visitor>
+auto visit_element(ScalarType dtype, const Visitor& visitor) {
+  if (dtype == ScalarType::float16) return visitor(Tag<float16>());
+  return visitor(Tag<bfloat16>());
+}
+
 // Calls visitor(Tag<Element>) for any dtype.
 template <class Visitor>
 cudaError_t visit_dtype(ScalarType dtype, const Visitor& visitor) {

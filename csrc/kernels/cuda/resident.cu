@@ -22,7 +22,7 @@ auto visit_resident(const Problem& problem, int32_t cluster_size, bool grouped, 
     if (grouped) return visitor(Tag<ResidentConfig<Element, kSize, kColumns, true>>());
     return visitor(Tag<ResidentConfig<Element, kSize, kColumns, false>>());
   };
-  const auto with_element = [&](auto element) {
+  return visit_element(problem.dtype, [&](auto element) {
     constexpr auto half = std::integral_constant<int, 256>();
     constexpr auto whole = std::integral_constant<int, 512>();
     if (problem.bottleneck_dim > 64) return with_size(element, std::integral_constant<int, 128>(), half);
@@ -32,9 +32,7 @@ auto visit_resident(const Problem& problem, int32_t cluster_size, bool grouped, 
     }
     if (narrow) return with_size(element, std::integral_constant<int, 32>(), half);
     return with_size(element, std::integral_constant<int, 32>(), whole);
-  };
-  if (problem.dtype == ScalarType::float16) return with_element(Tag<float16>());
-  return with_element(Tag<bfloat16>());
+  });
 }
 
 template <typename Element>

@@ -95,18 +95,10 @@ __device__ __forceinline__ TileRun tile_run(const ResidentArguments<typename Con
   }
 }
 
-// One tile: its tokens and their adapter.
-struct TileTokens {
-  int64_t first = 0, end = 0;
-  const int64_t* sorted = nullptr;  // null: the tokens themselves
-  int adapter = 0;                  // or kNoAdapter
+// One tile: the token in each of its rows, and their adapter.
+struct TileTokens : WindowRows {
+  int adapter = 0;  // or kNoAdapter
 
-  // The token in row `row`; -1: none.
-  __device__ __forceinline__ int64_t operator()(int row) const {
-    const int64_t place = first + row;
-    if (place >= end) return -1;
-    return sorted == nullptr ? place : sorted[place];
-  }
   __device__ __forceinline__ int rows() const { return static_cast<int>(min(end - first, int64_t{1} << 16)); }
 };
 
@@ -114,10 +106,10 @@ template <class Config>
 __device__ __forceinline__ TileTokens tile_tokens(const ResidentArguments<typename Config::Element>& arguments,
                                                   int tile) {
   if constexpr (!Config::kGrouped) {
-    return {static_cast<int64_t>(tile) * Config::kTokens, arguments.tile.rows, nullptr, 0};
+    return {{static_cast<int64_t>(tile) * Config::kTokens, arguments.tile.rows, nullptr}, 0};
   } else {
     const Segment segment = arguments.segments[tile];
-    return {segment.begin, segment.end, arguments.tokens, segment.adapter};
+    return {{segment.begin, segment.end, arguments.tokens}, segment.adapter};
   }
 }
 
@@ -591,6 +583,7 @@ __device__ __forceinline__ void run_resident(const ResidentArguments<typename Co
   const ResidentBlock<Config> block(memory, arguments);
   const TileRun run = tile_run<Config>(arguments);
   block.prepare(run.count);
+  if constexpr (Middle::kBackward) dependents_launch();  // the weight gradients may prepare themselves on idle SMs
   cluster_arrive();
   __syncthreads();
   if (run.count > 0) {

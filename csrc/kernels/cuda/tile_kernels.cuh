@@ -22,13 +22,6 @@ auto visit_bottleneck(int64_t bottleneck_dim, const Visitor& visitor) {
   return visitor(std::integral_constant<int, 128>());
 }
 
-// Calls visitor(Tag<Element>) for the dtypes of the tensor-core kernels.
-template <class Visitor>
-auto visit_element(ScalarType dtype, const Visitor& visitor) {
-  if (dtype == ScalarType::float16) return visitor(Tag<float16>());
-  return visitor(Tag<bfloat16>());
-}
-
 // Calls visitor(Tag<Config>) with the tile configuration of `tile`.
 template <class Visitor>
 auto visit_tile(const Problem& problem, const TileShape& tile, const Visitor& visitor) {
