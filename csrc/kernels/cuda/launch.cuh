@@ -1,9 +1,6 @@
 // One way to launch a kernel, on the GPU and in the host emulator.
 #pragma once
 
-#include <map>
-#include <mutex>
-#include <tuple>
 #include <utility>
 
 #include "ptx.cuh"
