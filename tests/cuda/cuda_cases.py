@@ -13,6 +13,8 @@ DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
 # 16- and 64-row tiles, alone and in clusters up to the largest.
 TILES = ("tile", "tile:16x1", "tile:16x2", "tile:16x8", "tile:64x1", "tile:64x4", "tile:64x8")
 HALVES = (torch.bfloat16, torch.float16)
+# For tests of many shapes: emulated, fp16 takes several times as long, and tests/kernels has it for all of them.
+MANY_SHAPES_DTYPES = HALVES if DEVICE == "cuda" else HALVES[:1]
 
 # Leading dimensions, hidden_size, bottleneck_dim: one row, odd sizes, rows that are not aligned, every padded
 # bottleneck, tiles with a remainder, clusters of which some blocks have no column.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cuda_cases import (
     HALVES,
+    MANY_SHAPES_DTYPES,
     check_forward,
     check_gradients,
     expect_grouped,
@@ -37,7 +38,7 @@ def check(arguments, indices, device, **options):
     check_gradients(operator, arguments, device, formula=formula, **options)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", MANY_SHAPES_DTYPES)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("shape", SHAPES, ids=names_of)
 def test_every_path(shape, path, dtype, device, pin):

@@ -7,6 +7,7 @@ import torch
 from cuda_cases import (
     HALVES,
     LARGE_SHAPES,
+    MANY_SHAPES_DTYPES,
     TILE_SHAPES,
     TILES,
     check_forward,
@@ -40,7 +41,7 @@ def square(shape):
     return shape[0], shape[1], shape[1], shape[2]
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", MANY_SHAPES_DTYPES)
 @pytest.mark.parametrize("path", [*TILES, "cublas", "auto"])
 @pytest.mark.parametrize("shape", TILE_SHAPES, ids=names_of)
 def test_every_path_forward(shape, path, dtype, device, pin):
@@ -52,7 +53,7 @@ def test_every_path_forward(shape, path, dtype, device, pin):
     check_forward(compute, bare, device, activation="relu", scaling=-1.3)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", MANY_SHAPES_DTYPES)
 @pytest.mark.parametrize("path", [*TILES, "cublas", "auto"])
 @pytest.mark.parametrize("shape", TILE_SHAPES, ids=names_of)
 def test_every_path_backward(shape, path, dtype, device, pin):

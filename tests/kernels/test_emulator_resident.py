@@ -95,7 +95,7 @@ def test_optional_arguments(emulator, residual, down_bias, up_bias, save):
 def test_schedules(emulator, order, eager_copies):
     """A difference is a race: several tiles for each cluster, more than there are stages."""
     case = Case(emulator, 32 * 3 * 9 + 5, 72, 64)
-    wide = Case(emulator, 32 * 3 * 3 + 5, 2056, 64)
+    wide = Case(emulator, 32 * 3 * 3 + 5, 1032, 64)
     emulator.configure("forward", False)
     expected = [
         (*c.forward(row_tile=32, cluster_size=n), *c.backward(row_tile=32, cluster_size=n, multiprocessors=3 * n))

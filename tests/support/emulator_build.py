@@ -27,45 +27,41 @@ def load_module(name: str, path: Path) -> ModuleType:
     return module
 
 
-def _build(source: Path, build: Path, target: str, options: dict[str, str]) -> None:
-    """Run CMake; a build that fails is a failure, a missing tool a reason to skip."""
+def _build(target: str, **options: str) -> None:
+    """Build a target of tests/emulator; a build that fails is a failure, a missing tool a reason to skip."""
     pytest.importorskip("cmake", reason="the emulator is built with cmake")
     pytest.importorskip("ninja", reason="the emulator is built with ninja")
+    pybind11 = pytest.importorskip("pybind11")
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("the emulator is built with a C++ compiler")
     tools = Path(sys.executable).parent
-    options = {"CMAKE_MAKE_PROGRAM": str(tools / "ninja"), **options}
-    configure = [tools / "cmake", "-S", source, "-B", build, "-GNinja", *(f"-D{k}={v}" for k, v in options.items())]
+    options = {
+        "CMAKE_MAKE_PROGRAM": str(tools / "ninja"),
+        "CMAKE_PREFIX_PATH": pybind11.get_cmake_dir(),
+        "Python_EXECUTABLE": sys.executable,
+        "PYBIND11_FINDPYTHON": "ON",
+        "ADAPTERX_SANITIZE": "ON" if SANITIZE else "OFF",
+        **options,
+    }
+    configure = [tools / "cmake", "-S", SOURCE, "-B", BUILD, "-GNinja", *(f"-D{k}={v}" for k, v in options.items())]
     # The compiler needs no sanitizer, and is many times slower with one.
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    for command in (configure, [tools / "cmake", "--build", build, "--target", target]):
+    for command in (configure, [tools / "cmake", "--build", BUILD, "--target", target]):
         done = subprocess.run(
             [str(part) for part in command], capture_output=True, text=True, check=False, env=environment
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _build_here(target: str) -> None:
-    """Build a target of tests/emulator."""
-    pybind11 = pytest.importorskip("pybind11")
-    options = {
-        "CMAKE_PREFIX_PATH": pybind11.get_cmake_dir(),
-        "Python_EXECUTABLE": sys.executable,
-        "PYBIND11_FINDPYTHON": "ON",
-        "ADAPTERX_SANITIZE": "ON" if SANITIZE else "OFF",
-    }
-    _build(SOURCE, BUILD, target, options)
-
-
 def build_scenarios() -> Path:
     """Build the emulator's own test; return its path."""
-    _build_here("scenarios")
+    _build("scenarios")
     return BUILD / "scenarios"
 
 
 def build_emulator() -> ModuleType:
     """Build `adapterx_emulator` and import it."""
-    _build_here("adapterx_emulator")
+    _build("adapterx_emulator")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return load_module("adapterx_emulator", BUILD / f"adapterx_emulator{suffix}")
 
@@ -74,6 +70,5 @@ def build_emulated_operators() -> Path:
     """Build the operator library whose CUDA implementation runs on CPU tensors; return its path."""
     import torch
 
-    build = ROOT / "build" / "emulated_operators"
-    _build(SOURCE / "operators", build, "adapterx_emulated", {"CMAKE_PREFIX_PATH": torch.utils.cmake_prefix_path})
-    return build / "libadapterx_emulated.so"
+    _build("adapterx_emulated", ADAPTERX_EMULATED_OPERATORS="ON", Torch_DIR=f"{torch.utils.cmake_prefix_path}/Torch")
+    return BUILD / "operators" / "libadapterx_emulated.so"
