@@ -37,7 +37,7 @@ test: install  ## run the whole test suite
 torture: install  ## the long campaigns: kills, full disks, damaged and contested folders (about half an hour)
 	$(VENV)/bin/python -m pytest tests/torture -o python_files='torture_*.py'
 
-emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about five minutes)
+emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about twenty minutes)
 	$(VENV)/bin/python -m pytest tests/kernels/test_emulator*.py
 	$(VENV)/bin/python tests/emulator/mutants.py --sanitize
 	$(VENV)/bin/python tests/emulator/mutants.py --jobs 2
