@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from ops_cases import WEIGHTS, copy_of, error, expect, gradients, make_arguments
+from ops_cases import WEIGHTS, compute, copy_of, error, expect, gradients, make_arguments
 
 from adapterx import ops, reference
 
@@ -13,7 +13,7 @@ DEVICE = os.environ.get("ADAPTERX_TEST_DEVICE", "cuda")
 # 16- and 64-row tiles, alone and in clusters up to the largest.
 TILES = ("tile", "tile:16x1", "tile:16x2", "tile:16x8", "tile:64x1", "tile:64x4", "tile:64x8")
 HALVES = (torch.bfloat16, torch.float16)
-# For tests of many shapes: emulated, fp16 takes several times as long, and tests/kernels has it for all of them.
+# For tests of many shapes: emulated, fp16 takes several times as long, and tests/kernels has it for shapes like these.
 MANY_SHAPES_DTYPES = HALVES if DEVICE == "cuda" else HALVES[:1]
 
 # Leading dimensions, hidden_size, bottleneck_dim: one row, odd sizes, rows that are not aligned, every padded
@@ -58,6 +58,13 @@ def to_device(arguments, device):
     return [None if tensor is None else made[id(tensor)] for tensor in arguments]
 
 
+def shifted(tensor, device, shift):
+    """Return a leaf with the same values that begins at an odd element where that is wanted."""
+    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=device)
+    memory = memory[1:] if shift else memory[:-1]
+    return memory.copy_(tensor.detach().flatten()).view(tensor.shape).requires_grad_()
+
+
 # Errors that count as none: what is left of a sum in another order.
 FLOORS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 
@@ -97,6 +104,16 @@ def check_gradients(operator, arguments, device, *, formula=expect, **options):
         assert gradient.shape == exact[name].shape
         factor = 3 if name in WEIGHTS else 2
         assert_as_exact_as_pytorch(gradient, pytorch[name], exact[name], factor=factor, what=name)
+
+
+def check_rows_stay_alone(arguments, activation, *, what=""):
+    """Spoil two rows of the hidden states, of tensors on the device, and compare the bits of all others."""
+    clean = compute(arguments, activation)
+    arguments[0][7], arguments[0][69] = float("nan"), float("inf")
+    dirty = compute(arguments, activation)
+    assert dirty[7].isnan().all()
+    others = [row for row in range(70) if row not in (7, 69)]
+    assert torch.equal(dirty[others], clean[others]), what
 
 
 # The grouped form
@@ -143,6 +160,25 @@ def expect_grouped(indices):
         return reference.bottleneck_adapter(hidden_states, residual, *weights, **options)
 
     return run
+
+
+def check_grouped(arguments, indices, device, **options):
+    """Compare output and gradients with the formula, which loops over the adapters."""
+    operator, formula = grouped(indices.to(device)), expect_grouped(indices)
+    check_forward(operator, arguments, device, formula=formula, **options)
+    check_gradients(operator, arguments, device, formula=formula, **options)
+
+
+def check_one_sort(arguments, indices, device):
+    """Compare the bits with plain indices and with sorted ones, in both directions."""
+    arguments, indices = to_device(arguments, device), indices.to(device)
+    leading, hidden_size = arguments[0].shape[:-1], arguments[0].shape[-1]
+    order = ops.sort_tokens(indices, leading.numel(), len(arguments[2]))
+    cotangent = torch.randn(*leading, hidden_size, device=device).to(arguments[0].dtype)
+    assert torch.equal(grouped(order)(arguments), grouped(indices)(arguments))
+    expected = gradients(grouped(indices), arguments, cotangent)
+    for name, gradient in gradients(grouped(order), arguments, cotangent).items():
+        assert torch.equal(gradient, expected[name]), name
 
 
 needs_memory = pytest.mark.skipif(

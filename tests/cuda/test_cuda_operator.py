@@ -12,7 +12,9 @@ from cuda_cases import (
     TILES,
     check_forward,
     check_gradients,
+    check_rows_stay_alone,
     names_of,
+    shifted,
     skip_what_does_not_fit,
     to_device,
 )
@@ -195,13 +197,6 @@ def test_no_tokens(path, device, pin):
         assert not any(gradient.any() for gradient in found[1:])
 
 
-def shifted(tensor, device, shift):
-    """Return a leaf with the same values that begins at an odd element where that is wanted."""
-    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=device)
-    memory = memory[1:] if shift else memory[:-1]
-    return memory.copy_(tensor.detach().flatten()).view(tensor.shape).requires_grad_()
-
-
 def test_unaligned_memory(device, pin):
     """Rows that begin at an odd element: neither 16-byte loads nor tensor cores may assume otherwise."""
     for path in ("tile:64x1", "tile:16x8", "cublas"):
@@ -281,9 +276,4 @@ def test_rows_of_infinities_and_nans_stay_alone(device, pin):
     for path, activation in (("tile:64x1", "relu"), ("tile:16x1", "relu"), ("cublas", "relu"), ("cublas", "gelu_tanh")):
         pin(path)
         arguments = to_device(make_arguments((70,), 64, 64, 16, dtype=torch.bfloat16), device)
-        clean = compute(arguments, activation)
-        arguments[0][7], arguments[0][69] = float("nan"), float("inf")
-        dirty = compute(arguments, activation)
-        assert dirty[7].isnan().all()
-        others = [row for row in range(70) if row not in (7, 69)]
-        assert torch.equal(dirty[others], clean[others]), path
+        check_rows_stay_alone(arguments, activation, what=path)

@@ -10,15 +10,16 @@ from cuda_cases import (
     capability,
     check_forward,
     check_gradients,
-    expect_grouped,
+    check_grouped,
+    check_one_sort,
+    check_rows_stay_alone,
     grouped,
     make_grouped,
     names_of,
+    shifted,
     to_device,
 )
 from ops_cases import ACTIVATIONS, NAMES, WEIGHTS, arguments_of, compute, error, expect, gradients
-
-from adapterx import ops
 
 # Blocks of a cluster, leading dimensions, hidden_size, bottleneck_dim: one token, tiles with a remainder, columns that
 # end inside a block's share, odd bottlenecks, each padded bottleneck with few and with many columns a block.
@@ -36,6 +37,10 @@ LARGE_SHAPES = ((1, (40007,), 512, 64), (2, (9001,), 1024, 128), (4, (5000,), 76
 GROUPED_SHAPES = ((1, (19,), 40, 7, 3), (2, (4, 33), 64, 16, 5), (4, (9,), 200, 128, 12), (1, (150,), 136, 48, 7))
 
 
+def blocks_and_sizes(shape):
+    return f"{shape[0]}-{names_of(shape[1:])}"
+
+
 @pytest.fixture(autouse=True)
 def clusters(device):
     if capability() < 90:
@@ -50,7 +55,7 @@ def problem(shape, **options):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}-{names_of(shape[1:])}")
+@pytest.mark.parametrize("shape", SHAPES, ids=blocks_and_sizes)
 def test_every_size_of_cluster(shape, dtype, device, pin):
     pin(f"tile:32x{shape[0]}")
     arguments = problem(shape, dtype=dtype)
@@ -60,7 +65,7 @@ def test_every_size_of_cluster(shape, dtype, device, pin):
     check_gradients(compute, without, device, activation="silu", scaling=-1.3)
 
 
-@pytest.mark.parametrize("shape", LARGE_SHAPES, ids=lambda shape: f"{shape[0]}-{names_of(shape[1:])}")
+@pytest.mark.parametrize("shape", LARGE_SHAPES, ids=blocks_and_sizes)
 def test_several_tiles_a_cluster(shape, gpu, pin):
     pin(f"tile:32x{shape[0]}")
     arguments = problem(shape, dtype=torch.bfloat16)
@@ -85,9 +90,7 @@ def test_rows_of_a_wider_tensor(blocks, device, pin):
     beside = torch.zeros(70, 128, dtype=torch.bfloat16, device=device)
     beside[:, 64:] = arguments[0].detach()
     moved = [beside[:, 64:].detach().requires_grad_(), None]
-    for tensor in arguments[2:]:
-        memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=device)[1:]
-        moved.append(memory.copy_(tensor.detach().flatten()).view(tensor.shape).requires_grad_())
+    moved += [shifted(tensor, device, True) for tensor in arguments[2:]]
     cotangent = torch.zeros(70, 192, device=device).bfloat16()
     cotangent[:, 64:128] = 1
     with torch.no_grad():
@@ -114,12 +117,7 @@ def test_rows_of_infinities_and_nans_stay_alone(activation, device, pin):
     arguments = to_device(arguments_of("sequential", (70,), 64, 64, 16, dtype=torch.bfloat16), device)
     arguments = [tensor.detach() for tensor in arguments]
     arguments[1] = arguments[0]
-    clean = compute(arguments, activation)
-    arguments[0][7], arguments[0][69] = float("nan"), float("inf")
-    dirty = compute(arguments, activation)
-    assert dirty[7].isnan().all()
-    others = [row for row in range(70) if row not in (7, 69)]
-    assert torch.equal(dirty[others], clean[others])
+    check_rows_stay_alone(arguments, activation)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +141,7 @@ def test_what_it_does_not_serve_is_refused_in_words(leading, size, bottleneck_di
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("shape", GROUPED_SHAPES, ids=lambda shape: f"{shape[0]}-{names_of(shape[1:])}")
+@pytest.mark.parametrize("shape", GROUPED_SHAPES, ids=blocks_and_sizes)
 def test_many_adapters(shape, dtype, device, pin):
     blocks, leading, size, bottleneck_dim, groups = shape
     pin(f"tile:32x{blocks}")
@@ -152,8 +150,7 @@ def test_many_adapters(shape, dtype, device, pin):
             leading, size, size, bottleneck_dim, groups, dtype=dtype, requires_grad=NAMES, prefix=prefix
         )
         arguments[1] = arguments[0] if prefix == 1 else None
-        check_forward(grouped(indices.to(device)), arguments, device, formula=expect_grouped(indices))
-        check_gradients(grouped(indices.to(device)), arguments, device, formula=expect_grouped(indices))
+        check_grouped(arguments, indices, device)
 
 
 @pytest.mark.parametrize("layout", ["sequential", "bare"])
@@ -180,12 +177,7 @@ def test_one_sort_for_many_calls(leading, device, pin):
     pin("tile:32x1")
     arguments, indices = make_grouped(leading, 64, 64, 16, 4, dtype=torch.bfloat16, requires_grad=NAMES, prefix=1)
     arguments[1] = arguments[0]
-    arguments, indices = to_device(arguments, device), indices.to(device)
-    order = ops.sort_tokens(indices, leading[0] * leading[1], 4)
-    cotangent = torch.randn(*leading, 64, device=device).bfloat16()
-    expected = gradients(grouped(indices), arguments, cotangent)
-    for name, gradient in gradients(grouped(order), arguments, cotangent).items():
-        assert torch.equal(gradient, expected[name]), name
+    check_one_sort(arguments, indices, device)
 
 
 def test_many_adapters_and_many_tiles(gpu, pin):
