@@ -114,6 +114,11 @@ class BottleneckAdapter(nn.Module):
         if isinstance(self.scaling, nn.Parameter):
             self.scaling.fill_(1.0)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the branch is what the operator computes, so that one call of it can serve several such adapters."""
+        return True
+
     def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
         """Return the adapted hidden states.
 
