@@ -9,9 +9,11 @@ from itertools import islice
 from adapterx import reference
 from adapterx.errors import ConfigError
 
-PLACEMENTS = ("sequential", "parallel", "normed_sum")
-POSITIONS = ("attention", "feed_forward")
-ADDED_TO = ("sum", "sum_plus_residual", "normed_plus_residual")
+PLACEMENTS = ("sequential", "parallel", "normed_sum", "residual_sum", "parallel_residual")
+POSITIONS = ("attention", "cross_attention", "feed_forward")
+DEFAULT_POSITIONS = ("attention", "feed_forward")
+ADDED_TO = ("sum", "sum_plus_residual", "normed_plus_residual", "normed")
+_ADDED_TO_BY_PLACEMENT = {"normed_sum": ADDED_TO, "residual_sum": ADDED_TO[:2]}  # all others: "sum"
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
 LEARNED_SCALINGS = ("learned", "learned_per_channel")
 INITS = ("houlsby", "xavier", "he")
@@ -33,11 +35,15 @@ class AdapterConfig:
         reduction_factor: hidden size divided by m; m is rounded down and at least 1.
         placement: `"sequential"` reads and changes the sublayer's output (Houlsby et al. 2019); `"parallel"` reads
             what the sublayer reads and adds to its output (He et al. 2021); `"normed_sum"` reads the LayerNorm of the
-            sublayer's output and the residual stream, and adds before it is normed again (Pfeiffer et al. 2021).
+            sublayer's output and the residual stream, and adds before it is normed again (Pfeiffer et al. 2021). In
+            models that norm before each sublayer instead, `"residual_sum"` reads that sum without a LayerNorm, and
+            `"parallel_residual"` reads the residual stream where `"parallel"` reads what was normed of it.
         added_to: what a `"normed_sum"` branch is added to: `"sum"` (output + residual), `"sum_plus_residual"` (the
-            residual once more) or `"normed_plus_residual"`; the result goes through the LayerNorm.
-        positions: behind which sublayers of each block adapters stand; `("attention", "feed_forward")` is Houlsby's
-            choice, `("feed_forward",)` Pfeiffer's. Not used when `target_modules` is given.
+            residual once more) or `"normed_plus_residual"`, and the result goes through the LayerNorm; or `"normed"`,
+            the LayerNorm's result, which is not normed again. `"residual_sum"` takes the first two.
+        positions: behind which sublayers of each block adapters stand: `"attention"`, `"cross_attention"` (the decoder
+            attends to the encoder), `"feed_forward"`. The default, without the second, is Houlsby's choice,
+            `("feed_forward",)` Pfeiffer's. Not used when `target_modules` is given.
         activation: one of `ACTIVATIONS`; `"gelu"` is the exact (erf) form.
         scaling: factor on the branch, or `"learned"` (one trainable factor), or `"learned_per_channel"` (one per
             hidden channel); the trainable ones start at 1.
@@ -63,7 +69,7 @@ class AdapterConfig:
     reduction_factor: float | None = None
     placement: str = "sequential"
     added_to: str = "sum"
-    positions: tuple[str, ...] = POSITIONS
+    positions: tuple[str, ...] = DEFAULT_POSITIONS
     activation: str = "gelu"
     scaling: float | str = 1.0
     dropout: float = 0.0
@@ -79,9 +85,11 @@ class AdapterConfig:
         self._check_size()
         for name, allowed in (("placement", PLACEMENTS), ("added_to", ADDED_TO)):
             check_choice("AdapterConfig", name, getattr(self, name), allowed)
-        if self.added_to != "sum" and self.placement != "normed_sum":
+        allowed = _ADDED_TO_BY_PLACEMENT.get(self.placement, ("sum",))
+        if self.added_to not in allowed:
             raise ConfigError(
-                f"AdapterConfig: added_to must be 'sum' unless placement is 'normed_sum', got {self.added_to!r}"
+                f"AdapterConfig: added_to must be {' or '.join(map(repr, allowed))} where placement is "
+                f"{self.placement!r}, got {self.added_to!r}"
             )
         scaling, dropout = check_branch(
             "AdapterConfig",

@@ -169,9 +169,10 @@ OPTIONS = tuple(declared for declared in fields(TrainOptions) if declared.metada
 ADAPTER_OPTIONS = {
     "bottleneck_dim": f"Width of the bottleneck (default {BOTTLENECK_DIM}).",
     "reduction_factor": "Hidden size divided by the width, instead.",
-    "placement": "sequential (default), parallel, or normed_sum (behind the LayerNorm of a BERT-like sublayer).",
+    "placement": "sequential (default), parallel, normed_sum (behind the LayerNorm of a BERT-like sublayer), residual_sum "
+    "or parallel_residual (on the residual stream of models such as GPT-2 and Llama).",
     "added_to": "With normed_sum: sum (default), sum_plus_residual or normed_plus_residual.",
-    "positions": "attention, feed_forward; repeat for both (default: both).",
+    "positions": "attention, feed_forward, cross_attention; repeat for several (default: the first two).",
     "activation": "gelu (default), relu, silu, tanh, ...",
     "scaling": "A number (default 1), learned, or learned_per_channel.",
     "dropout": "Dropout of the branch (default 0).",

@@ -12,8 +12,9 @@ from adapterx.compose.batch import MixedBatch
 from adapterx.compose.expression import Average, Composition, Pick, Stack, adapter_names_in
 from adapterx.compose.group import AdapterGroup
 from adapterx.errors import ConfigError, speaker
-from adapterx.targets.ports import Call, NormedSum, Port
+from adapterx.targets.ports import Call, NormedOutput, NormedSum, Port
 
+_BEHIND = (NormedSum.reads, NormedOutput.reads)  # what adapters read that hang on the norm behind a sublayer
 # Takes the hidden states that the step before gave; asks its port, with the call, what to read and what to add to.
 Step = Callable[[Call, Tensor], Tensor]
 
@@ -103,7 +104,7 @@ def check_runnable(composition: Composition, sublayers: Mapping[str, Mapping[tup
         for sublayer in sublayers[first].keys() & sublayers[second].keys():
             reads = sublayers[first][sublayer], sublayers[second][sublayer]
             # The norm runs behind the projection, so an adapter on the norm can only follow.
-            if reads[0] != reads[1] and (isinstance(composition, Average) or reads[0] == NormedSum.reads):
+            if reads[0] != reads[1] and (isinstance(composition, Average) or reads[0] in _BEHIND):
                 raise ConfigError(
                     f"{speaker()}: parts of {type(composition).__name__} must act on a sublayer in the order in which "
                     f"it runs, got {first!r}, which reads the {reads[0]}, before {second!r}, which reads the {reads[1]}"

@@ -1,6 +1,17 @@
 """Where adapters go: which modules of a model they hang on, what they read there, and how wide they are."""
 
 from adapterx.targets.find import Target, block_of, find_blocks, find_targets
-from adapterx.targets.ports import Input, NormedSum, Output, Port
+from adapterx.targets.ports import Input, NormedOutput, NormedSum, Output, Port, ResidualSum
 
-__all__ = ["Input", "NormedSum", "Output", "Port", "Target", "block_of", "find_blocks", "find_targets"]
+__all__ = [
+    "Input",
+    "NormedOutput",
+    "NormedSum",
+    "Output",
+    "Port",
+    "ResidualSum",
+    "Target",
+    "block_of",
+    "find_blocks",
+    "find_targets",
+]

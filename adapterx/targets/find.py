@@ -10,7 +10,7 @@ from torch import nn
 from adapterx.config import AdapterConfig
 from adapterx.errors import TargetError, speaker
 from adapterx.targets import layouts
-from adapterx.targets.ports import Input, NormedSum, Output, Port
+from adapterx.targets.ports import Input, NormedOutput, NormedSum, Output, Port, ResidualSum
 from adapterx.targets.structure import Site, find_by_structure, find_repeated
 
 
@@ -20,7 +20,7 @@ class Target:
 
     Attributes:
         module: its qualified name.
-        position: `"attention"`, `"feed_forward"`, or `"named"` when `target_modules` chose it.
+        position: `"attention"`, `"cross_attention"`, `"feed_forward"`, or `"named"` when `target_modules` chose it.
         block: index of the block it belongs to, or None.
         port: what the adapter reads and what it adds to.
         input_size: width of what the adapter reads, in elements.
@@ -74,13 +74,9 @@ def find_targets(
 
 def find_blocks(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     """Return qualified name and index of the model's blocks: those of its table, else the repeated ones."""
-    layout, _ = layouts.layout_of(modules)
-    if layout is not None:
-        pattern = layout.block_pattern()
-        found = {name: int(match[2]) for name in modules if (match := pattern.fullmatch(name))}
-        if found:
-            return found
-    return find_repeated(modules)
+    patterns = [layout.block_pattern() for layout in layouts.layouts_of(modules)[0]]
+    matches = {name: match for name in modules for pattern in patterns if (match := pattern.fullmatch(name))}
+    return {name: int(match[2]) for name, match in matches.items()} or find_repeated(modules)
 
 
 def block_of(name: str, blocks: Mapping[str, int]) -> int | None:
@@ -98,32 +94,50 @@ def block_of(name: str, blocks: Mapping[str, int]) -> int | None:
 
 
 def _find_by_position(modules: Mapping[str, nn.Module], positions: tuple[str, ...]) -> tuple[list[Site], str]:
-    layout, model_type = layouts.layout_of(modules)
-    if layout is not None:
-        sites = _find_by_table(modules, layout, positions)
-        if sites:
-            return sites, f"table for model type {model_type!r}"
-    reason = "has no table" if layout is None else "has a table that does not fit this model"
+    known, model_type = layouts.layouts_of(modules)
+    if sites := _find_by_tables(modules, known, positions):
+        return sites, f"table for model type {model_type!r}"
+    reason = "has a table that does not fit this model" if known else "has no table"
     rule = f"structure of the repeated blocks (model type {model_type!r} {reason})"
     return find_by_structure(modules, positions), rule
 
 
-def _find_by_table(modules: Mapping[str, nn.Module], layout: layouts.Layout, positions: tuple[str, ...]) -> list[Site]:
+def _find_by_tables(
+    modules: Mapping[str, nn.Module], known: Sequence[layouts.Layout], positions: tuple[str, ...]
+) -> list[Site]:
+    """Return the sites that the tables of a model's lists of blocks name; none where a table does not fit."""
+    sites = [site for layout in known for site in _sites_of(modules, layout, positions)]
+    if any(site.input_module not in modules for site in sites):
+        return []
+    order = {name: number for number, name in enumerate(modules)}
+    fits = {site.position for site in sites} == set(positions)
+    return sorted(sites, key=lambda site: order[site.module]) if fits else []
+
+
+def _sites_of(modules: Mapping[str, nn.Module], layout: layouts.Layout, positions: tuple[str, ...]) -> list[Site]:
     # The whole name is matched: in BERT the suffix `output.dense` alone would also take `attention.output.dense`.
     pattern = re.compile(rf"{layout.block_pattern().pattern}\.(.*)")
-    sublayers = {getattr(layout, position).output: position for position in positions}
+    sublayers = {position: sublayer for position in positions if (sublayer := getattr(layout, position))}
+    outputs = {sublayer.output: position for position, sublayer in sublayers.items()}
     sites = []
     for name in modules:
         match = pattern.fullmatch(name)
-        if match and match[3] in sublayers:
-            position = sublayers[match[3]]
-            sublayer = getattr(layout, position)
-            norm = f"{match[1]}.{sublayer.norm}"
-            norm = norm if norm in modules else None
-            sites.append(Site(name, position, int(match[2]), f"{match[1]}.{sublayer.input}", norm))
-    if any(site.input_module not in modules for site in sites):
-        return []
-    return sites if {site.position for site in sites} == set(positions) else []
+        if match and match[3] in outputs:
+            position = outputs[match[3]]
+            sublayer = sublayers[position]
+            inside = {part: f"{match[1]}.{part}" for part in (sublayer.input, sublayer.norm, sublayer.stream) if part}
+            found = {part: full for part, full in inside.items() if full in modules}
+            sites.append(
+                Site(
+                    module=name,
+                    position=position,
+                    block=int(match[2]),
+                    input_module=inside[sublayer.input],
+                    norm=found.get(sublayer.norm),
+                    residual=found.get(sublayer.stream),
+                )
+            )
+    return sites
 
 
 def _find_by_name(
@@ -190,21 +204,45 @@ def _measure(modules: Mapping[str, nn.Module], site: Site, config: AdapterConfig
 
 def _port_of(site: Site, config: AdapterConfig) -> tuple[str, Port]:
     """Return the module that the adapter hangs on, and its port there."""
-    if config.placement == "sequential":
+    placement, added_to = config.placement, config.added_to
+    if placement == "sequential":
         return site.module, Output()
-    if config.placement == "parallel":
+    if placement == "parallel":
         return site.module, Input(site.input_module)
-    needs_residual = config.added_to != "sum"
-    if site.position == "named" and needs_residual:
-        raise TargetError(
-            f"{speaker()}: target_modules must not be given with added_to={config.added_to!r}, which needs the "
-            f"residual stream of a sublayer; choose by positions, got {config.target_modules!r}"
-        )
+    if placement == "parallel_residual":
+        return site.module, Input(_residual_of(site, config))
+    if placement == "residual_sum":
+        return site.module, ResidualSum(added_to, _residual_of(site, config))
     module = site.module if site.position == "named" else site.norm
     if module is None:
-        known = sorted(name for name, layout in layouts.LAYOUTS.items() if layout.attention.norm is not None)
+        raise _no_table(site, placement, "a norm behind each sublayer", "name the norms in target_modules", "norm")
+    if added_to == "normed":
+        return module, NormedOutput()
+    return module, NormedSum(added_to, None if added_to == "sum" else _residual_of(site, config))
+
+
+def _residual_of(site: Site, config: AdapterConfig) -> str:
+    """Return the module that receives the residual stream of a sublayer."""
+    if site.position == "named":
+        asked = f"placement={config.placement!r}"
+        asked = asked if config.placement != "normed_sum" else f"added_to={config.added_to!r}"
         raise TargetError(
-            f"{speaker()}: placement 'normed_sum' needs a norm behind each sublayer that a table names, got none for "
-            f"{site.module}; tables that name it: {', '.join(known)}; or name the norms in target_modules"
+            f"{speaker()}: target_modules must not be given with {asked}, which needs the residual stream of a "
+            f"sublayer; choose by positions, got {config.target_modules!r}"
         )
-    return module, NormedSum(config.added_to, site.input_module if needs_residual else None)
+    if site.residual is None:
+        other = "choose placement 'sequential' or 'parallel'"
+        raise _no_table(site, config.placement, "the residual stream of each sublayer", other, "stream")
+    return site.residual
+
+
+def _no_table(site: Site, placement: str, needed: str, other: str, part: str) -> TargetError:
+    known = sorted(
+        model_type
+        for model_type, tables in layouts.LAYOUTS.items()
+        if all(getattr(table.attention, part) is not None for table in tables)
+    )
+    return TargetError(
+        f"{speaker()}: placement {placement!r} needs {needed} that a table names, got none for {site.module}; "
+        f"tables that name it: {', '.join(known)}; or {other}"
+    )

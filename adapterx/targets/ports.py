@@ -3,11 +3,14 @@
 A port is the seam between an adapter and the module that it hangs on. It is a value, so it can be compared, copied and
 written down; the module that an adapter hangs on (`adapterx.host`) asks its port and knows no placement.
 
-    port        the adapter hangs on       reads                                adds to
-    Output      the output projection      what the projection returns          the same
-    Input       the output projection      what the sublayer receives           what the projection returns
-    NormedSum   the norm behind the sum    norm(sum), the sum being             the sum, before it is normed (again)
-                                           output + residual stream
+    port          the adapter hangs on       reads                                adds to
+    Output        the output projection      what the projection returns          the same
+    Input         the output projection      what the sublayer receives, or       what the projection returns
+                                             the residual stream
+    ResidualSum   the output projection      output + residual stream             what the projection returns
+    NormedSum     the norm behind the sum    norm(sum), the sum being             the sum, before it is normed (again)
+                                             output + residual stream
+    NormedOutput  the norm behind the sum    norm(sum)                            the same
 """
 
 import threading
@@ -92,6 +95,67 @@ class Input:
 
 
 @dataclass(frozen=True)
+class ResidualSum:
+    """Read the sum of what the module returns and the residual stream, in models that norm before each sublayer.
+
+    With `u = h + r` and `g` the adapter's branch, the model goes on with the residual stream `u + g(u)`, or with
+    `u + r + g(u)`, as `added_to` says.
+
+    Attributes:
+        added_to: `"sum"` or `"sum_plus_residual"`.
+        source: qualified name of the module that receives the residual stream `r`.
+
+    Source:
+        AdapterHub's `original_ln_before=True` where the model has no norm behind its sublayers.
+    """
+
+    reads: ClassVar[str] = "output"
+    added_to: str
+    source: str
+
+    def sizes(self, modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]:
+        """Return the widths of what the adapter reads and adds to, in elements; errors as in `module_sizes`."""
+        return Output().sizes(modules, name)
+
+    def start(self, call: Call) -> Tensor:
+        """Return the hidden states that the first adapter receives."""
+        return call.output
+
+    def read(self, call: Call, hidden_states: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return the sum, and what the adapter of this name adds to; the model adds the residual stream itself."""
+        total = hidden_states + call.captures[name].take()
+        return total, hidden_states if self.added_to == "sum" else total
+
+    def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
+        """Return what the module shall return."""
+        return hidden_states
+
+
+@dataclass(frozen=True)
+class NormedOutput:
+    """Read what the norm behind a sublayer returns, and add to it; it is not normed again (AdapterPlus)."""
+
+    reads: ClassVar[str] = "normed output"
+    source: ClassVar[str | None] = None
+
+    def sizes(self, modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]:
+        """Return the widths of what the adapter reads and adds to; errors as in `NormedSum`."""
+        return NormedSum().sizes(modules, name)
+
+    def start(self, call: Call) -> Tensor:
+        """Return the hidden states that the first adapter receives."""
+        return call.output
+
+    def read(self, call: Call, hidden_states: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return what the adapter of this name reads, and what it adds to."""
+        return hidden_states, hidden_states
+
+    def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
+        """Return what the module shall return."""
+        return hidden_states
+
+
+@dataclass(frozen=True)
 class NormedSum:
     """Read the normed sum of a sublayer's output and the residual stream; the module is the norm itself.
 
@@ -141,7 +205,7 @@ class NormedSum:
         return call.module.forward(hidden_states)
 
 
-Port = Output | Input | NormedSum
+Port = Output | Input | ResidualSum | NormedSum | NormedOutput
 """What an adapter reads and what it adds to."""
 
 

@@ -40,6 +40,7 @@ class Site(NamedTuple):
         block: index of the block, or None.
         input_module: the module that receives what the sublayer receives; None where that is unknown.
         norm: the norm of output + residual stream; None where there is none, or it is unknown.
+        residual: the module that receives the residual stream as it is; None where that is unknown.
     """
 
     module: str
@@ -47,6 +48,7 @@ class Site(NamedTuple):
     block: int | None
     input_module: str | None = None
     norm: str | None = None
+    residual: str | None = None
 
 
 def find_by_structure(modules: Mapping[str, nn.Module], positions: tuple[str, ...]) -> list[Site]:
@@ -131,8 +133,9 @@ def _choose(
 ) -> tuple[str, str]:
     """Return the output projection of one position, and the module that receives the sublayer's input."""
     cross = [root for root in roots if _is_cross(root, type(modules[f"{prefix}.{root}"]).__name__)]
-    if position == "attention":
-        group = [p for p in projections if _inside(p.name, [root for root in roots if root not in cross])]
+    if position != "feed_forward":
+        wanted = cross if position == "cross_attention" else [root for root in roots if root not in cross]
+        group = [p for p in projections if _inside(p.name, wanted)]
         candidates = _attention_outputs(group)
     else:
         group = [p for p in projections if not _inside(p.name, roots)]
@@ -146,7 +149,7 @@ def _choose(
             f"{speaker()}: in block {prefix} {problem} the {position} output projection; give target_modules"
             f" or other positions. Candidates: {names or 'none'}"
         )
-    if position == "attention":
+    if position != "feed_forward":
         return candidates[0].name, _common_parent([p.name for p in group]) or group[0].name
     return candidates[0].name, group[0].name
 

@@ -24,8 +24,15 @@ ENCODER_DECODER = {
     "decoder_start_token_id": 1,
     **SPECIAL,
 }
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
 IMAGE = {"image_size": 16, "patch_size": 8}
 NO_VOCABULARY = {key: value for key, value in SIZES.items() if key != "vocab_size"}
+
+CLIP = {
+    "text_config": SIZES | {"max_position_embeddings": 12},
+    "vision_config": NO_VOCABULARY | IMAGE,
+    "projection_dim": 8,
+}
 
 # name: (config class, its values, number of adapted modules at both positions)
 FAMILIES = {
@@ -39,6 +46,11 @@ FAMILIES = {
     "megatron-bert": ("MegatronBertConfig", SIZES, 4),
     "distilbert": ("DistilBertConfig", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 99}, 4),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, **SPECIAL}, 4),
+    "gptj": (
+        "GPTJConfig",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_inner": 48, "vocab_size": 99, **SPECIAL},
+        4,
+    ),
     "llama": ("LlamaConfig", SIZES, 4),
     "mistral": ("MistralConfig", SIZES | {"num_key_value_heads": 2}, 4),
     "qwen2": ("Qwen2Config", SIZES | {"num_key_value_heads": 2}, 4),
@@ -52,24 +64,26 @@ FAMILIES = {
     "olmo2": ("Olmo2Config", SIZES | SPECIAL, 4),
     "smollm3": ("SmolLM3Config", SIZES | SPECIAL | {"num_key_value_heads": 2}, 4),
     "cohere": ("CohereConfig", SIZES | SPECIAL, 4),
-    "t5": (
-        "T5Config",
-        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 99},
-        8,
-    ),
+    "t5": ("T5Config", T5, 8),
     "t5-gated": (
         "T5Config",
         {"d_model": 32, "d_kv": 4, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 99}
         | {"feed_forward_proj": "gated-gelu"},
         4,
     ),
+    "mt5": ("MT5Config", T5, 8),
+    "umt5": ("UMT5Config", T5, 8),
     "bart": ("BartConfig", ENCODER_DECODER, 6),
+    "mbart": ("MBartConfig", ENCODER_DECODER, 6),
     "whisper": (
         "WhisperConfig",
         ENCODER_DECODER | {"num_mel_bins": 8, "max_source_positions": 8, "suppress_tokens": [3]},
         6,
     ),
     "vit": ("ViTConfig", NO_VOCABULARY | IMAGE, 4),
+    "clip": ("CLIPConfig", CLIP, 8),
+    "clip_text_model": ("CLIPTextConfig", CLIP["text_config"], 4),
+    "clip_vision_model": ("CLIPVisionConfig", CLIP["vision_config"], 4),
     "modernbert": ("ModernBertConfig", SIZES | SPECIAL | {"cls_token_id": 1, "sep_token_id": 2}, 4),
     "opt": ("OPTConfig", NO_VOCABULARY | {"ffn_dim": 48, "vocab_size": 99, "word_embed_proj_dim": 32, **SPECIAL}, 4),
     "gpt_neox": ("GPTNeoXConfig", SIZES, 4),
@@ -102,14 +116,17 @@ def inputs_for(name, model, *, batch=2, length=7):
     """Return keyword arguments for the model's forward."""
     generator = torch.Generator().manual_seed(7)
     config = model.config
-    if name in ("vit", "swin"):
+    if name in ("vit", "swin", "clip_vision_model"):
         size = config.image_size
         return {"pixel_values": torch.randn(batch, 3, size, size, generator=generator)}
+    if name == "clip":
+        images = inputs_for("vit", model.vision_model, batch=batch)
+        return inputs_for("clip_text_model", model.text_model, batch=batch, length=length) | images
     ids = torch.randint(3, 99, (batch, length), generator=generator)
     if name == "whisper":
         features = torch.randn(batch, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
         return {"input_features": features, "decoder_input_ids": ids}
-    if name in ("t5", "t5-gated", "bart"):
+    if name in ("t5", "t5-gated", "mt5", "umt5", "bart", "mbart"):
         return {"input_ids": ids, "decoder_input_ids": ids.flip(1)}
     return {"input_ids": ids}
 

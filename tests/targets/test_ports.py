@@ -24,7 +24,7 @@ from adapterx import (
     save_adapter,
     set_active,
 )
-from adapterx.config import ADDED_TO, POSITIONS
+from adapterx.config import ADDED_TO, DEFAULT_POSITIONS
 from adapterx.export import to_onnx, to_torchscript
 from adapterx.targets import Input, NormedSum, Output
 
@@ -34,6 +34,7 @@ FORMULAS = {
     "sum": lambda h, r, x, branch: h + branch + r,  # True
     "sum_plus_residual": lambda h, r, x, branch: (h + r) + branch + r,  # "post_add"
     "normed_plus_residual": lambda h, r, x, branch: x + branch + r,  # False
+    "normed": None,  # it is not normed again: `original_ln_after` False, `residual_before_ln` False
 }
 
 
@@ -53,10 +54,12 @@ class Written(nn.Module):
     def forward(self, hidden_states, residual):
         h, r = self.dense(hidden_states), residual
         x = self.norm(h + r)
+        if self.formula is None:
+            return x + branch_of(self.adapter, x)
         return self.norm(self.formula(h, r, x, branch_of(self.adapter, x)))
 
 
-@pytest.mark.parametrize("positions", [POSITIONS, ("feed_forward",), ("attention",)], ids="-".join)
+@pytest.mark.parametrize("positions", [DEFAULT_POSITIONS, ("feed_forward",), ("attention",)], ids="-".join)
 @pytest.mark.parametrize("added_to", ADDED_TO)
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_pfeiffers_formula(name, added_to, positions):
@@ -108,11 +111,16 @@ def test_the_formula_on_distilbert(added_to):
     layer_norm = lambda tensor: norm(tensor, (32,), own.weight, own.bias, own.eps)  # noqa: E731
     x = layer_norm(seen["h"] + seen["r"])
     branch = branch_of(adapter, x) / 0.7
-    expected = layer_norm(FORMULAS[added_to](seen["h"], seen["r"], x, branch))
+    formula = FORMULAS[added_to]
+    expected = x + branch if formula is None else layer_norm(formula(seen["h"], seen["r"], x, branch))
     torch.testing.assert_close(run(model, inputs), expected, rtol=0, atol=1e-12)
 
 
-@given(st.sampled_from(ADDED_TO[:1]), st.lists(st.sampled_from(POSITIONS), min_size=1, unique=True), st.integers(0, 3))
+@given(
+    st.sampled_from(["sum", "normed"]),
+    st.lists(st.sampled_from(DEFAULT_POSITIONS), min_size=1, unique=True),
+    st.integers(0, 3),
+)
 @torch.no_grad()
 def test_new_adapters_leave_the_model_as_it_is_bit_for_bit(added_to, positions, seed):
     model = build("bert")
@@ -206,7 +214,7 @@ def test_norms_can_be_named():
     ("name", "options", "words"),
     [
         ("llama", {}, "placement 'normed_sum' needs a norm behind each sublayer that a table names"),
-        ("vit", {}, "tables that name it: bert, camembert"),
+        ("vit", {}, "tables that name it: albert, bart, bert, camembert"),
         ("megatron-bert", {}, "got none for encoder.layer.0.attention.output.dense"),
         ("bert", {"target_modules": ("output.dense",)}, "must be a norm for placement 'normed_sum', got a Linear"),
         (
@@ -231,9 +239,9 @@ def test_ports_of_one_module_must_read_alike():
 
 
 def test_added_to_belongs_to_the_normed_sum():
-    with pytest.raises(ConfigError, match="added_to must be 'sum' unless placement is 'normed_sum', got 'sum_plus"):
+    with pytest.raises(ConfigError, match="added_to must be 'sum' where placement is 'sequential', got 'sum_plus"):
         AdapterConfig(bottleneck_dim=4, added_to="sum_plus_residual")
-    with pytest.raises(ConfigError, match="added_to must be one of sum, sum_plus_residual, normed_plus_residual"):
+    with pytest.raises(ConfigError, match="added_to must be one of sum, sum_plus_residual, normed_plus_residual, n"):
         AdapterConfig(bottleneck_dim=4, placement="normed_sum", added_to="output")
 
 

@@ -32,7 +32,8 @@ def test_number_of_modules_and_rule(name):
     model = build(name)
     selection = find(model)
     assert len(selection.targets) == FAMILIES[name][2]
-    expected = f"table for model type '{name}'" if name in LAYOUTS else "structure of the repeated blocks"
+    model_type = model.config.model_type
+    expected = f"table for model type '{model_type}'" if model_type in LAYOUTS else "structure of the repeated blocks"
     assert selection.rule.startswith(expected)
     attention = find(model, positions=("attention",))
     assert 2 * len(attention.targets) == FAMILIES[name][2]
