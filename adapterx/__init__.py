@@ -28,6 +28,7 @@ from adapterx.errors import (
     TrainingError,
     UnknownAdapterError,
 )
+from adapterx.fusion import AdapterFusion, FusionConfig
 from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.host import AdapterSet
 from adapterx.ops import build_info
@@ -36,6 +37,7 @@ from adapterx.training import unused_adapters
 
 __all__ = [
     "AdapterConfig",
+    "AdapterFusion",
     "AdapterSet",
     "AdapterxError",
     "Attachment",
@@ -47,6 +49,7 @@ __all__ = [
     "DataError",
     "ExportError",
     "ExtensionError",
+    "FusionConfig",
     "Pick",
     "SequenceClassifier",
     "Stack",
