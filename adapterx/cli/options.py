@@ -169,9 +169,9 @@ OPTIONS = tuple(declared for declared in fields(TrainOptions) if declared.metada
 ADAPTER_OPTIONS = {
     "bottleneck_dim": f"Width of the bottleneck (default {BOTTLENECK_DIM}).",
     "reduction_factor": "Hidden size divided by the width, instead.",
-    "placement": "sequential (default), parallel, normed_sum (behind the LayerNorm of a BERT-like sublayer), residual_sum "
-    "or parallel_residual (on the residual stream of models such as GPT-2 and Llama).",
-    "added_to": "With normed_sum: sum (default), sum_plus_residual or normed_plus_residual.",
+    "placement": "sequential (default), parallel, normed_sum (behind the LayerNorm of a BERT-like sublayer), "
+    "residual_sum or parallel_residual (on the residual stream of models such as GPT-2 and Llama).",
+    "added_to": "With normed_sum: sum (default), sum_plus_residual, normed_plus_residual, normed; with residual_sum the first two.",
     "positions": "attention, feed_forward, cross_attention; repeat for several (default: the first two).",
     "activation": "gelu (default), relu, silu, tanh, ...",
     "scaling": "A number (default 1), learned, or learned_per_channel.",
