@@ -171,7 +171,8 @@ ADAPTER_OPTIONS = {
     "reduction_factor": "Hidden size divided by the width, instead.",
     "placement": "sequential (default), parallel, normed_sum (behind the LayerNorm of a BERT-like sublayer), "
     "residual_sum or parallel_residual (on the residual stream of models such as GPT-2 and Llama).",
-    "added_to": "With normed_sum: sum (default), sum_plus_residual, normed_plus_residual, normed; with residual_sum the first two.",
+    "added_to": "With normed_sum: sum (default), sum_plus_residual, normed_plus_residual, normed; with residual_sum: "
+    "sum, sum_plus_residual.",
     "positions": "attention, feed_forward, cross_attention; repeat for several (default: the first two).",
     "activation": "gelu (default), relu, silu, tanh, ...",
     "scaling": "A number (default 1), learned, or learned_per_channel.",
