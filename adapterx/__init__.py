@@ -28,6 +28,7 @@ from adapterx.errors import (
     TrainingError,
     UnknownAdapterError,
 )
+from adapterx.fan_out import fan_out
 from adapterx.fusion import AdapterFusion, FusionConfig
 from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.host import AdapterSet
@@ -66,6 +67,7 @@ __all__ = [
     "build_info",
     "detach",
     "disabled",
+    "fan_out",
     "load_adapter",
     "load_head",
     "merge_adapter",

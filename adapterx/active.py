@@ -188,9 +188,16 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
     with speaking_as("mixed"):
         batch = MixedBatch(Pick(names))
         check_known(model, adapter_names_in(batch.pick))
+    with picked(model, batch):
+        yield model
+
+
+@contextmanager
+def picked(model: nn.Module, batch: MixedBatch) -> Iterator[None]:
+    """Let the adapters that a batch picks, and no others, run and train inside the `with` block."""
     steps = register_optimizer_step_post_hook(batch.note_optimizer_step)
     try:
         with _open(Override(model, batch)):
-            yield model
+            yield
     finally:
         steps.remove()

@@ -13,16 +13,34 @@ from adapterx.compose.expression import Pick
 
 
 class MixedBatch:
-    """Which adapter each sequence of a batch picks inside one `mixed` block, and what the block must remember."""
+    """Which adapter each sequence of a batch picks inside one `mixed` block, and what the block must remember.
 
-    def __init__(self, pick: Pick) -> None:
-        self.pick, self.names = pick, pick.parts
+    Args:
+        pick: the names.
+        in_shares: whether each name is for an equal share of the batch, however large that is, and not for a sequence.
+    """
+
+    def __init__(self, pick: Pick, *, in_shares: bool = False) -> None:
+        self.pick, self.names, self.in_shares = pick, pick.parts, in_shares
         self.size = len(self.names)
         self.optimizer_steps = 0  # of all optimizers since the block began
         self.refrozen: list[nn.Parameter] = []  # trained inside the block, frozen again by its end
         self._indices: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}
         self._sorted: dict[tuple[tuple[str, ...], torch.device], _Sorted] = {}
         self._captured: dict[int, Tensor] = {}  # sorted indices that CUDA graphs read
+
+    def split(self, tensor: Tensor, count: int | None = None) -> Tensor | None:
+        """Return a view with one entry of the first dimension per name; None if the shape does not allow it.
+
+        Args:
+            tensor: `(batch, ...)`, or a matrix of which equally many consecutive rows belong to each sequence.
+            count: of how many names it holds the entries; None means all.
+        """
+        count = self.size if count is None else count
+        rows = tensor.shape[0] if tensor.dim() else 0
+        if self.in_shares and rows != count:
+            return tensor.unflatten(0, (count, rows // count)) if rows and rows % count == 0 else None
+        return split_sequences(tensor, count)
 
     def note_optimizer_step(self, *_: Any) -> None:
         """Post hook of every optimizer: a fused step changes parameters without counting up their versions."""

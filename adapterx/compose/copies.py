@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adapterx.compose.batch import MixedBatch, lasting, split_sequences
+from adapterx.compose.batch import MixedBatch, lasting
 from adapterx.compose.expression import Average, Composition, Stack
 
 # Takes the base module, positional and keyword arguments of a call, and what it returned; None stands for the latter.
@@ -202,11 +202,11 @@ class CopyGroup:
         values = [value for value in (*args, *kwargs.values()) if not isinstance(value, (bool, int, float, str))]
         values = [value for value in values if value is not None]
         if len(values) == 1 and isinstance(values[0], Tensor):
-            return values[0] if split_sequences(values[0], self.batch.size) is not None else None
+            return values[0] if self.batch.split(values[0]) is not None else None
         return None
 
     def _cut(self, tensor: Tensor, rows: Tensor) -> Tensor:
-        split = split_sequences(tensor, self.batch.size)
+        split = self.batch.split(tensor)
         cut = split.index_select(0, rows)
         return cut.flatten(0, 1) if split.dim() > tensor.dim() else cut
 
@@ -214,7 +214,7 @@ class CopyGroup:
         """Put the sequences of several outputs into the order of the batch."""
         pieces = []
         for place, output in zip(places, outputs, strict=True):
-            piece = split_sequences(output, len(place.rows) if place.is_cut else self.batch.size)
+            piece = self.batch.split(output, len(place.rows) if place.is_cut else None)
             if piece is None:
                 raise ValueError(
                     f"mixed: the output of {self.where} must have a first dimension of {self.batch.size}, one entry of "

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from adapterx import ops
 from adapterx.bottleneck import BottleneckAdapter, compute_dtype
-from adapterx.compose.batch import MixedBatch, lasting, split_sequences
+from adapterx.compose.batch import MixedBatch, lasting
 
 
 class Weights(NamedTuple):
@@ -63,7 +63,7 @@ class AdapterGroup:
         return torch.where(picked, split, self._split(hidden_states)).view_as(result)
 
     def _split(self, tensor: Tensor) -> Tensor:
-        split = split_sequences(tensor, self.batch.size) if tensor.dim() > 1 else None
+        split = self.batch.split(tensor) if tensor.dim() > 1 else None
         if split is None:
             raise ValueError(
                 f"mixed: the hidden states of {self.where} must be ({self.batch.size}, ..., hidden_size), one entry "

@@ -12,6 +12,7 @@ from adapterx.host import base_modules
 from adapterx.targets import Input, NormedOutput, ResidualSum
 from adapterx.targets.find import _find_by_position
 from adapterx.targets.layouts import LAYOUTS, model_type_of
+from adapterx.targets.ports import first_input
 
 ALL_POSITIONS = ("attention", "cross_attention", "feed_forward")
 CROSS = ("t5", "mt5", "umt5", "bart", "mbart")
@@ -29,9 +30,8 @@ def watch(model, names, seen, *, inputs):
 
     def hook(name):
         def store(_module, args, kwargs, output):
-            received = args[0] if args else kwargs["hidden_states"]
             returned = output[0] if isinstance(output, tuple) else output
-            seen.setdefault(name, received if inputs else returned)
+            seen.setdefault(name, first_input(args, kwargs) if inputs else returned)
 
         return store
 
