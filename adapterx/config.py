@@ -1,27 +1,36 @@
 """What an adapter looks like: plain, validated values, without a link to the modules that are built from them."""
 
-import re
-import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from itertools import islice
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
 
-from adapterx import reference
+from adapterx.activations import ACTIVATIONS
+from adapterx.checks import (
+    check_block_indices,
+    check_choice,
+    check_expression,
+    check_finite,
+    check_flags,
+    check_names,
+    check_probability,
+    check_size,
+    shown,
+)
 from adapterx.errors import ConfigError
+from adapterx.per_block import PerBlock
 
 PLACEMENTS = ("sequential", "parallel", "normed_sum", "residual_sum", "parallel_residual")
 POSITIONS = ("attention", "cross_attention", "feed_forward")
 DEFAULT_POSITIONS = ("attention", "feed_forward")
 ADDED_TO = ("sum", "sum_plus_residual", "normed_plus_residual", "normed")
 _ADDED_TO_BY_PLACEMENT = {"normed_sum": ADDED_TO, "residual_sum": ADDED_TO[:2]}  # all others: "sum"
-ACTIVATIONS = tuple(reference.ACTIVATIONS)
+AFTER = ("branch", "sum")
 LEARNED_SCALINGS = ("learned", "learned_per_channel")
 INITS = ("houlsby", "xavier", "he")
 UP_INITS = ("zero", "near_zero")
-# Far above what any model needs, and low enough that a stranger's file cannot make the reader run for hours.
-LARGEST_SIZE = 2**63 - 1
-MOST_ENTRIES = 10_000
-LONGEST_EXPRESSION = 2_000
+ADDED = ("norm_before", "norm_after", "gating", "stochastic_depth")  # options that files of earlier versions lack
+# A wider bottleneck than this many times the hidden size is a mistake, and would let a stranger's file take all memory.
+SMALLEST_FACTOR = 1 / 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +40,10 @@ class AdapterConfig:
     Lists are accepted wherever a tuple is named and become tuples.
 
     Args:
-        bottleneck_dim: width m of the bottleneck, in elements. Exactly one of this and `reduction_factor` is given.
-        reduction_factor: hidden size divided by m; m is rounded down and at least 1.
+        bottleneck_dim: width m of the bottleneck, in elements, or a mapping from block indices, and `"default"` for the
+            others, to widths. Exactly one of this and `reduction_factor` is given.
+        reduction_factor: hidden size divided by m, or such a mapping; m is rounded down and at least 1. Below 1 the
+            bottleneck is wider than the hidden states, down to 1/1024.
         placement: `"sequential"` reads and changes the sublayer's output (Houlsby et al. 2019); `"parallel"` reads
             what the sublayer reads and adds to its output (He et al. 2021); `"normed_sum"` reads the LayerNorm of the
             sublayer's output and the residual stream, and adds before it is normed again (Pfeiffer et al. 2021). In
@@ -44,7 +55,8 @@ class AdapterConfig:
         positions: behind which sublayers of each block adapters stand: `"attention"`, `"cross_attention"` (the decoder
             attends to the encoder), `"feed_forward"`. The default, without the second, is Houlsby's choice,
             `("feed_forward",)` Pfeiffer's. Not used when `target_modules` is given.
-        activation: one of `ACTIVATIONS`; `"gelu"` is the exact (erf) form.
+        activation: one of `adapterx.activations.ACTIVATIONS`; `"gelu"` is the exact (erf) form, `"prelu"` has one
+            trainable slope. Those that the kernels do not know run in plain PyTorch.
         scaling: factor on the branch, or `"learned"` (one trainable factor), or `"learned_per_channel"` (one per
             hidden channel); the trainable ones start at 1.
         dropout: probability of dropping an element of the scaled branch in training, in [0, 1).
@@ -53,6 +65,12 @@ class AdapterConfig:
         init: distribution of the `down_proj` weight: `"houlsby"` (normal, sigma 0.01, cut at two sigma), `"xavier"`
             (uniform) or `"he"` (Kaiming uniform with a = sqrt(5), as in MAM adapters).
         init_up: `"zero"` (the adapted model starts as exactly the base model) or `"near_zero"`.
+        norm_before: whether a trainable LayerNorm stands before `down_proj`.
+        norm_after: `"branch"` for a trainable LayerNorm of the scaled branch, `"sum"` for one of residual + branch,
+            with which the adapted model does not start as the base model; None for neither.
+        gating: whether the branch is multiplied by a trainable gate, one number for each example: the mean over its
+            tokens, padding included, of `sigmoid(w · token + b)` of what is read.
+        stochastic_depth: probability of dropping the whole branch of an example in training, in [0, 1).
         layers: indices of the blocks that get adapters; None means all.
         target_modules: suffixes of module names, or one string: a regular expression for the whole name. None
             chooses by `positions`.
@@ -62,11 +80,12 @@ class AdapterConfig:
         ConfigError: a value breaks its rule.
 
     Source:
-        Houlsby et al. 2019, section 2.1; Pfeiffer et al. 2021; He et al. 2021, section 3.
+        Houlsby et al. 2019, section 2.1; Pfeiffer et al. 2021; He et al. 2021, section 3; gating: Mao et al. 2022
+        (UniPELT); stochastic depth: Huang et al. 2016.
     """
 
-    bottleneck_dim: int | None = None
-    reduction_factor: float | None = None
+    bottleneck_dim: int | Mapping[int | str, int] | None = None
+    reduction_factor: float | Mapping[int | str, float] | None = None
     placement: str = "sequential"
     added_to: str = "sum"
     positions: tuple[str, ...] = DEFAULT_POSITIONS
@@ -77,6 +96,10 @@ class AdapterConfig:
     up_bias: bool = True
     init: str = "houlsby"
     init_up: str = "zero"
+    norm_before: bool = False
+    norm_after: str | None = None
+    gating: bool = False
+    stochastic_depth: float = 0.0
     layers: tuple[int, ...] | None = None
     target_modules: str | tuple[str, ...] | None = None
     modules_to_save: tuple[str, ...] = ()
@@ -91,18 +114,9 @@ class AdapterConfig:
                 f"AdapterConfig: added_to must be {' or '.join(map(repr, allowed))} where placement is "
                 f"{self.placement!r}, got {self.added_to!r}"
             )
-        scaling, dropout = check_branch(
-            "AdapterConfig",
-            activation=self.activation,
-            scaling=self.scaling,
-            dropout=self.dropout,
-            down_bias=self.down_bias,
-            up_bias=self.up_bias,
-            init=self.init,
-            init_up=self.init_up,
-        )
-        self._set("scaling", scaling)
-        self._set("dropout", dropout)
+        numbers = check_branch("AdapterConfig", **self.branch_options())
+        for name, value in numbers.items():
+            self._set(name, value)
         self._check_places()
 
     def _set(self, name: str, value: object) -> None:
@@ -114,38 +128,58 @@ class AdapterConfig:
                 "AdapterConfig: exactly one of bottleneck_dim and reduction_factor must be given, got "
                 f"bottleneck_dim={shown(self.bottleneck_dim)} and reduction_factor={shown(self.reduction_factor)}"
             )
-        if self.bottleneck_dim is not None:
-            check_size("AdapterConfig", "bottleneck_dim", self.bottleneck_dim)
-        else:
-            self._set("reduction_factor", check_finite("AdapterConfig", "reduction_factor", self.reduction_factor))
-            if self.reduction_factor < 1.0:
-                raise ConfigError(f"AdapterConfig: reduction_factor must be at least 1, got {self.reduction_factor!r}")
+        for name, check in (("bottleneck_dim", _width), ("reduction_factor", _factor)):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                self._set(name, PerBlock("AdapterConfig", name, value, check))
+            elif value is not None:
+                self._set(name, check("AdapterConfig", name, value))
 
     def _check_places(self) -> None:
-        positions = _names("positions", self.positions)
+        names = partial(check_names, "AdapterConfig")
+        positions = names("positions", self.positions)
         if not positions or not set(positions) <= set(POSITIONS):
             raise ConfigError(f"AdapterConfig: positions must be one or more of {POSITIONS}, got {positions!r}")
         # In one order, so that equal meanings are equal values.
         self._set("positions", tuple(position for position in POSITIONS if position in positions))
-        self._set("modules_to_save", _names("modules_to_save", self.modules_to_save))
+        self._set("modules_to_save", names("modules_to_save", self.modules_to_save))
         if self.layers is not None:
-            self._set("layers", _block_indices(self.layers))
+            self._set("layers", check_block_indices("AdapterConfig", "layers", self.layers))
         if isinstance(self.target_modules, str):
-            _check_expression(self.target_modules)
+            check_expression("AdapterConfig", "target_modules", self.target_modules)
         elif self.target_modules is not None:
-            self._set("target_modules", _names("target_modules", self.target_modules))
+            self._set("target_modules", names("target_modules", self.target_modules))
         if self.target_modules is not None and not self.target_modules:
             raise ConfigError("AdapterConfig: target_modules must name at least one module, got nothing")
 
-    def resolve_bottleneck_dim(self, hidden_size: int) -> int:
-        """Return the width m of the bottleneck, in elements, for a module of that hidden size."""
-        if self.bottleneck_dim is not None:
-            return self.bottleneck_dim
-        return max(1, int(hidden_size / self.reduction_factor))
+    def resolve_bottleneck_dim(self, hidden_size: int, block: int | None = None) -> int:
+        """Return the width m of the bottleneck, in elements, for a module of that hidden size.
+
+        Args:
+            hidden_size: width of what the adapter adds to.
+            block: index of the block that the module is in; None where it is in none.
+
+        Raises:
+            ConfigError: a mapping has neither the block nor `"default"`.
+        """
+        dim, factor = _of_block("bottleneck_dim", self.bottleneck_dim, block), None
+        if dim is None:
+            factor = _of_block("reduction_factor", self.reduction_factor, block)
+            dim = max(1, int(hidden_size / factor))
+        return dim
+
+    def branch_options(self) -> dict[str, object]:
+        """Return the options of the branch, for `BottleneckAdapter`."""
+        return {name: getattr(self, name) for name in BRANCH}
 
     def to_dict(self) -> dict[str, object]:
-        """Return the values as JSON can hold them (tuples become lists); `from_dict` is the inverse."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Return the values as JSON can hold them (tuples become lists); `from_dict` is the inverse.
+
+        Options that were added after version 0.1.0 are left out at their defaults: older versions read such files.
+        """
+        values = {name: _as_json(value) for name, value in vars(self).items()}
+        defaults = {field.name: field.default for field in fields(self) if field.name in ADDED}
+        return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "AdapterConfig":
@@ -164,6 +198,22 @@ class AdapterConfig:
         return cls(**values)
 
 
+BRANCH = (
+    "activation",
+    "scaling",
+    "dropout",
+    "down_bias",
+    "up_bias",
+    "init",
+    "init_up",
+    "norm_before",
+    "norm_after",
+    "gating",
+    "stochastic_depth",
+)
+"""The options that `AdapterConfig` and `BottleneckAdapter` have in common."""
+
+
 def check_branch(
     owner: str,
     *,
@@ -174,8 +224,12 @@ def check_branch(
     up_bias: bool,
     init: str,
     init_up: str,
-) -> tuple[float | str, float]:
-    """Check what `AdapterConfig` and `BottleneckAdapter` have in common; return scaling and dropout as plain numbers.
+    norm_before: bool,
+    norm_after: str | None,
+    gating: bool,
+    stochastic_depth: float,
+) -> dict[str, float | str]:
+    """Check the options `BRANCH`; return those that are numbers, as plain ones.
 
     Raises:
         ConfigError: a value breaks its rule; the message names `owner`.
@@ -183,91 +237,44 @@ def check_branch(
     check_choice(owner, "activation", activation, ACTIVATIONS)
     check_choice(owner, "init", init, INITS)
     check_choice(owner, "init_up", init_up, UP_INITS)
-    for name, value in (("down_bias", down_bias), ("up_bias", up_bias)):
-        if not isinstance(value, bool):
-            raise ConfigError(f"{owner}: {name} must be True or False, got {shown(value)}")
+    check_flags(owner, down_bias=down_bias, up_bias=up_bias, norm_before=norm_before, gating=gating)
+    if norm_after is not None:
+        check_choice(owner, "norm_after", norm_after, AFTER, alternative="None, ")
     if isinstance(scaling, str):
         check_choice(owner, "scaling", scaling, LEARNED_SCALINGS, alternative="a number, ")
     else:
         scaling = check_finite(owner, "scaling", scaling)
-    dropout = check_finite(owner, "dropout", dropout)
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"{owner}: dropout must be in [0, 1), got {dropout!r}")
-    return scaling, dropout
+    return {
+        "scaling": scaling,
+        "dropout": check_probability(owner, "dropout", dropout),
+        "stochastic_depth": check_probability(owner, "stochastic_depth", stochastic_depth),
+    }
 
 
-def check_size(owner: str, name: str, value: object) -> None:
-    """Raise ConfigError unless `value` is an integer from 1 up, and a size that tensors can have."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{owner}: {name} must be an integer, got {shown(value)}")
-    if value < 1:
-        raise ConfigError(f"{owner}: {name} must be at least 1, got {shown(value)}")
-    if value > LARGEST_SIZE:
-        raise ConfigError(f"{owner}: {name} must be at most {LARGEST_SIZE}, got {shown(value)}")
+def _width(owner: str, name: str, value: object) -> int:
+    check_size(owner, name, value)
+    return value
 
 
-def check_finite(owner: str, name: str, value: object) -> float:
-    """Return `value` as a float; raise ConfigError unless it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        raise ConfigError(f"{owner}: {name} must be a finite number, got {shown(value)}")
-    return float(value)
+def _factor(owner: str, name: str, value: object) -> float:
+    factor = check_finite(owner, name, value)
+    if factor < SMALLEST_FACTOR:
+        raise ConfigError(f"{owner}: {name} must be at least 1/1024, got {value!r}")
+    return factor
 
 
-def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...], *, alternative: str = "") -> None:
-    """Raise ConfigError unless `value` is one of the strings that are allowed."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ConfigError(f"{owner}: {name} must be one of {alternative}{', '.join(allowed)}, got {shown(value)}")
+def _of_block(name: str, value: float | PerBlock | None, block: int | None) -> float | None:
+    """Return the number for a block, of a mapping or the one for all."""
+    if not isinstance(value, PerBlock):
+        return value
+    number = value.of_block(block)
+    if number is None:
+        where = "modules outside the blocks" if block is None else f"block {block}"
+        raise ConfigError(f"AdapterConfig: {name} must hold a number for {where}, or 'default', got {value!r}")
+    return number
 
 
-def shown(value: object) -> str:
-    """Return a value as a message quotes it: its `repr`, unless that is too long, too deep, or has too many digits."""
-    if isinstance(value, int) and value.bit_length() > 8192:  # `repr` of such an integer raises ValueError
-        return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, (list, tuple, dict)) and len(value) > MOST_ENTRIES:
-        return f"a {type(value).__name__} of {len(value)} entries"
-    try:
-        return repr(value)
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__} that cannot be shown"
-
-
-def _check_expression(expression: str) -> None:
-    if len(expression) > LONGEST_EXPRESSION:
-        raise ConfigError(
-            f"AdapterConfig: target_modules must be at most {LONGEST_EXPRESSION} characters long where it is a regular "
-            f"expression, got {len(expression)}; a tuple of names may be longer"
-        )
-    try:
-        re.compile(expression)
-    except (re.error, OverflowError, RecursionError, MemoryError, Warning) as error:  # some turn warnings into errors
-        raise ConfigError(
-            "AdapterConfig: target_modules must be suffixes or a valid regular expression, "
-            f"got {expression!r} ({error})"
-        ) from error
-
-
-def _names(name: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
-        raise ConfigError(f"AdapterConfig: {name} must be a sequence of strings, got {shown(value)}")
-    names = _entries(name, value)
-    if not all(isinstance(item, str) and item for item in names):
-        raise ConfigError(f"AdapterConfig: {name} must hold strings that are not empty, got {shown(value)}")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"AdapterConfig: {name} must not repeat a name, got {shown(value)}")
-    return names
-
-
-def _block_indices(value: object) -> tuple[int, ...]:
-    indices = () if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable) else _entries("layers", value)
-    known = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < LARGEST_SIZE for i in indices]
-    if not indices or not all(known) or len(set(indices)) < len(indices):
-        raise ConfigError(f"AdapterConfig: layers must be different block indices from 0 up, got {shown(value)}")
-    return tuple(sorted(indices))
-
-
-def _entries(name: str, value: Iterable) -> tuple:
-    """Return what `value` holds, which may be endless."""
-    entries = tuple(islice(value, MOST_ENTRIES + 1))
-    if len(entries) > MOST_ENTRIES:
-        raise ConfigError(f"AdapterConfig: {name} must hold at most {MOST_ENTRIES} entries, got {shown(value)}")
-    return entries
+def _as_json(value: object) -> object:
+    if isinstance(value, PerBlock):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value

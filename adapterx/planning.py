@@ -122,24 +122,19 @@ def _build(
     dtype: torch.dtype | None,
 ) -> BottleneckAdapter:
     module = modules[target.module]
-    bottleneck_dim = config.resolve_bottleneck_dim(target.hidden_size)
-    if bottleneck_dim > target.hidden_size:
+    bottleneck_dim = config.resolve_bottleneck_dim(target.hidden_size, target.block)
+    # A reduction factor below 1 means it, a width that does not fit the module does not.
+    if bottleneck_dim > target.hidden_size and config.bottleneck_dim is not None:
         raise ConfigError(
             f"{speaker()}: bottleneck_dim must be at most the hidden size {target.hidden_size} of {target.module}, "
-            f"got {bottleneck_dim}"
+            f"got {bottleneck_dim}; a reduction_factor below 1 makes wider ones"
         )
     device, own_dtype = device_and_dtype(module, modules[""])
     adapter = BottleneckAdapter(
         target.input_size,
         target.hidden_size,
         bottleneck_dim,
-        activation=config.activation,
-        scaling=config.scaling,
-        dropout=config.dropout,
-        down_bias=config.down_bias,
-        up_bias=config.up_bias,
-        init=config.init,
-        init_up=config.init_up,
+        **config.branch_options(),
         generator=generator,
         device=device,
         dtype=dtype or trained_dtype(own_dtype),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from adapterx.branch import what_runs_where
 from adapterx.compose.expression import Composition
 from adapterx.config import AdapterConfig
 from adapterx.targets import Target
@@ -41,11 +42,12 @@ class Attachment:
     def __str__(self) -> str:
         lines = [f"adapter {self.name!r} on {len(self.targets)} modules, chosen by {self.rule}"]
         for target in self.targets:
-            width = self.config.resolve_bottleneck_dim(target.hidden_size)
+            width = self.config.resolve_bottleneck_dim(target.hidden_size, target.block)
             source = f", reads the input of {target.input_module}" if target.input_module else ""
             sizes = f"{target.input_size} -> {width} -> {target.hidden_size}"
             lines.append(f"  {target.module} ({target.position}): {sizes}{source}")
         lines += [f"  {name}: trained copy" for name in self.modules_to_save]
+        lines += [f"  {words}" for words in what_runs_where(self.config)]
         return "\n".join(lines)
 
 

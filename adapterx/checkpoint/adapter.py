@@ -225,15 +225,10 @@ def _check_extent(
 
 
 def _without_memory(target: Target, config: AdapterConfig) -> BottleneckAdapter:
-    return BottleneckAdapter(
-        target.input_size,
-        target.hidden_size,
-        min(config.resolve_bottleneck_dim(target.hidden_size), target.hidden_size),
-        scaling=config.scaling,
-        down_bias=config.down_bias,
-        up_bias=config.up_bias,
-        device="meta",
-    )
+    width = config.resolve_bottleneck_dim(target.hidden_size, target.block)
+    if config.bottleneck_dim is not None:
+        width = min(width, target.hidden_size)
+    return BottleneckAdapter(target.input_size, target.hidden_size, width, **config.branch_options(), device="meta")
 
 
 def _plan_tensors(plan: Plan) -> dict[str, Tensor]:

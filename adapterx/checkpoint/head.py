@@ -9,7 +9,7 @@ import torch
 
 from adapterx.checkpoint.fitting import check_fit, copy_into
 from adapterx.checkpoint.pair import read_pair, stored_metadata, write_pair
-from adapterx.config import check_finite, check_size
+from adapterx.checks import check_finite, check_size
 from adapterx.errors import CheckpointError, ConfigError, speaker, speaking_as
 from adapterx.heads import ClassificationHead, SequenceClassifier
 

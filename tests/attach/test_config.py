@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 import json
+import pickle
 import time
 
 import pytest
 
-from adapterx import AdapterConfig, ConfigError, config, reference
+from adapterx import AdapterConfig, ConfigError, activations, config, reference
 
 
 def test_defaults_are_houlsby_adapters():
@@ -19,8 +20,11 @@ def test_defaults_are_houlsby_adapters():
     assert (made.layers, made.target_modules, made.modules_to_save) == (None, None, ())
 
 
-def test_activations_are_those_of_the_reference():
-    assert set(config.ACTIVATIONS) == set(reference.ACTIVATIONS)
+def test_activations_are_those_of_the_kernels_and_plain_ones():
+    plain = set(config.ACTIVATIONS) - set(reference.ACTIVATIONS)
+    assert set(reference.ACTIVATIONS) < set(config.ACTIVATIONS)
+    assert plain == {*activations.PLAIN, *activations.LEARNED}
+    assert len(config.ACTIVATIONS) == len(set(config.ACTIVATIONS))
 
 
 def test_is_frozen_and_keyword_only():
@@ -57,7 +61,18 @@ def test_lists_become_tuples_and_equal_meanings_are_equal():
         ({"bottleneck_dim": True}, "AdapterConfig: bottleneck_dim must be an integer, got True"),
         ({}, "exactly one of bottleneck_dim and reduction_factor must be given"),
         ({"bottleneck_dim": 4, "reduction_factor": 2}, "got bottleneck_dim=4 and reduction_factor=2"),
-        ({"reduction_factor": 0.5}, "reduction_factor must be at least 1, got 0.5"),
+        ({"reduction_factor": 1e-9}, "reduction_factor must be at least 1/1024, got 1e-09"),
+        ({"reduction_factor": {"default": -2}}, r"reduction_factor\['default'\] must be at least 1/1024, got -2"),
+        ({"reduction_factor": {}}, "reduction_factor must hold a number at least, got {}"),
+        ({"reduction_factor": {-1: 2}}, "reduction_factor must have different block indices from 0 up, or 'default'"),
+        ({"reduction_factor": {"x": 2}}, "reduction_factor must have different block indices from 0 up, or 'default'"),
+        ({"reduction_factor": {"1": 2, 1: 3}}, "reduction_factor must have different block indices from 0 up"),
+        ({"bottleneck_dim": {0: 2.5}}, r"bottleneck_dim\[0\] must be an integer, got 2.5"),
+        ({"bottleneck_dim": {0: 2}, "reduction_factor": {0: 2}}, "exactly one of bottleneck_dim and reduction_factor"),
+        ({"norm_before": 1}, "norm_before must be True or False, got 1"),
+        ({"norm_after": True}, "norm_after must be one of None, branch, sum, got True"),
+        ({"gating": "yes"}, "gating must be True or False, got 'yes'"),
+        ({"stochastic_depth": 1.0}, r"stochastic_depth must be in \[0, 1\), got 1.0"),
         ({"reduction_factor": float("inf")}, "reduction_factor must be a finite number, got inf"),
         ({"reduction_factor": "16"}, "reduction_factor must be a finite number, got '16'"),
         (
@@ -149,10 +164,39 @@ def test_errors_are_value_errors():
 
 
 @pytest.mark.parametrize(
-    ("factor", "hidden_size", "expected"), [(16, 768, 48), (16.0, 100, 6), (2.5, 32, 12), (1, 32, 32), (100, 32, 1)]
+    ("factor", "hidden_size", "expected"),
+    [(16, 768, 48), (16.0, 100, 6), (2.5, 32, 12), (1, 32, 32), (100, 32, 1), (0.5, 32, 64)],
 )
 def test_reduction_factor_rounds_down_to_at_least_one(factor, hidden_size, expected):
     assert AdapterConfig(reduction_factor=factor).resolve_bottleneck_dim(hidden_size) == expected
+
+
+def test_a_number_for_each_block():
+    made = AdapterConfig(reduction_factor={"default": 16, 11: 2, "0": 4.0})
+    assert [made.resolve_bottleneck_dim(64, block) for block in (0, 5, 11, None)] == [16, 4, 32, 4]
+    assert dict(made.reduction_factor) == {0: 4.0, 11: 2.0, "default": 16.0}
+    same = AdapterConfig(reduction_factor={0: 4, "11": 2, "default": 16})
+    assert made == same
+    assert hash(made) == hash(same)
+    assert made != AdapterConfig(reduction_factor={0: 4, "11": 2, "default": 17})
+    assert pickle.loads(pickle.dumps(made)) == made
+    values = json.loads(json.dumps(made.to_dict()))
+    assert values["reduction_factor"] == {"0": 4.0, "11": 2.0, "default": 16.0}
+    assert AdapterConfig.from_dict(values) == made
+    listed = AdapterConfig(bottleneck_dim={0: 3, 1: 5})
+    assert listed.resolve_bottleneck_dim(64, 1) == 5
+    for block, words in ((2, "block 2"), (None, "modules outside the blocks")):
+        with pytest.raises(ConfigError, match=f"bottleneck_dim must hold a number for {words}, or 'default', got"):
+            listed.resolve_bottleneck_dim(64, block)
+
+
+def test_files_of_earlier_versions_have_the_same_keys():
+    values = AdapterConfig(bottleneck_dim=4).to_dict()
+    assert not set(values) & set(config.ADDED)
+    assert set(values) | set(config.ADDED) == {field.name for field in dataclasses.fields(AdapterConfig)}
+    gated = AdapterConfig(bottleneck_dim=4, gating=True)
+    assert gated.to_dict() == values | {"gating": True}
+    assert AdapterConfig.from_dict(gated.to_dict()) == gated
 
 
 def test_dict_round_trip_through_json():

@@ -3,6 +3,7 @@
 import copy
 import json
 import tempfile
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -29,7 +30,10 @@ from adapterx.config import ACTIVATIONS, INITS, PLACEMENTS, POSITIONS
 SCALINGS = st.one_of(st.floats(-8, 8), st.sampled_from(["learned", "learned_per_channel"]))
 SIZES = st.one_of(
     st.builds(lambda width: {"bottleneck_dim": width}, st.integers(1, 8)),
-    st.builds(lambda factor: {"reduction_factor": factor}, st.floats(1, 64)),
+    st.builds(lambda factor: {"reduction_factor": factor}, st.floats(0.5, 64)),
+    st.builds(
+        lambda factor, own: {"reduction_factor": {"default": factor, 1: own}}, st.floats(1, 64), st.floats(0.5, 64)
+    ),
 )
 
 
@@ -45,6 +49,7 @@ def configs(draw, positions=POSITIONS, modules_to_save=(), depth=2):
         dropout=draw(st.sampled_from([0.0, 0.5])),
         down_bias=draw(st.booleans()),
         up_bias=draw(st.booleans()),
+        norm_before=draw(st.booleans()),
         init=draw(st.sampled_from(INITS)),
         init_up=draw(st.sampled_from(["zero", "near_zero"])),
         layers=draw(st.none() | st.lists(st.integers(0, depth - 1), min_size=1, unique=True)),
@@ -153,6 +158,12 @@ def test_configs_survive_json(config):
     assert AdapterConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def _blocks_of(config):
+    """Return the blocks of which a width is known: those of a mapping, or any."""
+    size = config.reduction_factor if config.bottleneck_dim is None else config.bottleneck_dim
+    return [key for key in size if key != "default"] if isinstance(size, Mapping) else [None]
+
+
 @settings(max_examples=100)
 @given(
     st.dictionaries(
@@ -173,7 +184,7 @@ def test_any_json_makes_a_valid_config_or_a_config_error(values):
         assert str(error).startswith("AdapterConfig: ")  # noqa: PT017
     else:
         assert AdapterConfig.from_dict(config.to_dict()) == config
-        assert config.resolve_bottleneck_dim(8) >= 1
+        assert all(config.resolve_bottleneck_dim(8, block) >= 1 for block in _blocks_of(config))
 
 
 @given(st.permutations(["a", "b", "c"]), st.lists(st.sampled_from("abc"), unique=True))

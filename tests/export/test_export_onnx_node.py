@@ -14,7 +14,6 @@ import onnxruntime
 import torch
 
 from adapterx import reference
-from adapterx.config import ACTIVATIONS
 from adapterx.export.onnx_node import DOMAIN, INPUTS, NAME, OPTIONAL, attach_functions
 
 SIZES = {"hidden_states": (3, 5, 6), "residual": (3, 5, 7), "down_weight": (4, 6), "down_bias": (4,)}
@@ -61,10 +60,10 @@ def expected(values, activation, scaling, absent):
 
 @pytest.mark.parametrize("portable", [False, True])
 def test_every_activation_in_one_model(portable):
-    calls = [(activation, scaling, ()) for activation in ACTIVATIONS for scaling in (1.0, -0.37)]
+    calls = [(activation, scaling, ()) for activation in reference.ACTIVATIONS for scaling in (1.0, -0.37)]
     model, values = model_of(calls, torch.float32, 20), tensors()
     variants = attach_functions(model)
-    assert variants == sorted(ACTIVATIONS)
+    assert variants == sorted(reference.ACTIVATIONS)
     if portable:
         from onnx_ir.passes.common import InlinePass
 
