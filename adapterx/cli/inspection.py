@@ -10,6 +10,7 @@ from torch import nn
 from adapterx import ops
 from adapterx.adapters import summary
 from adapterx.attachment import attach
+from adapterx.branch import what_runs_where
 from adapterx.checkpoint.pair import read_document
 from adapterx.cli.models import load_base, quiet_transformers
 from adapterx.cli.recipes import BOTTLENECK_DIM
@@ -17,7 +18,7 @@ from adapterx.cli.records import METRICS, read_metrics, versions
 from adapterx.cli.runs import read_record, state_of, tidy
 from adapterx.cli.tables import first_line
 from adapterx.config import AdapterConfig
-from adapterx.errors import unspoken
+from adapterx.errors import ConfigError, unspoken
 from adapterx.training import unused_adapters
 
 
@@ -59,6 +60,7 @@ def _run_folder(folder: Path) -> dict[str, Any]:
     facts["labels"] = ", ".join(record["labels"][:20]) + (" ..." if len(record["labels"]) > 20 else "")
     if record["options"]["adapter"]:
         facts["adapter"] = _compact(record["options"]["adapter"])
+        facts |= _what_runs_where(record["options"]["adapter"])
     if (folder / METRICS).exists():
         metrics = read_metrics(folder)
         for name in ("accuracy", "macro_f1", "majority_baseline", "trainable_fraction", "train_seconds"):
@@ -69,7 +71,17 @@ def _run_folder(folder: Path) -> dict[str, Any]:
 
 def _adapter_folder(folder: Path) -> dict[str, Any]:
     stored = read_document(folder, "adapter")
-    return {key: _compact(value) if isinstance(value, dict) else value for key, value in stored.items()}
+    facts = {key: _compact(value) if isinstance(value, dict) else value for key, value in stored.items()}
+    return facts | _what_runs_where(stored.get("config"))
+
+
+def _what_runs_where(config: Any) -> dict[str, str]:
+    """Return in words what the fused kernels do not serve; nothing where they serve all, or where none can tell."""
+    try:
+        told = what_runs_where(AdapterConfig.from_dict(config))
+    except ConfigError:  # of a later version
+        return {}
+    return {"in plain PyTorch": "; ".join(told)} if told else {}
 
 
 def _compact(config: dict[str, Any]) -> str:

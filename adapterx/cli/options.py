@@ -167,20 +167,24 @@ OPTIONS = tuple(declared for declared in fields(TrainOptions) if declared.metada
 
 # One line for each field of AdapterConfig, which gives it its name and its type, and for the second way to say targets.
 ADAPTER_OPTIONS = {
-    "bottleneck_dim": f"Width of the bottleneck (default {BOTTLENECK_DIM}).",
-    "reduction_factor": "Hidden size divided by the width, instead.",
+    "bottleneck_dim": f"Width of the bottleneck (default {BOTTLENECK_DIM}), or one per block: default=64,0=8.",
+    "reduction_factor": "Hidden size divided by the width, instead; likewise.",
     "placement": "sequential (default), parallel, normed_sum (behind the LayerNorm of a BERT-like sublayer), "
     "residual_sum or parallel_residual (on the residual stream of models such as GPT-2 and Llama).",
     "added_to": "With normed_sum: sum (default), sum_plus_residual, normed_plus_residual, normed; with residual_sum: "
     "sum, sum_plus_residual.",
     "positions": "attention, feed_forward, cross_attention; repeat for several (default: the first two).",
-    "activation": "gelu (default), relu, silu, tanh, ...",
+    "activation": "gelu (default), relu, silu, tanh, mish, prelu, ...",
     "scaling": "A number (default 1), learned, or learned_per_channel.",
     "dropout": "Dropout of the branch (default 0).",
     "down_bias": "Bias of the down projection (default: yes).",
     "up_bias": "Bias of the up projection (default: yes).",
     "init": f"houlsby, xavier or he (default {INIT}).",
     "init_up": "zero (default: starts as the base model) or near_zero.",
+    "norm_before": "A LayerNorm before the down projection (default: no).",
+    "norm_after": "A LayerNorm of the branch, or of the sum with what it is added to: branch or sum (default: none).",
+    "gating": "Multiply the branch of each text by a trained gate (default: no).",
+    "stochastic_depth": "Probability of dropping the whole branch of a text in training (default 0).",
     "layers": "Only these blocks, such as 0,1,8-11 (default: all).",
     "target_modules": "Suffix of module names to adapt instead; repeat for several.",
     "target_regex": "Regular expression for whole module names, instead.",
@@ -199,6 +203,20 @@ def _number_or_name(word: str) -> float | str:
         return word
 
 
+def _number(word: str) -> int | float | str:
+    try:
+        return int(word)
+    except ValueError:
+        return _number_or_name(word)
+
+
+def _by_block(word: str) -> Any:
+    """Return one number, or a mapping of numbers; AdapterConfig refuses what is neither."""
+    if "=" not in word:
+        return _number(word)
+    return {key.strip(): _number(number) for key, _, number in (part.partition("=") for part in word.split(","))}
+
+
 def _block_list(word: str) -> tuple[int, ...]:
     blocks: list[int] = []
     for part in word.split(","):
@@ -213,7 +231,12 @@ def _block_list(word: str) -> tuple[int, ...]:
 
 
 # Fields of AdapterConfig that are typed as one word, because they are of several types or a list of numbers.
-READ_FROM_A_WORD = {"scaling": _number_or_name, "layers": _block_list}
+READ_FROM_A_WORD = {
+    "scaling": _number_or_name,
+    "layers": _block_list,
+    "bottleneck_dim": _by_block,
+    "reduction_factor": _by_block,
+}
 
 
 def adapter_values(typed: Mapping[str, Any]) -> dict[str, Any]:

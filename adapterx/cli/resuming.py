@@ -3,8 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -40,7 +39,8 @@ def started_with(output: Path) -> Json:
     before = records.read_started_with(output, _OF_VERSION_1)
     filled = {option.name: option.default for option in OPTIONS if not option.metadata["free"]} | before
     if isinstance(filled.get("adapter"), dict):
-        filled["adapter"] = {field.name: field.default for field in fields(AdapterConfig)} | filled["adapter"]
+        with suppress(ConfigError):  # what is no configuration differs from all
+            filled["adapter"] = AdapterConfig.from_dict(filled["adapter"]).to_dict()
     return json.loads(to_json(filled))
 
 

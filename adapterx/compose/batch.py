@@ -133,3 +133,18 @@ def split_sequences(tensor: Tensor, count: int) -> Tensor | None:
     if tensor.dim() == 2 and rows % count == 0:
         return tensor.unflatten(0, (count, rows // count))
     return None
+
+
+def sequences_of(tensor: Tensor, batch: MixedBatch, where: str) -> Tensor:
+    """Return the hidden states of a module, of the name `where`, with one entry of the first dimension per sequence.
+
+    Raises:
+        ValueError: the shape does not fit the number of sequences.
+    """
+    split = batch.split(tensor) if tensor.dim() > 1 else None
+    if split is None:
+        raise ValueError(
+            f"mixed: the hidden states of {where} must be ({batch.size}, ..., hidden_size), one entry of names per "
+            f"sequence, or a matrix with equally many consecutive rows per sequence, got shape {tuple(tensor.shape)}"
+        )
+    return split

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from adapterx import ops
 from adapterx.bottleneck import BottleneckAdapter, compute_dtype
-from adapterx.compose.batch import MixedBatch, lasting
+from adapterx.compose.batch import MixedBatch, lasting, sequences_of
 
 
 class Weights(NamedTuple):
@@ -63,14 +63,7 @@ class AdapterGroup:
         return torch.where(picked, split, self._split(hidden_states)).view_as(result)
 
     def _split(self, tensor: Tensor) -> Tensor:
-        split = self.batch.split(tensor) if tensor.dim() > 1 else None
-        if split is None:
-            raise ValueError(
-                f"mixed: the hidden states of {self.where} must be ({self.batch.size}, ..., hidden_size), one entry "
-                "of names per sequence, or a matrix with equally many consecutive rows per sequence, "
-                f"got shape {tuple(tensor.shape)}"
-            )
-        return split
+        return sequences_of(tensor, self.batch, self.where)
 
     def _apply(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
         device = hidden_states.device

@@ -11,6 +11,7 @@ from adapterx.bottleneck import BottleneckAdapter
 from adapterx.compose.batch import MixedBatch
 from adapterx.compose.expression import Average, Composition, Pick, Stack, adapter_names_in
 from adapterx.compose.group import AdapterGroup
+from adapterx.compose.rows import AdapterRows
 from adapterx.errors import ConfigError, speaker
 from adapterx.targets.ports import Call, NormedOutput, NormedSum, Port
 
@@ -52,6 +53,20 @@ class ApplyGroup:
         source, base = self.port.read(call, hidden_states, self.name)
         result = self.group(source, base)
         return result if base is hidden_states else self.group.keep_others(result, hidden_states)
+
+
+@dataclass(frozen=True, eq=False)
+class ApplyRows:
+    """Run one adapter that the operator alone does not compute, for the sequences that picked it."""
+
+    name: str
+    port: Port
+    rows: AdapterRows
+
+    def __call__(self, call: Call, hidden_states: Tensor) -> Tensor:
+        """Return the hidden states as the adapter changes them; the other sequences stay as they are."""
+        source, base = self.port.read(call, hidden_states, self.name)
+        return self.rows(call.adapters[self.name], source, base, hidden_states)
 
 
 @dataclass(frozen=True)
@@ -147,13 +162,17 @@ def _steps_of(part: str | Composition, members: Mapping[str, Member], where: str
 
 
 def _group_steps(members: Mapping[str, Member], where: str, batch: MixedBatch) -> tuple[Step, ...]:
-    """Group the adapters that the batch picks by what one call of the operator can serve."""
+    """Group the adapters that the batch picks by what one call of the operator can serve; others run one by one."""
     groups: dict[tuple, dict[str, BottleneckAdapter]] = {}
+    steps: list[Step] = []
     picked = set(batch.names)
     for name, (adapter, port) in members.items():
-        if name in picked:
+        if name in picked and adapter.is_plain:
             weight = adapter.down_proj.weight
             groups.setdefault((port, adapter.activation, weight.dtype, weight.device), {})[name] = adapter
-    return tuple(
+        elif name in picked:
+            steps.append(ApplyRows(name, port, AdapterRows(name, batch, where)))
+    grouped = [
         ApplyGroup(next(iter(group)), port, AdapterGroup(group, batch, where)) for (port, *_), group in groups.items()
-    )
+    ]
+    return (*grouped, *steps)

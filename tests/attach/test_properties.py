@@ -25,7 +25,7 @@ from adapterx import (
     save_adapter,
     set_active,
 )
-from adapterx.config import ACTIVATIONS, INITS, PLACEMENTS, POSITIONS
+from adapterx.config import ACTIVATIONS, DEFAULT_POSITIONS, INITS, PLACEMENTS
 
 SCALINGS = st.one_of(st.floats(-8, 8), st.sampled_from(["learned", "learned_per_channel"]))
 SIZES = st.one_of(
@@ -38,7 +38,7 @@ SIZES = st.one_of(
 
 
 @st.composite
-def configs(draw, positions=POSITIONS, modules_to_save=(), depth=2):
+def configs(draw, positions=DEFAULT_POSITIONS, modules_to_save=(), depth=2):
     """Any configuration that fits a model with two blocks of width 8 or more."""
     return AdapterConfig(
         **draw(SIZES),

@@ -123,6 +123,8 @@ def test_adapter_options_are_read_as_they_are_typed():
     typed = dict.fromkeys(options.ADAPTER_OPTIONS) | {"positions": [], "scaling": "0.5", "layers": "0,2-4"}
     assert options.adapter_values(typed) == {"scaling": 0.5, "layers": (0, 2, 3, 4)}
     assert options.adapter_values({"scaling": "learned", "up_bias": False}) == {"scaling": "learned", "up_bias": False}
+    sized = options.adapter_values({"bottleneck_dim": "64", "reduction_factor": "default=16, 0=2.5,11=x"})
+    assert sized == {"bottleneck_dim": 64, "reduction_factor": {"default": 16, "0": 2.5, "11": "x"}}
     assert options.adapter_values({"target_regex": ".*"}) == {"target_modules": ".*"}
     with pytest.raises(ConfigError, match="exclude each other"):
         options.adapter_values({"target_regex": ".*", "target_modules": ["a"]})

@@ -106,7 +106,14 @@ def _exported(_monkeypatch):
     return {}
 
 
+def _model_class(_monkeypatch):
+    from transformers import AutoModelForSequenceClassification
+
+    return {"AutoModelForSequenceClassification": AutoModelForSequenceClassification}
+
+
 _PREPARE = {
+    "docs/adapters.md": _model_class,
     "docs/export.md": lambda _monkeypatch: {"model": _adapted()},
     "docs/mixed.md": _mixed,
     "docs/training.md": _training,
