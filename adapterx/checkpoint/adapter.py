@@ -50,7 +50,7 @@ def save_adapter(
         UnknownAdapterError: the adapter is not attached, or None does not say which one.
         CheckpointError: the folder cannot be written, or the metadata cannot be stored.
     """
-    name = _resolve_name(model, name)
+    name = resolve_name(model, name)
     write_pair(folder, "adapter", dict(_adapter_tensors(model, name)), _describe(model, name, metadata))
 
 
@@ -149,7 +149,7 @@ def restore_adapter(model: nn.Module, folder: str | Path, name: str | None = Non
         CheckpointError: the files are missing or damaged, are another library's, do not fit, or belong to another
             model; the adapter is then as it was.
     """
-    copy_into(*fitting_tensors(model, folder, _resolve_name(model, name), check_base=check_base))
+    copy_into(*fitting_tensors(model, folder, resolve_name(model, name), check_base=check_base))
 
 
 def fitting_tensors(
@@ -175,7 +175,12 @@ def fitting_tensors(
     return state, contents.tensors
 
 
-def _resolve_name(model: nn.Module, name: str | None) -> str:
+def resolve_name(model: nn.Module, name: str | None) -> str:
+    """Return the name of the adapter that is meant; None means the only one, or the only active one.
+
+    Raises:
+        UnknownAdapterError: it is not attached, or None does not say which one.
+    """
     if name is not None:
         check_known(model, [name])
         return name

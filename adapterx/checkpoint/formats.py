@@ -67,8 +67,8 @@ def check_own_format(document: dict[str, Any], path: Path) -> None:
     if library == ADAPTERHUB:
         version = document.get("version")
         raise CheckpointError(
-            f"{speaker()}: {path} must be written by adapterx, it is AdapterHub's (version {version!r}); load it with "
-            f"the library adapters: model.load_adapter({str(path.parent)!r})"
+            f"{speaker()}: {path} must be written by adapterx, it is AdapterHub's (version {version!r}); the "
+            "functions of adapterx.integrations.adapterhub read it"
         )
 
 

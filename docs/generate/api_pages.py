@@ -18,6 +18,7 @@ ROOMS = {  # in the order of the index; what an earlier room documents, a later 
     "adapterx.heads": "classification heads",
     "adapterx.training": "what a training loop needs around the model",
     "adapterx.integrations.transformers": "the Hugging Face Trainer",
+    "adapterx.integrations.adapterhub": "checkpoints of AdapterHub, read and written",
     "adapterx.ops": "the compiled operator",
     "adapterx.reference": "the same formula in plain PyTorch",
 }

@@ -44,7 +44,7 @@ HUB_HEAD = {
     "version": "adapters.1.3.0",
 }
 PEFT_WORDS = r"must be written by adapterx, it is PEFT's \(peft_type 'LORA'\); load it with peft: PeftModel"
-HUB_WORDS = r"must be written by adapterx, it is AdapterHub's \(version '{}'\); load it with the library adapters"
+HUB_WORDS = r"must be written by adapterx, it is AdapterHub's \(version '{}'\); the functions of adapterx\.integrations"
 
 
 def write(folder, document, *tensors):

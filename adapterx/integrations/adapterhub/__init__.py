@@ -1,0 +1,6 @@
+"""Checkpoints of AdapterHub's `adapters`, read and written; the library itself is not needed."""
+
+from adapterx.integrations.adapterhub.reader import load_adapter, read_config
+from adapterx.integrations.adapterhub.writer import save_adapter
+
+__all__ = ["load_adapter", "read_config", "save_adapter"]
