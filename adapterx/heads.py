@@ -14,7 +14,7 @@ IGNORED = -100  # the label of an example that the loss leaves out
 
 
 class ClassificationHead(nn.Module):
-    """Turn hidden states into logits: `linear(dropout(pool(hidden_states)))`.
+    """Turn hidden states into logits: `linear(dropout(pool(hidden_states)))`, or with one layer more before it.
 
     Args:
         hidden_size: width of the hidden states, in elements.
@@ -22,12 +22,16 @@ class ClassificationHead(nn.Module):
         pooling: `"mean"` averages the tokens that are not padding, in float32; `"cls"` takes the first such token,
             `"last"` the last one.
         dropout: probability of dropping an element of the pooled vector in training.
+        dense: whether `tanh(dense(dropout(pooled)))` takes the pooled vector's place first, as in RoBERTa's head, in
+            AdapterHub's, and with BERT's pooler.
 
     Raises:
         ConfigError: a value breaks its rule.
     """
 
-    def __init__(self, hidden_size: int, num_labels: int, *, pooling: str = "mean", dropout: float = 0.0) -> None:
+    def __init__(
+        self, hidden_size: int, num_labels: int, *, pooling: str = "mean", dropout: float = 0.0, dense: bool = False
+    ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ConfigError(f"ClassificationHead: pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
@@ -35,18 +39,22 @@ class ClassificationHead(nn.Module):
             raise ConfigError(f"ClassificationHead: num_labels must be at least 1, got {num_labels}")
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"ClassificationHead: dropout must be in [0, 1), got {dropout}")
+        if not isinstance(dense, bool):
+            raise ConfigError(f"ClassificationHead: dense must be True or False, got {dense!r}")
         self.hidden_size, self.num_labels, self.pooling = hidden_size, num_labels, pooling
         self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(hidden_size, hidden_size) if dense else None
         self.linear = nn.Linear(hidden_size, num_labels)
 
     def to_dict(self) -> dict[str, object]:
         """Return what `ClassificationHead(**...)` needs to build this head again."""
-        return {
+        values: dict[str, object] = {
             "hidden_size": self.hidden_size,
             "num_labels": self.num_labels,
             "pooling": self.pooling,
             "dropout": self.dropout.p,
         }
+        return values if self.dense is None else values | {"dense": True}
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the logits.
@@ -60,8 +68,10 @@ class ClassificationHead(nn.Module):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(hidden_states[..., 0])
-        pooled = pool(hidden_states, attention_mask, self.pooling)
-        return self.linear(self.dropout(pooled.to(self.linear.weight.dtype)))
+        pooled = pool(hidden_states, attention_mask, self.pooling).to(self.linear.weight.dtype)
+        if self.dense is not None:
+            pooled = torch.tanh(self.dense(self.dropout(pooled)))
+        return self.linear(self.dropout(pooled))
 
 
 def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:

@@ -69,6 +69,7 @@ def restore_head(classifier: SequenceClassifier, folder: str | Path) -> None:
     """
     document, tensors = read_pair(folder, "head")
     saved, own = _described(document, folder).to_dict(), classifier.head.to_dict()
+    saved, own = ({"dense": False} | values for values in (saved, own))
     wrong = [
         f"{key} {saved[key]!r} instead of {own[key]!r}" for key in own if key != "dropout" and saved[key] != own[key]
     ]
@@ -84,11 +85,12 @@ def _described(document: Mapping[str, Any], folder: str | Path) -> Classificatio
     hidden_size, num_labels, pooling, dropout = (
         document.get(key) for key in ("hidden_size", "num_labels", "pooling", "dropout")
     )
+    dense = document.get("dense", False)
     try:
         check_size("ClassificationHead", "hidden_size", hidden_size)
         check_size("ClassificationHead", "num_labels", num_labels)
         dropout = check_finite("ClassificationHead", "dropout", dropout)
         with torch.device("meta"):
-            return ClassificationHead(hidden_size, num_labels, pooling=pooling, dropout=dropout)
+            return ClassificationHead(hidden_size, num_labels, pooling=pooling, dropout=dropout, dense=dense)
     except (ConfigError, RuntimeError) as error:  # PyTorch has limits of its own for the sizes of tensors
         raise CheckpointError(f"{speaker()}: {folder} does not describe a head: {error}") from error

@@ -81,7 +81,8 @@ MODELS = {
          "vocab_size": 40},
     ),
     "gpt2": ("GPT2Model", "GPT2Config",
-             {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "vocab_size": 40, "n_positions": 24}),
+             {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "vocab_size": 40, "n_positions": 24,
+              "pad_token_id": 0}),
     "llama": ("LlamaModel", "LlamaConfig", DECODER),
     "mistral": ("MistralModel", "MistralConfig", DECODER),
     "vit": ("ViTModel", "ViTConfig", SIZES | {"image_size": 8, "patch_size": 4}),
@@ -106,6 +107,25 @@ WITH_HEADS = {
     "t5": ("T5ForConditionalGeneration", "seq_bn_inv"),
     "llama": ("LlamaForCausalLM", "seq_bn_inv"),
     "gemma2": ("Gemma2ForCausalLM", "par_bn"),
+}
+# Heads: class of the model, then what `add_classification_head` (or `add_tagging_head`) is called with; None: its own.
+HEADS = {
+    "bert": {
+        "two layers": ("BertAdapterModel", {"layers": 2, "num_labels": 3}),
+        "one layer, pooler": ("BertAdapterModel", {"layers": 1, "use_pooler": True}),
+        "one layer": ("BertAdapterModel", {"layers": 1}),
+        "static": ("BertForSequenceClassification", None),
+        "two layers, relu": ("BertAdapterModel", {"layers": 2, "activation_function": "relu"}),
+        "tagging": ("BertAdapterModel", {"tagging": True}),
+    },
+    "roberta": {
+        "two layers": ("RobertaAdapterModel", {"layers": 2}),
+        "static": ("RobertaForSequenceClassification", None),
+    },
+    "distilbert": {"two layers": ("DistilBertAdapterModel", {"layers": 2})},
+    "albert": {"static": ("AlbertForSequenceClassification", None)},
+    "gpt2": {"one layer": ("GPT2AdapterModel", {"layers": 1}), "two layers": ("GPT2AdapterModel", {"layers": 2})},
+    "llama": {"one layer": ("LlamaAdapterModel", {"layers": 1})},
 }
 # Compositions of adapters a, b and c: how `adapters` says them, as (kind, parts, options).
 COMPOSITIONS = {

@@ -64,6 +64,8 @@ def inputs_of(model_type: str) -> dict[str, torch.Tensor]:
     ids = torch.randint(3, 39, (3, 6), generator=generator)
     mask = torch.ones_like(ids)
     mask[2, 4:] = 0
+    if model_type in ("gpt2", "llama"):
+        ids[2, 4:] = 0  # what their heads take for padding
     pixels = torch.randn(3, 3, 8, 8, generator=generator)
     if model_type == "vit":
         return {"pixel_values": pixels}
@@ -84,6 +86,17 @@ def output_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.
         towers = (out.text_model_output, out.vision_model_output)
         return torch.cat([tower.last_hidden_state.flatten() for tower in towers])
     return out[0] if not hasattr(out, "logits") else out.logits
+
+
+def headed_model(model_type: str, class_name: str) -> torch.nn.Module:
+    """Return a model with a head, or a place for one, on the base model with drawn weights, `adapters` inside."""
+    config = base_model(model_type).config
+    own = getattr(adapters, class_name, None)
+    model = own(config) if own else getattr(transformers, class_name)(config)
+    model.base_model.load_state_dict(base_model(model_type).state_dict(), strict=False)
+    if own is None:
+        initialise(model)
+    return model.eval()
 
 
 def initialise(model: torch.nn.Module) -> None:
@@ -121,6 +134,21 @@ def run_case(model_type: str, case: tuple[str, dict], folder: Path, class_name: 
     model.set_active_adapters("a")
     model.save_adapter(str(folder), "a", with_head=False)
     return output_of(model, inputs_of(model_type))
+
+
+def run_head(model_type: str, head: tuple[str, dict | None], folder: Path) -> torch.Tensor:
+    model = headed_model(model_type, head[0])
+    model.add_adapter("a", config=config_of("seq_bn", {}))
+    if head[1] is not None:
+        options = dict(head[1])
+        tagging = options.pop("tagging", False)
+        (model.add_tagging_head if tagging else model.add_classification_head)("a", **options)
+    heads = {name: p for name, p in model.named_parameters() if "head" in name or name.startswith("classifier")}
+    fill({name: p for name, p in heads.items() if "score" not in name}, 0.3)
+    fill_adapters(model)
+    model.set_active_adapters("a")
+    model.save_adapter(str(folder), "a")
+    return output_of(model.eval(), inputs_of(model_type))
 
 
 def run_composition(
@@ -182,6 +210,10 @@ def generate(model_type: str, folder: Path) -> None:
             "kind": "with_head", "preset": preset, "changes": {}, "folder": slug(name), "class": class_name
         }  # fmt: skip
         attempt(records[name], outputs, name, run_case, model_type, (preset, {}), folder / slug(name), class_name)
+    for name, head in cases.HEADS.get(model_type, {}).items():
+        name = f"head: {name}"
+        records[name] = {"kind": "head", "preset": "seq_bn", "head": head, "folder": slug(name)}
+        attempt(records[name], outputs, name, run_head, model_type, head, folder / slug(name))
     generate_compositions(model_type, folder, records, outputs)
     save_file(outputs, folder / "outputs.safetensors")
     (folder / "cases.json").write_text(json.dumps(records, indent=1))
@@ -258,12 +290,17 @@ def load(folder: Path) -> int:
 
 
 def load_one(folder: Path, entry: dict) -> float:
-    model = base_model(entry["model"], entry["class"])
-    initialise(model)
+    model = (
+        headed_model(entry["model"], entry["class"])
+        if entry.get("head")
+        else base_model(entry["model"], entry["class"])
+    )
+    if not entry.get("head"):
+        initialise(model)
     for name, place in entry["adapters"].items():
         info: dict = {}
         model.load_adapter(
-            str(folder / place), load_as=name, set_active=True, with_head=False, loading_info=info,
+            str(folder / place), load_as=name, set_active=True, with_head=bool(entry.get("head")), loading_info=info,
             use_safetensors=entry["format"] == "safetensors",
         )  # fmt: skip
         if info.get("missing_keys") or [key for key in info.get("unexpected_keys", []) if "adapter" in key]:

@@ -140,13 +140,28 @@ def test_copies_and_pickles():
 
 
 def test_head_is_rebuilt_from_its_description():
-    head = ClassificationHead(6, 3, pooling="last", dropout=0.25)
-    assert ClassificationHead(**head.to_dict()).to_dict() == head.to_dict()
+    for dense in (False, True):
+        head = ClassificationHead(6, 3, pooling="last", dropout=0.25, dense=dense)
+        assert ClassificationHead(**head.to_dict()).to_dict() == head.to_dict()
+
+
+def test_a_head_with_a_dense_layer():
+    """Its description differs from that of a head without; the formula is written by hand."""
+    head = ClassificationHead(6, 3, pooling="cls", dense=True).double()
+    assert head.to_dict() == ClassificationHead(6, 3, pooling="cls").to_dict() | {"dense": True}
+    hidden = torch.randn(2, 4, 6, dtype=torch.float64)
+    dense = torch.tanh(hidden[:, 0] @ head.dense.weight.T + head.dense.bias)
+    torch.testing.assert_close(head(hidden), dense @ head.linear.weight.T + head.linear.bias, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("values", "word"),
-    [({"pooling": "max"}, "pooling"), ({"dropout": 1.0}, "dropout"), ({"num_labels": 0}, "num_labels")],
+    [
+        ({"pooling": "max"}, "pooling"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"num_labels": 0}, "num_labels"),
+        ({"dense": 1}, "dense"),
+    ],
 )
 def test_values_that_break_a_rule(values, word):
     with pytest.raises(ConfigError, match=word):
