@@ -33,6 +33,7 @@ from adapterx.fusion import AdapterFusion, FusionConfig
 from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.host import AdapterSet
 from adapterx.ops import build_info
+from adapterx.phm import PHMConfig
 from adapterx.records import Attachment
 from adapterx.training import unused_adapters
 
@@ -51,6 +52,7 @@ __all__ = [
     "ExportError",
     "ExtensionError",
     "FusionConfig",
+    "PHMConfig",
     "Pick",
     "SequenceClassifier",
     "Stack",

@@ -83,7 +83,7 @@ def _prefixes(name: str, path: str) -> tuple[str, str]:
 
 
 def adapter_parameters(model: nn.Module, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the qualified names and parameters of one adapter, trained copies included, or of all.
+    """Yield the qualified names and parameters of one adapter, trained copies included, or of all, each once.
 
     Args:
         model: any module that encloses adapted ones.
@@ -95,11 +95,15 @@ def adapter_parameters(model: nn.Module, name: str | None = None) -> Iterator[tu
     if name is not None:
         with speaking_as("adapter_parameters"):
             check_known(model, [name])
+    seen: set[int] = set()
     for path, module in model.named_modules():
         if isinstance(module, SwitchableModules):
             for key, child in module.items():
                 if name is None or key == name:
                     for parameter_name, parameter in child.named_parameters():
+                        if id(parameter) in seen:  # modules may share some
+                            continue
+                        seen.add(id(parameter))
                         yield ".".join(filter(None, (path, key, parameter_name))), parameter
 
 

@@ -9,8 +9,9 @@ from torch.nn import functional
 from adapterx import ops
 from adapterx.activations import FIRST_SLOPE, LEARNED
 from adapterx.branch import Weights, compute_branch, drop_branches, layer_norm, mean_gate
+from adapterx.branch_options import check_branch
 from adapterx.checks import check_size
-from adapterx.config import check_branch
+from adapterx.phm import Factors, PHMConfig, PHMProjection
 from adapterx.reference import ACTIVATIONS
 
 # Sigma of init_up="near_zero". With init="houlsby" a branch is then about 1e-4 of its hidden states: below what
@@ -24,6 +25,23 @@ class Projection(nn.Linear):
 
     The class tells those who exchange modules by their exact class, as `torch.ao.quantization` does, to leave it.
     """
+
+    def draw(self, init: str, generator: torch.Generator | None) -> None:
+        """Draw the weight from the distribution of this name."""
+        if init == "zero":
+            self.weight.zero_()
+            return
+        # Drawn on the CPU in float32, so that a seed means the same weights on every device and in every dtype.
+        drawn = torch.empty(self.weight.shape, dtype=torch.float32, device="cpu")
+        if init == "houlsby":
+            nn.init.trunc_normal_(drawn, std=1e-2, a=-2e-2, b=2e-2, generator=generator)
+        elif init == "xavier":
+            nn.init.xavier_uniform_(drawn, generator=generator)
+        elif init == "he":
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+        else:
+            drawn.normal_(std=NEAR_ZERO_SIGMA if init == "near_zero" else GATE_SIGMA, generator=generator)
+        self.weight.copy_(drawn)
 
 
 class BottleneckAdapter(nn.Module):
@@ -44,6 +62,9 @@ class BottleneckAdapter(nn.Module):
         norm_after: `"branch"`, `"sum"` or None: what a LayerNorm norms.
         gating: whether the branch of each example is multiplied by a gate.
         stochastic_depth: probability of dropping the whole branch of an example in training, in [0, 1).
+        phm: makes both maps sums of Kronecker products, which are put together in each forward pass; None does not.
+        shared: what the maps of other modules share by `phm`; what is new is put there. None shares between the two
+            maps alone.
         generator: source of the random numbers, on the CPU; None takes the global one.
         device: where the parameters live.
         dtype: floating dtype of the parameters.
@@ -72,6 +93,8 @@ class BottleneckAdapter(nn.Module):
         norm_after: str | None = None,
         gating: bool = False,
         stochastic_depth: float = 0.0,
+        phm: PHMConfig | None = None,
+        shared: dict[str, Factors] | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -94,6 +117,7 @@ class BottleneckAdapter(nn.Module):
             norm_after=norm_after,
             gating=gating,
             stochastic_depth=stochastic_depth,
+            phm=phm,
         )
         scaling, self.dropout, self.stochastic_depth = (
             numbers[name] for name in ("scaling", "dropout", "stochastic_depth")
@@ -101,8 +125,13 @@ class BottleneckAdapter(nn.Module):
         self.activation, self.init, self.init_up = activation, init, init_up
         # skip_init: nn.Linear's own initialisation would draw from the global random numbers for nothing.
         place = {"device": device or "cpu", "dtype": dtype}
-        self.down_proj = nn.utils.skip_init(Projection, input_size, bottleneck_dim, bias=down_bias, **place)
-        self.up_proj = nn.utils.skip_init(Projection, bottleneck_dim, hidden_size, bias=up_bias, **place)
+        if phm is None:
+            self.down_proj = nn.utils.skip_init(Projection, input_size, bottleneck_dim, bias=down_bias, **place)
+            self.up_proj = nn.utils.skip_init(Projection, bottleneck_dim, hidden_size, bias=up_bias, **place)
+        else:
+            options = {"config": phm, "shared": {} if shared is None else shared, **place}
+            self.down_proj = PHMProjection(input_size, bottleneck_dim, bias=down_bias, name="down", **options)
+            self.up_proj = PHMProjection(bottleneck_dim, hidden_size, bias=up_bias, name="up", **options)
         if isinstance(scaling, str):
             self.scaling = nn.Parameter(torch.empty(1 if scaling == "learned" else hidden_size, **place))
         else:
@@ -120,22 +149,10 @@ class BottleneckAdapter(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise all parameters, for example after `to_empty` has given a meta model its memory."""
-        if self.down_proj.weight.is_meta:
+        if next(self.parameters()).is_meta:
             return
-        # Drawn on the CPU in float32, so that a seed means the same weights on every device and in every dtype.
-        draw = torch.empty(self.down_proj.weight.shape, dtype=torch.float32, device="cpu")
-        if self.init == "houlsby":
-            nn.init.trunc_normal_(draw, std=1e-2, a=-2e-2, b=2e-2, generator=generator)
-        elif self.init == "xavier":
-            nn.init.xavier_uniform_(draw, generator=generator)
-        else:
-            nn.init.kaiming_uniform_(draw, a=math.sqrt(5), generator=generator)
-        self.down_proj.weight.copy_(draw)
-        if self.init_up == "zero":
-            self.up_proj.weight.zero_()
-        else:
-            draw = torch.empty(self.up_proj.weight.shape, dtype=torch.float32, device="cpu")
-            self.up_proj.weight.copy_(draw.normal_(std=NEAR_ZERO_SIGMA, generator=generator))
+        self.down_proj.draw(self.init, generator)
+        self.up_proj.draw(self.init_up, generator)
         for projection in (self.down_proj, self.up_proj):
             if projection.bias is not None:
                 projection.bias.zero_()
@@ -147,8 +164,7 @@ class BottleneckAdapter(nn.Module):
             if norm is not None:
                 norm.reset_parameters()
         if self.gate is not None:
-            draw = torch.empty(self.gate.weight.shape, dtype=torch.float32, device="cpu")
-            self.gate.weight.copy_(draw.normal_(std=GATE_SIGMA, generator=generator))
+            self.gate.draw("gate", generator)
             self.gate.bias.zero_()
 
     def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:

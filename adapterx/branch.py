@@ -83,6 +83,8 @@ def what_runs_where(config: "AdapterConfig") -> tuple[str, ...]:
     told = []
     if config.activation not in ACTIVATIONS:
         told.append(f"activation {config.activation!r}: the kernels have none such, so both maps run in plain PyTorch")
+    if config.phm is not None:
+        told.append("phm: the weights are put together in plain PyTorch once a forward pass, then as usual")
     around = [
         name
         for name, used in (

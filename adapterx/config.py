@@ -1,34 +1,35 @@
 """What an adapter looks like: plain, validated values, without a link to the modules that are built from them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 
-from adapterx.activations import ACTIVATIONS
+from adapterx.branch_options import BRANCH, check_branch
 from adapterx.checks import (
     check_block_indices,
     check_choice,
     check_expression,
     check_finite,
-    check_flags,
     check_names,
-    check_probability,
     check_size,
     shown,
 )
 from adapterx.errors import ConfigError
 from adapterx.per_block import PerBlock
+from adapterx.phm import PHMConfig
 
 PLACEMENTS = ("sequential", "parallel", "normed_sum", "residual_sum", "parallel_residual")
 POSITIONS = ("attention", "cross_attention", "feed_forward")
 DEFAULT_POSITIONS = ("attention", "feed_forward")
 ADDED_TO = ("sum", "sum_plus_residual", "normed_plus_residual", "normed")
 _ADDED_TO_BY_PLACEMENT = {"normed_sum": ADDED_TO, "residual_sum": ADDED_TO[:2]}  # all others: "sum"
-AFTER = ("branch", "sum")
-LEARNED_SCALINGS = ("learned", "learned_per_channel")
-INITS = ("houlsby", "xavier", "he")
-UP_INITS = ("zero", "near_zero")
-ADDED = ("norm_before", "norm_after", "gating", "stochastic_depth")  # options that files of earlier versions lack
+ADDED = (
+    "norm_before",
+    "norm_after",
+    "gating",
+    "stochastic_depth",
+    "phm",
+)  # options that files of earlier versions lack
 # A wider bottleneck than this many times the hidden size is a mistake, and would let a stranger's file take all memory.
 SMALLEST_FACTOR = 1 / 1024
 
@@ -71,6 +72,8 @@ class AdapterConfig:
         gating: whether the branch is multiplied by a trainable gate, one number for each example: the mean over its
             tokens, padding included, of `sigmoid(w · token + b)` of what is read.
         stochastic_depth: probability of dropping the whole branch of an example in training, in [0, 1).
+        phm: makes both maps sums of Kronecker products (Compacter), with an initialisation of their own in place of
+            `init`; a `PHMConfig` or a mapping of its values. None leaves them as they are.
         layers: indices of the blocks that get adapters; None means all.
         target_modules: suffixes of module names, or one string: a regular expression for the whole name. None
             chooses by `positions`.
@@ -100,6 +103,7 @@ class AdapterConfig:
     norm_after: str | None = None
     gating: bool = False
     stochastic_depth: float = 0.0
+    phm: PHMConfig | None = None
     layers: tuple[int, ...] | None = None
     target_modules: str | tuple[str, ...] | None = None
     modules_to_save: tuple[str, ...] = ()
@@ -114,6 +118,8 @@ class AdapterConfig:
                 f"AdapterConfig: added_to must be {' or '.join(map(repr, allowed))} where placement is "
                 f"{self.placement!r}, got {self.added_to!r}"
             )
+        if isinstance(self.phm, Mapping):
+            self._set("phm", PHMConfig.from_dict(self.phm))
         numbers = check_branch("AdapterConfig", **self.branch_options())
         for name, value in numbers.items():
             self._set(name, value)
@@ -198,59 +204,6 @@ class AdapterConfig:
         return cls(**values)
 
 
-BRANCH = (
-    "activation",
-    "scaling",
-    "dropout",
-    "down_bias",
-    "up_bias",
-    "init",
-    "init_up",
-    "norm_before",
-    "norm_after",
-    "gating",
-    "stochastic_depth",
-)
-"""The options that `AdapterConfig` and `BottleneckAdapter` have in common."""
-
-
-def check_branch(
-    owner: str,
-    *,
-    activation: str,
-    scaling: float | str,
-    dropout: float,
-    down_bias: bool,
-    up_bias: bool,
-    init: str,
-    init_up: str,
-    norm_before: bool,
-    norm_after: str | None,
-    gating: bool,
-    stochastic_depth: float,
-) -> dict[str, float | str]:
-    """Check the options `BRANCH`; return those that are numbers, as plain ones.
-
-    Raises:
-        ConfigError: a value breaks its rule; the message names `owner`.
-    """
-    check_choice(owner, "activation", activation, ACTIVATIONS)
-    check_choice(owner, "init", init, INITS)
-    check_choice(owner, "init_up", init_up, UP_INITS)
-    check_flags(owner, down_bias=down_bias, up_bias=up_bias, norm_before=norm_before, gating=gating)
-    if norm_after is not None:
-        check_choice(owner, "norm_after", norm_after, AFTER, alternative="None, ")
-    if isinstance(scaling, str):
-        check_choice(owner, "scaling", scaling, LEARNED_SCALINGS, alternative="a number, ")
-    else:
-        scaling = check_finite(owner, "scaling", scaling)
-    return {
-        "scaling": scaling,
-        "dropout": check_probability(owner, "dropout", dropout),
-        "stochastic_depth": check_probability(owner, "stochastic_depth", stochastic_depth),
-    }
-
-
 def _width(owner: str, name: str, value: object) -> int:
     check_size(owner, name, value)
     return value
@@ -277,4 +230,6 @@ def _of_block(name: str, value: float | PerBlock | None, block: int | None) -> f
 def _as_json(value: object) -> object:
     if isinstance(value, PerBlock):
         return value.to_dict()
+    if isinstance(value, PHMConfig):
+        return asdict(value)
     return list(value) if isinstance(value, tuple) else value

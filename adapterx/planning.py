@@ -15,6 +15,7 @@ from adapterx.devices import ADAPTER_DTYPES, copy_in_memory, device_and_dtype, t
 from adapterx.errors import ConfigError, TargetError, speaker
 from adapterx.hanging import freeze, hang, remove_adapters
 from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules, switchable_modules
+from adapterx.phm import Factors
 from adapterx.records import Attachment, Place, Roster, keep_rosters, rosters_of
 from adapterx.targets import Target, find_targets
 from adapterx.untrained import warn_of_fresh_heads
@@ -75,7 +76,8 @@ def plan_attachment(
     targets, rule = find_targets(modules, config, saved=saved)
     for target in targets:
         _check_free(modules, target)
-    adapters = {target.module: _build(modules, target, config, generator, dtype) for target in targets}
+    shared: dict[str, Factors] = {}
+    adapters = {target.module: _build(modules, target, config, shared, generator, dtype) for target in targets}
     copies = {path: _copy_module(modules, path, targets, dtype) for path in config.modules_to_save}
     return Plan(model, Attachment(name, rule, config, targets, config.modules_to_save), adapters, copies)
 
@@ -118,6 +120,7 @@ def _build(
     modules: dict[str, nn.Module],
     target: Target,
     config: AdapterConfig,
+    shared: dict[str, Factors],
     generator: torch.Generator | None,
     dtype: torch.dtype | None,
 ) -> BottleneckAdapter:
@@ -135,6 +138,7 @@ def _build(
         target.hidden_size,
         bottleneck_dim,
         **config.branch_options(),
+        shared=shared,
         generator=generator,
         device=device,
         dtype=dtype or trained_dtype(own_dtype),

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -87,12 +87,14 @@ def unused_adapters(model: nn.Module) -> dict[str, tuple[str, ...]]:
         By name of the adapter, the qualified names of the modules on which it got no gradient; empty where all did.
     """
     found: dict[str, list[str]] = defaultdict(list)
-    for path, switchable in model.named_modules():
-        if isinstance(switchable, SwitchableModules):
-            for name, module in switchable.items():
-                trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-                if trained and all(parameter.grad is None for parameter in trained):
-                    found[name].append(path.rpartition(".")[0])
+    hung = [(path, module) for path, module in model.named_modules() if isinstance(module, SwitchableModules)]
+    # What modules share gets a gradient when any of them runs.
+    times = Counter(id(p) for _, switchable in hung for module in switchable.values() for p in module.parameters())
+    for path, switchable in hung:
+        for name, module in switchable.items():
+            trained = [p for p in module.parameters() if p.requires_grad and times[id(p)] == 1]
+            if trained and all(parameter.grad is None for parameter in trained):
+                found[name].append(path.rpartition(".")[0])
     return {name: tuple(paths) for name, paths in found.items()}
 
 

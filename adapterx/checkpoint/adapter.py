@@ -25,6 +25,7 @@ from adapterx.errors import (
     speaking_as,
 )
 from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules
+from adapterx.phm import Factors
 from adapterx.planning import Plan, check_dtype, check_name, plan_attachment
 from adapterx.records import Attachment
 from adapterx.targets import Target, find_targets
@@ -195,11 +196,22 @@ def resolve_name(model: nn.Module, name: str | None) -> str:
 
 def _adapter_tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
     """Yield an adapter's tensors under `<module>.adapterx.<key>`, those of trained copies under `<module>.<key>`."""
+    seen: set[int] = set()
     for path, module in model.named_modules():
         if isinstance(module, (AdapterSet, ModuleCopies)) and name in module:
-            prefix = path if isinstance(module, AdapterSet) else path.rpartition(".")[0]
-            for key, tensor in module[name].state_dict().items():
-                yield f"{prefix}.{key}", tensor
+            if isinstance(module, AdapterSet):
+                yield from _new_tensors(path, module[name], seen)
+            else:
+                for key, tensor in module[name].state_dict().items():
+                    yield f"{path.rpartition('.')[0]}.{key}", tensor
+
+
+def _new_tensors(prefix: str, adapter: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of an adapter on one module, but for those that it shares with a module before."""
+    for key, tensor in adapter.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield f"{prefix}.{key}", tensor.detach()
 
 
 @contextmanager
@@ -216,10 +228,10 @@ def _check_extent(
     modules: Mapping[str, nn.Module], targets: Sequence[Target], contents: Contents, folder: str | Path
 ) -> None:
     """Refuse a configuration that would take far more memory than the files hold numbers, before it takes any."""
-    wanted: dict[str, Tensor] = {}
-    for target in targets:
-        for key, tensor in _without_memory(target, contents.config).state_dict().items():
-            wanted[f"{target.module}.{ADAPTERS}.{key}"] = tensor
+    wanted, shared, seen = {}, {}, set()
+    adapters = [(target.module, _without_memory(target, contents.config, shared)) for target in targets]
+    for path, adapter in adapters:
+        wanted |= _new_tensors(f"{path}.{ADAPTERS}", adapter, seen)
     for path in contents.config.modules_to_save:
         for key, tensor in modules[path].state_dict(keep_vars=True).items():
             if not {ADAPTERS, COPIES} & set(key.split(".")):
@@ -229,17 +241,19 @@ def _check_extent(
         check_fit(wanted, contents.tensors, folder, planned=True)
 
 
-def _without_memory(target: Target, config: AdapterConfig) -> BottleneckAdapter:
+def _without_memory(target: Target, config: AdapterConfig, shared: dict[str, Factors]) -> BottleneckAdapter:
     width = config.resolve_bottleneck_dim(target.hidden_size, target.block)
     if config.bottleneck_dim is not None:
         width = min(width, target.hidden_size)
-    return BottleneckAdapter(target.input_size, target.hidden_size, width, **config.branch_options(), device="meta")
+    return BottleneckAdapter(
+        target.input_size, target.hidden_size, width, **config.branch_options(), shared=shared, device="meta"
+    )
 
 
 def _plan_tensors(plan: Plan) -> dict[str, Tensor]:
-    adapters = {f"{path}.{ADAPTERS}": module for path, module in plan.adapters.items()}
-    return {
-        f"{path}.{key}": tensor
-        for path, module in {**adapters, **plan.copies}.items()
-        for key, tensor in module.state_dict().items()
-    }
+    found, seen = {}, set()
+    for path, adapter in plan.adapters.items():
+        found |= _new_tensors(f"{path}.{ADAPTERS}", adapter, seen)
+    for path, copied in plan.copies.items():
+        found |= {f"{path}.{key}": tensor for key, tensor in copied.state_dict().items()}
+    return found

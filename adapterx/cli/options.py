@@ -4,7 +4,6 @@ import copy
 import functools
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, InitVar, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 
 from adapterx.cli.paths import as_path
 from adapterx.cli.recipes import BOTTLENECK_DIM, EVAL_FRACTION, INIT, MAX_LENGTH, RECIPES
+from adapterx.cli.words import READ_FROM_A_WORD
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError
 from adapterx.heads import POOLINGS
@@ -184,58 +184,12 @@ ADAPTER_OPTIONS = {
     "norm_before": "A LayerNorm before the down projection (default: no).",
     "norm_after": "A LayerNorm of the branch, or of the sum with what it is added to: branch or sum (default: none).",
     "gating": "Multiply the branch of each text by a trained gate (default: no).",
+    "phm": "Compacter's layers, as dim=4, or dim=4,rank=2,shared_weight=true: values of PHMConfig (default: none).",
     "stochastic_depth": "Probability of dropping the whole branch of a text in training (default 0).",
     "layers": "Only these blocks, such as 0,1,8-11 (default: all).",
     "target_modules": "Suffix of module names to adapt instead; repeat for several.",
     "target_regex": "Regular expression for whole module names, instead.",
     "modules_to_save": "Module of which the adapter trains a copy; repeat for several.",
-}
-
-
-MOST_BLOCKS = 10_000  # more than any model has; what is typed is never made into a list without bounds
-_BLOCKS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
-
-
-def _number_or_name(word: str) -> float | str:
-    try:
-        return float(word)
-    except ValueError:
-        return word
-
-
-def _number(word: str) -> int | float | str:
-    try:
-        return int(word)
-    except ValueError:
-        return _number_or_name(word)
-
-
-def _by_block(word: str) -> Any:
-    """Return one number, or a mapping of numbers; AdapterConfig refuses what is neither."""
-    if "=" not in word:
-        return _number(word)
-    return {key.strip(): _number(number) for key, _, number in (part.partition("=") for part in word.split(","))}
-
-
-def _block_list(word: str) -> tuple[int, ...]:
-    blocks: list[int] = []
-    for part in word.split(","):
-        match = _BLOCKS.fullmatch(part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if not first <= last < MOST_BLOCKS:  # also a range that runs backwards
-            raise ConfigError(
-                f"train: layers must be block numbers from 0 to {MOST_BLOCKS - 1}, such as 0,1,8-11, got {word!r}"
-            )
-        blocks += range(first, last + 1)
-    return tuple(blocks)
-
-
-# Fields of AdapterConfig that are typed as one word, because they are of several types or a list of numbers.
-READ_FROM_A_WORD = {
-    "scaling": _number_or_name,
-    "layers": _block_list,
-    "bottleneck_dim": _by_block,
-    "reduction_factor": _by_block,
 }
 
 

@@ -21,10 +21,10 @@ def test_defaults_are_houlsby_adapters():
 
 
 def test_activations_are_those_of_the_kernels_and_plain_ones():
-    plain = set(config.ACTIVATIONS) - set(reference.ACTIVATIONS)
-    assert set(reference.ACTIVATIONS) < set(config.ACTIVATIONS)
+    plain = set(activations.ACTIVATIONS) - set(reference.ACTIVATIONS)
+    assert set(reference.ACTIVATIONS) < set(activations.ACTIVATIONS)
     assert plain == {*activations.PLAIN, *activations.LEARNED}
-    assert len(config.ACTIVATIONS) == len(set(config.ACTIVATIONS))
+    assert len(activations.ACTIVATIONS) == len(set(activations.ACTIVATIONS))
 
 
 def test_is_frozen_and_keyword_only():

@@ -25,7 +25,9 @@ from adapterx import (
     save_adapter,
     set_active,
 )
-from adapterx.config import ACTIVATIONS, DEFAULT_POSITIONS, INITS, PLACEMENTS
+from adapterx.activations import ACTIVATIONS
+from adapterx.branch_options import INITS
+from adapterx.config import DEFAULT_POSITIONS, PLACEMENTS
 
 SCALINGS = st.one_of(st.floats(-8, 8), st.sampled_from(["learned", "learned_per_channel"]))
 SIZES = st.one_of(
