@@ -68,7 +68,7 @@ def check_own_format(document: dict[str, Any], path: Path) -> None:
         version = document.get("version")
         raise CheckpointError(
             f"{speaker()}: {path} must be written by adapterx, it is AdapterHub's (version {version!r}); the "
-            "functions of adapterx.integrations.adapterhub read it"
+            "functions of adapterx.integrations.adapterhub read it, and `adapterx convert` turns it into adapterx's"
         )
 
 

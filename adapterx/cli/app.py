@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from adapterx.cli import answers, help, inspection, scoring
+from adapterx.cli.converting import LIBRARIES, convert_folder
 from adapterx.cli.exporting import FORMATS, export_run
 from adapterx.cli.options import TrainOptions, takes_train_options
 from adapterx.cli.paths import as_path, check_file, check_folder, deliver
@@ -109,7 +110,7 @@ def predict(
 ) -> None:
     """Label texts, with probabilities."""
     if form is not None:
-        _check_format(form, *answers.FORMATS)
+        _check_choice("format", form, *answers.FORMATS)
     if output is not None:
         check_file(output)
     wanted = texts_to_label(texts or [], file, text_column, recorded=read_record(run).get("text_column"))
@@ -136,7 +137,7 @@ def export(
 
     The model takes input_ids, attention_mask and, where the base model does, token_type_ids; it returns logits.
     """
-    _check_format(form, *FORMATS)
+    _check_choice("format", form, *FORMATS)
     folder = output or run / "export"
     check_folder(folder)
     loaded = load_run(run, model=model, other_base=other_base)
@@ -144,9 +145,27 @@ def export(
     say(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-def _check_format(form: str, *known: str) -> None:
-    if form not in known:
-        raise ConfigError(f"{speaker()}: format must be one of {', '.join(known)}, got {form!r}")
+def _check_choice(option: str, given: str, *known: str) -> None:
+    if given not in known:
+        raise ConfigError(f"{speaker()}: {option} must be one of {', '.join(known)}, got {given!r}")
+
+
+@_command
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of an adapter of AdapterHub or adapterx.", show_default=False, **PATH)
+    ],
+    target: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False, **PATH)],
+    to: Annotated[str | None, _option("adapterx or adapterhub (default: the one that SOURCE is not of).")] = None,
+    base: Annotated[str | None, _option("Base model (default: the one that SOURCE names).")] = None,
+    name: Annotated[str | None, _option("Name of the adapter in TARGET (default: the one that it has).")] = None,
+    other_base: OtherBase = False,
+) -> None:
+    """Turn an adapter of AdapterHub into one of adapterx or the other way round, with the head beside it."""
+    if to is not None:
+        _check_choice("to", to, *LIBRARIES)
+    check_folder(target)
+    print_figures(str(source), convert_folder(source, target, to=to, base=base, name=name, check_base=not other_base))
 
 
 @_command

@@ -39,6 +39,10 @@ EXAMPLES = {
         "adapterx export runs/sentiment --format torchscript\n"
         "adapterx export runs/sentiment --format onnx-portable --output deploy/",
     ),
+    "convert": (
+        "# an adapter of AdapterHub\nadapterx convert downloads/sst-2 adapters/sst-2 --base bert-base-uncased",
+        "# back, for the library adapters\nadapterx convert adapters/sst-2 hub/sst-2",
+    ),
     "info": ("adapterx info\nadapterx info runs/sentiment\nadapterx info bert-base-uncased",),
 }
 

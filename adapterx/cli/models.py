@@ -87,8 +87,12 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_base(model: str) -> nn.Module:
-    """Load a base model without head, in float32; of an encoder-decoder the encoder.
+def load_base(model: str, *, whole: bool = False) -> nn.Module:
+    """Load a base model without head, in float32.
+
+    Args:
+        model: a folder, or the name of a model on the hub.
+        whole: whether an encoder-decoder has its decoder, and BERT its pooler where the file has one.
 
     Raises:
         CheckpointError: it cannot be loaded, or its file lacks weights.
@@ -97,14 +101,16 @@ def load_base(model: str) -> nn.Module:
     with _loading(f"the model {model}", source, local), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = _load_config(model)
-        loader = _class_for(config)
+        loader = _class_for(config, whole=whole)
         options: dict[str, Any] = {"config": config, "local_files_only": local, "use_safetensors": True}
-        if "add_pooling_layer" in inspect.signature(loader.__init__).parameters:
+        if not whole and "add_pooling_layer" in inspect.signature(loader.__init__).parameters:
             options["add_pooling_layer"] = False  # nothing here reads BERT's pooler, so it should not be carried along
         base, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
-        unneeded = _unneeded(base)
-        if _has_decoder(base):
+        unneeded = _unneeded(base, whole=whole)
+        if _has_decoder(base) and not whole:
             base = base.get_encoder()
+        if any(name.startswith("pooler.") for name in info["missing_keys"]):
+            base.pooler = None  # made up at loading
     dropped = sorted(key for key in info["unexpected_keys"] if {ADAPTERS, COPIES} & set(key.split(".")))
     if dropped:
         raise CheckpointError(
@@ -214,29 +220,29 @@ def _largest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return max(ids + [number for number in (tokenizer.pad_token_id, tokenizer.unk_token_id) if number is not None])
 
 
-def _class_for(config: "PretrainedConfig") -> Any:
-    """Return the class to load: the model without head, and where it can be had alone, the encoder."""
+def _class_for(config: "PretrainedConfig", *, whole: bool) -> Any:
+    """Return the class to load: the model without head, and unless all is wanted, the encoder where it can be had."""
     import transformers
 
-    whole = transformers.AutoModel._model_mapping.get(type(config), None)
-    if not isinstance(whole, type):
+    base = transformers.AutoModel._model_mapping.get(type(config), None)
+    if whole or not isinstance(base, type):
         return transformers.AutoModel
     saved = config.architectures[0] if isinstance(config.architectures, list) and config.architectures else None
     if isinstance(saved, str) and saved.endswith(("Encoder", "EncoderModel", "Stack")):
-        part = getattr(sys.modules[whole.__module__], saved, None)  # the folder holds an encoder alone
+        part = getattr(sys.modules[base.__module__], saved, None)  # the folder holds an encoder alone
         if isinstance(part, type) and issubclass(part, transformers.PreTrainedModel):
             return part
     encoder = transformers.AutoModelForTextEncoding._model_mapping.get(type(config), None)
-    return encoder if isinstance(encoder, type) and encoder.__name__.endswith("EncoderModel") else whole
+    return encoder if isinstance(encoder, type) and encoder.__name__.endswith("EncoderModel") else base
 
 
 def _has_decoder(base: nn.Module) -> bool:
     return "decoder_input_ids" in inspect.signature(base.forward).parameters
 
 
-def _unneeded(base: nn.Module) -> set[str]:
-    """Return the weights that a file may lack: sinusoidal positions, which are computed, and those of a decoder."""
-    read = base.get_encoder() if _has_decoder(base) else base
+def _unneeded(base: nn.Module, *, whole: bool) -> set[str]:
+    """Return the weights that a file may lack: sinusoidal positions, and those of a decoder that is not wanted."""
+    read = base.get_encoder() if _has_decoder(base) and not whole else base
     kept = {id(parameter) for parameter in read.parameters()}
     for module in base.modules():
         if "Sinusoidal" in type(module).__name__:

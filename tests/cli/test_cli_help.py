@@ -9,7 +9,7 @@ import pytest
 from command_line import invoke, refused
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "export", "info"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "export", "convert", "info"])
 def test_help_teaches_by_example(command):
     shown = invoke(command, "--help").stdout
     assert "Examples" in shown
