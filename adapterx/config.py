@@ -10,6 +10,7 @@ from adapterx.checks import (
     check_choice,
     check_expression,
     check_finite,
+    check_flags,
     check_names,
     check_size,
     shown,
@@ -77,6 +78,8 @@ class AdapterConfig:
         layers: indices of the blocks that get adapters; None means all.
         target_modules: suffixes of module names, or one string: a regular expression for the whole name. None
             chooses by `positions`.
+        train_norms: whether the adapter trains copies of the model's own norms in the blocks that it adapts, as Houlsby
+            et al. trained theirs; the base model's stay as they are.
         modules_to_save: names of modules (such as `"classifier"`) of which the adapter trains and saves a copy.
 
     Raises:
@@ -106,6 +109,7 @@ class AdapterConfig:
     phm: PHMConfig | None = None
     layers: tuple[int, ...] | None = None
     target_modules: str | tuple[str, ...] | None = None
+    train_norms: bool = False
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -123,6 +127,7 @@ class AdapterConfig:
         numbers = check_branch("AdapterConfig", **self.branch_options())
         for name, value in numbers.items():
             self._set(name, value)
+        check_flags("AdapterConfig", train_norms=self.train_norms)
         self._check_places()
 
     def _set(self, name: str, value: object) -> None:

@@ -16,10 +16,9 @@ from adapterx.compose.expression import Composition, Stack
 from adapterx.compose.program import Member, Step, build_steps, readers, run_steps
 from adapterx.errors import TargetError
 from adapterx.records import Place
-from adapterx.targets.ports import Call, Capture, Port
+from adapterx.targets.ports import COPIES, Call, Capture, Port
 
 ADAPTERS = "adapterx"
-COPIES = "adapterx_copies"
 NOTHING = Stack()
 _NO_OUTPUT = object()  # whoever hands a hook on may forget that it takes keyword arguments
 

@@ -17,7 +17,7 @@ from adapterx.hanging import freeze, hang, remove_adapters
 from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules, switchable_modules
 from adapterx.phm import Factors
 from adapterx.records import Attachment, Place, Roster, keep_rosters, rosters_of
-from adapterx.targets import Target, find_targets
+from adapterx.targets import Target, find_norms, find_targets
 from adapterx.untrained import warn_of_fresh_heads
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -78,8 +78,22 @@ def plan_attachment(
         _check_free(modules, target)
     shared: dict[str, Factors] = {}
     adapters = {target.module: _build(modules, target, config, shared, generator, dtype) for target in targets}
+    norms = norms_to_train(modules, targets, config)
     copies = {path: _copy_module(modules, path, targets, dtype) for path in config.modules_to_save}
-    return Plan(model, Attachment(name, rule, config, targets, config.modules_to_save), adapters, copies)
+    copies |= {path: _copy_module(modules, path, (), dtype) for path in norms}
+    return Plan(model, Attachment(name, rule, config, targets, tuple(copies)), adapters, copies)
+
+
+def norms_to_train(modules: dict[str, nn.Module], targets: Sequence[Target], config: AdapterConfig) -> tuple[str, ...]:
+    """Return the norms of which an adapter trains copies, without those that are in copies of larger modules.
+
+    Raises:
+        TargetError: there are none in the adapted blocks.
+    """
+    if not config.train_norms:
+        return ()
+    saved = tuple(f"{path}." for path in config.modules_to_save)
+    return tuple(path for path in find_norms(modules, targets) if not f"{path}.".startswith(saved or "."))
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

@@ -26,7 +26,7 @@ from adapterx.errors import (
 )
 from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules
 from adapterx.phm import Factors
-from adapterx.planning import Plan, check_dtype, check_name, plan_attachment
+from adapterx.planning import Plan, check_dtype, check_name, norms_to_train, plan_attachment
 from adapterx.records import Attachment
 from adapterx.targets import Target, find_targets
 
@@ -119,8 +119,8 @@ def load_adapter(
     saved = list(contents.modules)
     with _fitting(folder):
         targets, _ = find_targets(modules, contents.config, saved=saved)
-    _check_extent(modules, targets, contents, folder)
     with _fitting(folder):
+        _check_extent(modules, targets, contents, folder)
         # A generator of its own, so that loading does not move the global random numbers.
         generator = torch.Generator(device="cpu").manual_seed(0)
         plan = plan_attachment(model, contents.config, name, generator=generator, dtype=dtype, saved=saved)
@@ -232,7 +232,7 @@ def _check_extent(
     adapters = [(target.module, _without_memory(target, contents.config, shared)) for target in targets]
     for path, adapter in adapters:
         wanted |= _new_tensors(f"{path}.{ADAPTERS}", adapter, seen)
-    for path in contents.config.modules_to_save:
+    for path in (*contents.config.modules_to_save, *norms_to_train(modules, targets, contents.config)):
         for key, tensor in modules[path].state_dict(keep_vars=True).items():
             if not {ADAPTERS, COPIES} & set(key.split(".")):
                 wanted[f"{path}.{key}"] = tensor

@@ -189,6 +189,7 @@ ADAPTER_OPTIONS = {
     "layers": "Only these blocks, such as 0,1,8-11 (default: all).",
     "target_modules": "Suffix of module names to adapt instead; repeat for several.",
     "target_regex": "Regular expression for whole module names, instead.",
+    "train_norms": "Train copies of the model's norms in the adapted blocks too (default: no).",
     "modules_to_save": "Module of which the adapter trains a copy; repeat for several.",
 }
 

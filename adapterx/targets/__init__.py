@@ -1,6 +1,7 @@
 """Where adapters go: which modules of a model they hang on, what they read there, and how wide they are."""
 
 from adapterx.targets.find import Target, block_of, find_blocks, find_targets
+from adapterx.targets.norms import find_norms
 from adapterx.targets.ports import Input, NormedOutput, NormedSum, Output, Port, ResidualSum
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "Target",
     "block_of",
     "find_blocks",
+    "find_norms",
     "find_targets",
 ]

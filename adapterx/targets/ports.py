@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from adapterx.errors import TargetError, speaker
 from adapterx.targets.sizes import in_out_sizes, module_sizes, norm_size
 
+COPIES = "adapterx_copies"
+"""The child of a base module that holds its trained copies."""
+
 
 class Call(NamedTuple):
     """One run of a module that adapters hang on: what it received, what it returned, and what hangs on it."""
@@ -33,6 +36,13 @@ class Call(NamedTuple):
     output: Tensor
     adapters: Mapping[str, nn.Module]
     captures: Mapping[str, "Capture"]
+
+    def run_again(self, hidden_states: Tensor) -> Tensor:
+        """Return what the module gives for other hidden states, or the trained copy that answers in its place."""
+        output = self.module.forward(hidden_states)
+        copies = self.module._modules.get(COPIES)
+        answer = None if copies is None else copies.replace_output(self.module, (hidden_states,), {}, output)
+        return output if answer is None else answer
 
 
 @dataclass(frozen=True)
@@ -194,7 +204,7 @@ class NormedSum:
         """Return the normed sum, and what the adapter of this name adds to."""
         # The module itself has normed the first sum already.
         unchanged = hidden_states is first_input(call.args, call.kwargs)
-        normed = call.output if unchanged else call.module.forward(hidden_states)
+        normed = call.output if unchanged else call.run_again(hidden_states)
         if self.added_to == "sum":
             return normed, hidden_states
         residual = call.captures[name].take()
@@ -202,7 +212,7 @@ class NormedSum:
 
     def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
         """Return the norm of the sum that the last adapter gave."""
-        return call.module.forward(hidden_states)
+        return call.run_again(hidden_states)
 
 
 Port = Output | Input | ResidualSum | NormedSum | NormedOutput
