@@ -1,7 +1,7 @@
 """Bottleneck adapters for frozen Transformers: attach, train, save, combine and export them."""
 
 import adapterx.startup  # noqa: F401 - first, for it prepares for Ctrl-C during the others
-from adapterx.active import disabled, mixed, set_active
+from adapterx.active import disabled, mixed, set_active, skip_layers
 from adapterx.adapters import (
     Summary,
     active_adapters,
@@ -15,7 +15,7 @@ from adapterx.attachment import attach, detach
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.checkpoint import load_adapter, load_head, restore_adapter, restore_head, save_adapter, save_head
 from adapterx.checkpoint.document import PACKAGE_VERSION as __version__
-from adapterx.compose import Average, Pick, Stack
+from adapterx.compose import Average, BatchSplit, Fuse, Split, Stack
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
     AdapterxError,
@@ -29,11 +29,18 @@ from adapterx.errors import (
     UnknownAdapterError,
 )
 from adapterx.fan_out import fan_out
+from adapterx.fusing import (
+    add_fusion,
+    fusion_regularization,
+    fusions,
+    remove_fusion,
+)
 from adapterx.fusion import AdapterFusion, FusionConfig
 from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.host import AdapterSet
 from adapterx.ops import build_info
 from adapterx.phm import PHMConfig
+from adapterx.pruning import fusion_attention, prune_fusion
 from adapterx.records import Attachment
 from adapterx.training import unused_adapters
 
@@ -44,6 +51,7 @@ __all__ = [
     "AdapterxError",
     "Attachment",
     "Average",
+    "BatchSplit",
     "BottleneckAdapter",
     "CheckpointError",
     "ClassificationHead",
@@ -51,10 +59,11 @@ __all__ = [
     "DataError",
     "ExportError",
     "ExtensionError",
+    "Fuse",
     "FusionConfig",
     "PHMConfig",
-    "Pick",
     "SequenceClassifier",
+    "Split",
     "Stack",
     "Summary",
     "TargetError",
@@ -65,20 +74,27 @@ __all__ = [
     "adapter_names",
     "adapter_parameters",
     "adapters",
+    "add_fusion",
     "attach",
     "build_info",
     "detach",
     "disabled",
     "fan_out",
+    "fusion_attention",
+    "fusion_regularization",
+    "fusions",
     "load_adapter",
     "load_head",
     "merge_adapter",
     "mixed",
+    "prune_fusion",
+    "remove_fusion",
     "restore_adapter",
     "restore_head",
     "save_adapter",
     "save_head",
     "set_active",
+    "skip_layers",
     "summary",
     "unused_adapters",
 ]

@@ -1,27 +1,35 @@
 """Say which of the attached adapters take part in the forward pass, and how: for good, or inside a `with` block."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from adapterx.adapters import check_known, check_whole
-from adapterx.compose import Composition, Pick, Stack, adapter_names_in, parse_composition
-from adapterx.compose.batch import MixedBatch
-from adapterx.compose.expression import keep_names
-from adapterx.compose.program import check_runnable
-from adapterx.errors import speaker, speaking_as
-from adapterx.host import Override, SwitchableModules, switchable_modules
+from adapterx.compose import BatchSplit, Composition, Stack, adapter_names_in, parse_composition
+from adapterx.compose.batch import Shared
+from adapterx.compose.naming import fusions_in, keep_names
+from adapterx.compose.nesting import check_runnable
+from adapterx.errors import ConfigError, speaker, speaking_as
+from adapterx.facts import facts_of
+from adapterx.fusion import FusionSet
+from adapterx.host import base_modules, switchable_modules, walk
+from adapterx.route import Override, SwitchableModules
 
-# Plain attribute of the module that adapters were last switched on: the composition of all modules inside it. What is
-# attached later, below it, takes it over from the nearest one.
+# Plain attribute of the module that adapters were last switched on: the composition of all modules inside it, and the
+# blocks left out. What is attached later, below it, takes them over from the nearest one.
 _COMPOSITION = "_adapterx_composition"
 # What is open on any model, the innermost last: what is attached meanwhile, even to a bare model, belongs to it.
 _OVERRIDES: list[Override] = []
 
 
-def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Composition | None) -> None:
+def set_active(
+    model: nn.Module,
+    names: str | Sequence[str | Composition] | Composition | None,
+    *,
+    skip_layers: Collection[int] = (),
+    train_fused: bool = False,
+) -> None:
     """Make these adapters, and no others, take part in the forward pass and in training.
 
     Args:
@@ -29,10 +37,14 @@ def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Comp
         names: one name; several, which are stacked in this order behind each module (of several trained copies of a
             module the last one answers); a composition, such as `Average("a", Stack("b", "c"))`; or None for the base
             model alone.
+        skip_layers: indices of the blocks whose adapters are left out, as `skip_layers` does for a while.
+        train_fused: whether adapters inside `Fuse` train too, and not the fusion alone.
 
     Raises:
         UnknownAdapterError: a name is not attached.
-        ConfigError: a name is repeated, `names` is none of the above, or adapters would not run in the order given.
+        ConfigError: a name is repeated, `names` is none of the above, a composition may not stand where it stands, a
+            fusion has not been added, `skip_layers` holds no block indices, or adapters would not run in the order
+            given.
         NotImplementedError: the composition cannot be run.
         TargetError: base modules that were adapted have been replaced, and their adapters with them.
         RuntimeError: the model is inside a `mixed` block.
@@ -41,26 +53,41 @@ def set_active(model: nn.Module, names: str | Sequence[str | Composition] | Comp
         check_not_mixed(model)
         switchables = check_whole(model)
         composition = parse_composition(names)
+        skipped = block_indices(skip_layers)
         wanted = adapter_names_in(composition)
-        if not set(wanted) <= {name for switchable in switchables for name in switchable}:
+        if not all(any(name in switchable for switchable in switchables) for name in wanted):
             check_known(model, wanted)
-        check_runnable(composition, _sublayers(switchables))
-    _remember(model, composition)
+        check_runnable(composition, facts_of(model, wanted))
+    _remember(model, composition, skipped)
+    shared = Shared()
+    trained = trained_names(composition, train_fused=train_fused)
     for switchable in switchables:
-        switchable.change_route(composition=composition)
-        for name, module in switchable.items():
-            module.requires_grad_(name in wanted)
+        switchable.change_route(composition=composition, skipped=skipped, shared=shared)
+        switchable.train_only(trained)
+    fused = {fuse.key for fuse in fusions_in(composition)}
+    for _, module in walk(model):
+        if isinstance(module, FusionSet):
+            for key, fusion in module.items():
+                fusion.requires_grad_(key in fused)
 
 
-def _sublayers(switchables: Sequence[SwitchableModules]) -> dict[str, dict[tuple[int, str], str]]:
-    """Return by adapter name what its ports read, by block and position, where both are known."""
-    found: dict[str, dict[tuple[int, str], str]] = {}
-    for switchable in switchables:
-        for name, place in switchable.places.items():
-            read, target = found.setdefault(name, {}), place.target
-            if target is not None and target.block is not None and target.position != "named":
-                read[target.block, target.position] = target.port.reads
-    return found
+def trained_names(composition: Composition, *, train_fused: bool) -> frozenset[str]:
+    """Return the names of the adapters that train with a composition: fused ones do not, unless they shall."""
+    fused = set() if train_fused else {name for fuse in fusions_in(composition) for name in adapter_names_in(fuse)}
+    return frozenset(adapter_names_in(composition)) - fused
+
+
+def block_indices(values: Collection[int]) -> frozenset[int]:
+    """Return the indices of blocks that a user gave.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    indices = () if isinstance(values, str) or not isinstance(values, Collection) else tuple(values)
+    whole = all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices)
+    if not whole or not isinstance(values, Collection) or isinstance(values, str):
+        raise ConfigError(f"{speaker()}: layers must be block indices from 0 up, got {values!r}")
+    return frozenset(indices)
 
 
 def take_over(model: nn.Module, added: Sequence[SwitchableModules]) -> None:
@@ -70,51 +97,60 @@ def take_over(model: nn.Module, added: Sequence[SwitchableModules]) -> None:
         model: what `attach` was called on.
         added: what hangs there newly.
     """
-    overrides = [(override, set(map(id, override.model.modules()))) for override in _OVERRIDES]
+    overrides = [(override, set(map(id, base_modules(override.model).values()))) for override in _OVERRIDES]
     for switchable in added:
         chain = [model]
         for part in switchable.where.split(".") if switchable.where else ():
             chain.append(chain[-1]._modules[part])
         nearest = next((module for module in reversed(chain) if _COMPOSITION in vars(module)), None)
         around = tuple(override for override, inside in overrides if id(chain[-1]) in inside)
-        composition = Stack() if nearest is None else vars(nearest)[_COMPOSITION]
+        composition, skipped = (Stack(), frozenset()) if nearest is None else vars(nearest)[_COMPOSITION]
         for override in around:
             override.switchables.append(switchable)
-        switchable.change_route(composition=composition, overrides=around)
+        switchable.change_route(composition=composition, skipped=skipped, overrides=around)
 
 
-def keep_compositions(model: nn.Module, names: Sequence[str]) -> None:
-    """Take all adapters but these out of the compositions in the model.
+def keep_compositions(model: nn.Module, names: Sequence[str] | None = None) -> None:
+    """Take all adapters but these out of the compositions in the model; None keeps those that are attached to it.
 
     A name that is attached no more, here or in a part that has been taken out, must not come alive with its namesake.
     """
-    for module in model.modules():
+    modules = walk(model)
+    switchables = [module for _, module in modules if isinstance(module, SwitchableModules)]
+
+    def kept(composition: Composition) -> Composition:
+        used = adapter_names_in(composition)
+        here = names if names is not None else [n for n in used if any(n in each for each in switchables)]
+        return keep_names(composition, here)
+
+    for _, module in modules:
         if _COMPOSITION in vars(module):
-            composition = keep_names(vars(module)[_COMPOSITION], names)
-            if composition.parts:
-                setattr(module, _COMPOSITION, composition)
+            before, skipped = vars(module)[_COMPOSITION]
+            if (composition := kept(before)).parts:
+                setattr(module, _COMPOSITION, (composition, skipped))
             else:
                 delattr(module, _COMPOSITION)
-        if isinstance(module, SwitchableModules):
-            module.change_route(composition=keep_names(module.route.composition, names))
+    for switchable in switchables:
+        if (composition := kept(switchable.route.composition)) != switchable.route.composition:
+            switchable.change_route(composition=composition)
 
 
-def _remember(model: nn.Module, composition: Composition) -> None:
+def _remember(model: nn.Module, composition: Composition, skipped: frozenset[int]) -> None:
     """Note the composition on the model, in place of those of its parts."""
-    for module in model.modules():
+    for _, module in walk(model):
         vars(module).pop(_COMPOSITION, None)
     if composition.parts:
-        setattr(model, _COMPOSITION, composition)
+        setattr(model, _COMPOSITION, (composition, skipped))
 
 
 def check_not_mixed(model: nn.Module) -> None:
     """Raise RuntimeError if a `mixed` block is open on the model, a part of it, or what encloses it."""
     own = None
     for override in _OVERRIDES:
-        if override.batch is None:
+        if override.composition is None:
             continue
-        own = own or set(map(id, model.modules()))
-        if any(id(module) in own for module in override.model.modules()):
+        own = own or set(map(id, base_modules(model).values()))
+        if any(id(module) in own for module in base_modules(override.model).values()):
             raise RuntimeError(
                 f"{speaker()}: model must not be inside a `mixed` block, which says which adapters take part until "
                 "it ends"
@@ -133,11 +169,12 @@ def _open(override: Override) -> Iterator[None]:
     finally:
         _OVERRIDES.remove(override)
         trained = override.trained()
-        for switchable in override.switchables:  # not the model's: a part may have been taken out meanwhile
+        # Not the model's: a part may have been taken out meanwhile. In reverse, for modules may share parameters.
+        for switchable in reversed(override.switchables):
             others = tuple(other for other in switchable.route.overrides if other is not override)
             switchable.change_route(overrides=others)
-        if override.batch is not None:
-            override.batch.refrozen = [parameter for parameter in trained if not parameter.requires_grad]
+        if override.shared is not None:
+            override.shared.refrozen = [parameter for parameter in trained if not parameter.requires_grad]
 
 
 @contextmanager
@@ -157,12 +194,39 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
+def skip_layers(model: nn.Module, layers: Collection[int]) -> Iterator[nn.Module]:
+    """Leave the adapters of some blocks out inside the `with` block (AdapterDrop); they are as if not attached there.
+
+    Without the adapters of the lowest blocks a backward pass ends above these. Trained copies of modules still answer.
+    Blocks nest, and leave out what any of them names.
+
+    Args:
+        model: any module that encloses the adapted ones.
+        layers: indices of blocks, from 0; those that the model does not have are of no effect.
+
+    Yields:
+        The model.
+
+    Raises:
+        ConfigError: `layers` holds other things than block indices.
+
+    Source:
+        Rücklé et al. 2021 (AdapterDrop).
+    """
+    with speaking_as("skip_layers"):
+        skipped = block_indices(layers)
+    with _open(Override(model, skipped=skipped)):
+        yield model
+
+
+@contextmanager
+def mixed(model: nn.Module, names: Sequence[str | Composition | None]) -> Iterator[nn.Module]:
     """Adapt each sequence of a batch by an adapter of its own inside the `with` block.
 
-    Each adapted module calls the operator once for all adapters that share placement and activation, whatever
-    their bottleneck, scaling, biases and dropout. The result is that of running each sequence alone with
-    `set_active(model, name)`; a trained copy of a module (`modules_to_save`) answers for the sequences of its adapter.
+    Inside the composition is `BatchSplit(*names)`: one sequence for each entry. Each adapted module calls the operator
+    once for all adapters that share placement and activation, whatever their bottleneck, scaling, biases and dropout.
+    The result is that of running each sequence alone with `set_active(model, name)`; a trained copy of a module
+    (`modules_to_save`) answers for the sequences of its adapter.
 
     The named adapters, and no others, take part in training; `backward()` belongs inside the block. Without gradients
     their weights are stacked once and kept until the block ends; parameters may be changed in place meanwhile, but not
@@ -172,32 +236,50 @@ def mixed(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
 
     Args:
         model: any module that encloses the adapted ones.
-        names: for each sequence of the batch the name of an attached adapter, or None for the base model alone. Where
-            `generate` expands the batch (beams, several sequences per prompt), one entry per expanded row.
+        names: for each sequence of the batch the name of an attached adapter, a composition of such, or None for the
+            base model alone. Where `generate` expands the batch (beams, several sequences per prompt), one entry per
+            expanded row.
 
     Yields:
         The model. Its adapted modules must see the batch as the first dimension, or as a matrix with equally many
         consecutive rows per sequence.
 
     Raises:
-        TypeError: `names` is not a sequence of strings and None.
+        TypeError: `names` is not a sequence of names, compositions and None.
         UnknownAdapterError: a name is not attached.
+        ConfigError: a composition cannot stand there.
+        NotImplementedError: a composition cannot be run.
         ValueError: `names` is empty; in a forward pass: a shape does not fit the number of names.
         RuntimeError: in a backward pass after the block: gradients would be lost.
     """
     with speaking_as("mixed"):
-        batch = MixedBatch(Pick(names))
-        check_known(model, adapter_names_in(batch.pick))
-    with picked(model, batch):
+        composition = _batch_of(names)
+        used = adapter_names_in(composition)
+        check_known(model, used)
+        check_runnable(composition, facts_of(model, used))
+    with picked(model, composition, Shared("mixed", in_block=True)):
         yield model
 
 
 @contextmanager
-def picked(model: nn.Module, batch: MixedBatch) -> Iterator[None]:
+def picked(model: nn.Module, composition: BatchSplit, shared: Shared) -> Iterator[None]:
     """Let the adapters that a batch picks, and no others, run and train inside the `with` block."""
-    steps = register_optimizer_step_post_hook(batch.note_optimizer_step)
-    try:
-        with _open(Override(model, batch)):
-            yield
-    finally:
-        steps.remove()
+    with _open(Override(model, composition, shared)):
+        yield
+
+
+def _batch_of(names: Sequence[str | Composition | None]) -> BatchSplit:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"mixed: names must be a sequence of adapter names and None, got {names!r}")
+    strangers = [name for name in names if name is not None and not isinstance(name, (str, Composition))]
+    if strangers:
+        raise TypeError(f"mixed: names must hold strings, compositions and None, got {strangers[0]!r} among them")
+    if not names:
+        raise ValueError("mixed: names must have one entry for each sequence of the batch, got none")
+    composition = BatchSplit(*names)
+    if fusions_in(composition):
+        raise ConfigError(
+            "mixed: names must not hold Fuse, which says what trains and for how long; use set_active with "
+            "BatchSplit(..., batch_sizes=...)"
+        )
+    return parse_composition(composition)

@@ -8,8 +8,10 @@ from torch import nn
 
 from adapterx.compose import Composition, Stack, adapter_names_in
 from adapterx.errors import TargetError, UnknownAdapterError, speaker, speaking_as
-from adapterx.host import COPIES, SwitchableModules, switchable_modules
-from adapterx.records import Attachment, Roster, rosters_of
+from adapterx.fusion import FusionSet
+from adapterx.host import COPIES, ModuleCopies, base_modules, switchable_modules, walk
+from adapterx.records import Attachment, Book, book_of
+from adapterx.route import SwitchableModules
 from adapterx.targets import Target
 
 
@@ -18,10 +20,26 @@ def adapter_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for switchable in switchable_modules(model) for name in switchable))
 
 
+def is_attached(model: nn.Module, name: str) -> bool:
+    """Tell whether the model has an adapter of this name."""
+    return any(name in switchable for switchable in switchable_modules(model))
+
+
 def recorded_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of all adapters in the model, and of those that were attached to it and have vanished."""
-    recorded = (roster.name for module in model.modules() for roster in rosters_of(module))
+    recorded = (name for book in books_in(model) for names in book.hung.values() for name in sorted(names))
     return tuple(dict.fromkeys([*adapter_names(model), *recorded]))
+
+
+def is_recorded(model: nn.Module, name: str) -> bool:
+    """Tell whether the model has an adapter of this name, or had one that was attached to it and has vanished."""
+    vanished = any(name in names for book in books_in(model) for names in book.hung.values())
+    return vanished or is_attached(model, name)
+
+
+def books_in(model: nn.Module) -> list[Book]:
+    """Return what attachments have recorded on the modules of the model."""
+    return [book for module in base_modules(model).values() if (book := book_of(module)) is not None]
 
 
 def active_adapters(model: nn.Module) -> tuple[str, ...]:
@@ -55,7 +73,7 @@ def adapters(model: nn.Module) -> dict[str, Attachment]:
     with speaking_as("adapters"):
         check_whole(model)
     found: dict[str, tuple[Attachment, list[Target], list[str]]] = {}
-    for path, switchable in model.named_modules():
+    for path, switchable in walk(model):
         if not isinstance(switchable, SwitchableModules):
             continue
         base, composition = path.rpartition(".")[0], switchable.route.composition
@@ -96,7 +114,7 @@ def adapter_parameters(model: nn.Module, name: str | None = None) -> Iterator[tu
         with speaking_as("adapter_parameters"):
             check_known(model, [name])
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in walk(model):
         if isinstance(module, SwitchableModules):
             for key, child in module.items():
                 if name is None or key == name:
@@ -109,13 +127,15 @@ def adapter_parameters(model: nn.Module, name: str | None = None) -> Iterator[tu
 
 def check_known(model: nn.Module, names: Sequence[str]) -> None:
     """Raise UnknownAdapterError unless all names are attached."""
-    known = adapter_names(model)
-    unknown = sorted(set(names) - set(known))
+    switchables = switchable_modules(model)
+    unknown = sorted(name for name in set(names) if not any(name in switchable for switchable in switchables))
     if unknown:
         check_whole(model)  # it may have been lost, which is the better answer
+        known = sorted(adapter_names(model))
+        shown = ", ".join(map(repr, known[:20])) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
         raise UnknownAdapterError(
             f"{speaker()}: name must be an attached adapter, got {', '.join(map(repr, unknown))}; "
-            f"attached are {', '.join(map(repr, sorted(known))) or 'none'}"
+            f"attached are {shown or 'none'}"
         )
 
 
@@ -126,50 +146,71 @@ def check_whole(model: nn.Module) -> list[SwitchableModules]:
         TargetError: some of what `attach` has hung there is gone, or does not fit its module any more.
     """
     switchables: list[SwitchableModules] = []
-    recorded: list[Roster] = []
-    found: dict[int, set[str]] = {}
+    books: list[Book] = []
     copied: list[nn.Module] = []
-    for module in model.modules():  # once: switching asks each time
-        recorded += rosters_of(module)
+    for _, module in walk(model):  # once: switching asks each time
+        if (book := book_of(module)) is not None:
+            books.append(book)
         if COPIES in module._modules:
             copied.append(module)
         if isinstance(module, SwitchableModules):
             switchables.append(module)
-            for place in module.places.values():
-                found.setdefault(id(place.roster), set()).add(place.module)
-    for roster in recorded:
-        if lost := sorted(roster.modules - found.get(id(roster), set())):
-            shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
-            raise TargetError(
-                f"{speaker()}: model must keep the modules that adapter {roster.name!r} hangs on, {shown} "
-                f"{'was' if len(lost) == 1 else 'were'} replaced or taken out after `attach`, and what was trained "
-                "there with it; resize, prune and quantise before attaching, or detach the adapter first"
-            )
-    for base in copied if recorded else ():
+    found = {
+        (book, where, switchable.child): count
+        for switchable in switchables
+        for (book, where), count in switchable.counts().items()
+    }
+    for book in books:
+        if any(found.get((book, *key)) != len(names) for key, names in book.hung.items()):
+            _refuse_losses(book, switchables)
+    for base in copied if books else ():
         _check_sizes(base)
     return switchables
 
 
+def _refuse_losses(book: Book, switchables: Sequence[SwitchableModules]) -> None:
+    """Raise TargetError about the adapters that hang no more where the book says."""
+    found = {
+        (place.module, switchable.child, name)
+        for switchable in switchables
+        for name, place in switchable.places.items()
+        if place.book is book
+    }
+    lost: dict[str, set[str]] = {}
+    for (where, child), names in book.hung.items():
+        for name in names:
+            if (where, child, name) not in found:
+                lost.setdefault(name, set()).add(where)
+    for name, modules in sorted(lost.items()):
+        wheres = sorted(modules)
+        shown = ", ".join(wheres[:4]) + (f" and {len(wheres) - 4} more" if len(wheres) > 4 else "")
+        raise TargetError(
+            f"{speaker()}: model must keep the modules that adapter {name!r} hangs on, {shown} "
+            f"{'was' if len(wheres) == 1 else 'were'} replaced or taken out after `attach`, and what was trained "
+            "there with it; resize, prune and quantise before attaching, or detach the adapter first"
+        )
+
+
 def _check_sizes(base: nn.Module) -> None:
     """Raise TargetError if a base module was resized in place and its trained copies were not."""
-    for name, copied in base._modules[COPIES].items():
+    copies: ModuleCopies = base._modules[COPIES]
+    sizes = {
+        f"{path}.{key}" if path else key: tuple(own.shape)
+        for path, module in base_modules(base).items()
+        for key, own in module.named_parameters(recurse=False)
+        if own.is_floating_point()
+    }
+    if sizes == copies.sizes:
+        return
+    for name, copied in copies.items():
         for key, parameter in copied.named_parameters():
-            own = _parameter_at(base, key)
-            if own is not None and own.is_floating_point() and own.shape != parameter.shape:
+            if sizes.get(key, tuple(parameter.shape)) != tuple(parameter.shape):
                 raise TargetError(
                     f"{speaker()}: model must keep the sizes of modules that have trained copies, "
-                    f"{base._modules[COPIES].where}.{key} is {tuple(own.shape)} now and {tuple(parameter.shape)} "
+                    f"{copies.where}.{key} is {sizes[key]} now and {tuple(parameter.shape)} "
                     f"in adapter {name!r}; resize before attaching, or detach the adapter first"
                 )
-
-
-def _parameter_at(module: nn.Module, key: str) -> nn.Parameter | None:
-    *path, last = key.split(".")
-    for part in path:
-        module = module._modules.get(part)
-        if module is None:
-            return None
-    return module._parameters.get(last)
+    copies.sizes = sizes
 
 
 @dataclass(frozen=True)
@@ -178,7 +219,7 @@ class Summary:
 
     Attributes:
         trainable: elements that require gradients.
-        trainable_adapters: those of them in adapters and trained copies.
+        trainable_adapters: those of them in adapters, trained copies and fusions.
         trainable_other: those of them elsewhere, such as in a head outside the adapted model.
         total: all elements, adapters included.
         adapter_mebibytes: memory of the tensors of all adapters, active or not, in MiB.
@@ -214,7 +255,8 @@ def summary(model: nn.Module) -> Summary:
     """
     with speaking_as("summary"):
         check_whole(model)
-    in_adapters = {id(parameter): parameter for _, parameter in adapter_parameters(model)}
+    fused = (parameter for _, hung in walk(model) if isinstance(hung, FusionSet) for parameter in hung.parameters())
+    in_adapters = {id(parameter): parameter for parameter in (*(p for _, p in adapter_parameters(model)), *fused)}
     everything = {id(parameter): parameter for parameter in model.parameters()}
     trainable = sum(p.numel() for p in everything.values() if p.requires_grad)
     adapters = sum(p.numel() for p in in_adapters.values() if p.requires_grad)

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from adapterx.active import check_not_mixed, keep_compositions
-from adapterx.adapters import adapter_names, check_known, recorded_names
+from adapterx.adapters import check_known, is_recorded, recorded_names
 from adapterx.config import AdapterConfig
 from adapterx.errors import UnknownAdapterError, speaking_as
 from adapterx.hanging import remove_adapters, unfreeze
+from adapterx.host import switchable_modules
 from adapterx.planning import plan_attachment
 from adapterx.records import Attachment
 
@@ -60,12 +61,12 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     """
     with speaking_as("detach"):
         check_not_mixed(model)
-        known = recorded_names(model)
-        if name is not None and name not in known:
+        if name is not None and not is_recorded(model, name):
             check_known(model, [name])
-        elif not known:
+        known = (name,) if name is not None else recorded_names(model)
+        if not known:
             raise UnknownAdapterError("detach: model must have adapters, none is attached")
-    remove_adapters(model, (name,) if name is not None else known)
-    keep_compositions(model, adapter_names(model))
-    if not adapter_names(model):
+    remove_adapters(model, known)
+    keep_compositions(model)
+    if not any(switchable_modules(model)):
         unfreeze(model)

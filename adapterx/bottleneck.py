@@ -11,6 +11,7 @@ from adapterx.activations import FIRST_SLOPE, LEARNED
 from adapterx.branch import Weights, compute_branch, drop_branches, layer_norm, mean_gate
 from adapterx.branch_options import check_branch
 from adapterx.checks import check_size
+from adapterx.devices import compute_dtype
 from adapterx.phm import Factors, PHMConfig, PHMProjection
 from adapterx.reference import ACTIVATIONS
 
@@ -225,12 +226,3 @@ class BottleneckAdapter(nn.Module):
         """Return what `print(model)` shows beside the children."""
         scaling = "learned" if isinstance(self.scaling, Tensor) else self.scaling
         return f"activation={self.activation}, scaling={scaling}, dropout={self.dropout}"
-
-
-def compute_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
-    """Return what an adapter with weights of this dtype computes in, here and now."""
-    # Autocast leaves float64 as it is and refuses to say anything about the meta device. The call that asks whether it
-    # knows a device breaks the graph of torch.compile under torch 2.11.
-    if dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return dtype

@@ -10,8 +10,8 @@ from torch.utils.hooks import RemovableHandle
 
 from adapterx.active import picked
 from adapterx.adapters import check_known
-from adapterx.compose import Pick, adapter_names_in
-from adapterx.compose.batch import MixedBatch
+from adapterx.compose import BatchSplit, adapter_names_in
+from adapterx.compose.batch import Shared
 from adapterx.errors import speaking_as
 from adapterx.host import base_modules, switchable_modules
 from adapterx.replicas import are_replicas, is_cache, leaves, map_tensors, repeat_rows, share_of_rows
@@ -50,18 +50,19 @@ def fan_out(model: nn.Module, names: Sequence[str | None]) -> Iterator["FanOut"]
         pick = _checked(names)
         check_known(model, adapter_names_in(pick))
     fan = FanOut(model, pick.parts)
-    with picked(model, MixedBatch(pick, in_shares=True)), ExitStack() as hooks:
+    shared = Shared("mixed", in_block=True, in_shares=True)
+    with picked(model, pick, shared), ExitStack() as hooks:
         for handle in fan.hook_blocks():
             hooks.callback(handle.remove)
         yield fan
 
 
-def _checked(names: Sequence[str | None]) -> Pick:
+def _checked(names: Sequence[str | None]) -> BatchSplit:
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str | None) for n in names):
         raise TypeError(f"fan_out: names must be a sequence of adapter names and None, got {names!r}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"fan_out: names must be one or more, and different, got {list(names)!r}")
-    return Pick(names)
+    return BatchSplit(*names)
 
 
 class FanOut:

@@ -1,6 +1,6 @@
 """AdapterFusion itself: attention over what several adapters give, as a module that knows no model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -212,3 +212,32 @@ class AdapterFusion(nn.Module):
     def extra_repr(self) -> str:
         """Return what `print(model)` shows beside the children."""
         return f"hidden_size={self.hidden_size}"
+
+
+class FusionSet(nn.ModuleDict):
+    """All fusions of one base module, by name; child `adapterx_fusions` of that module.
+
+    Attributes:
+        parts: by name of the fusion, the names of the adapters that it fuses, of stacked ones a tuple.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: dict[str, tuple[str | tuple[str, ...], ...]] = {}
+
+    def hang(self, name: str, fusion: AdapterFusion, parts: tuple[str | tuple[str, ...], ...]) -> None:
+        """Add a fusion of the adapters `parts`."""
+        self[name] = fusion
+        self.parts[name] = parts
+
+    def remove(self, name: str) -> None:
+        """Take a fusion off."""
+        del self[name]
+        del self.parts[name]
+
+    def remove_those_of(self, adapters: Collection[str]) -> None:
+        """Take off the fusions that fuse one of these adapters."""
+        for name, parts in list(self.parts.items()):
+            fused = {each for part in parts for each in ((part,) if isinstance(part, str) else part)}
+            if not fused.isdisjoint(adapters):
+                self.remove(name)

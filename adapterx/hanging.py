@@ -1,31 +1,37 @@
 """Hang what was planned on base modules, freeze them, and undo both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import nn
 
+from adapterx.devices import copy_in_memory
+from adapterx.fusion import FUSIONS, FusionSet
 from adapterx.host import (
     ADAPTERS,
     COPIES,
     AdapterSet,
-    SwitchableModules,
     apply_adapters,
     apply_copies,
     base_modules,
+    is_hung,
+    walk,
 )
-from adapterx.records import Place, keep_rosters, rosters_of
+from adapterx.records import Place, book_of, close_book
+from adapterx.route import SwitchableModules
 from adapterx.targets.sizes import CONTAINERS
 
 # Plain attribute of each base module that owns parameters: their `requires_grad` before the first attachment.
 _FORMER_FLAGS = "_adapterx_former_requires_grad"
 
 
-def hang(model: nn.Module, kind: type[SwitchableModules], module: nn.Module, place: Place) -> None:
-    """Put one module into a base module's adapters or copies, which are made where there are none."""
+def hang(model: nn.Module, kind: type[SwitchableModules], module: nn.Module, place: Place) -> SwitchableModules | None:
+    """Put one module into a base module's adapters or copies; return these if they are new."""
     base, child = model.get_submodule(place.module), ADAPTERS if kind is AdapterSet else COPIES
+    new = None
     if child not in base._modules:
-        switchable = kind(place.module)
+        new = switchable = kind(place.module)
         hook = apply_adapters if kind is AdapterSet else apply_copies
         # A copy answers in place of the base module; whatever else hangs there, adapters too, acts on its answer.
         switchable.handle = base.register_forward_hook(hook, with_kwargs=True, prepend=child == COPIES)
@@ -34,6 +40,7 @@ def hang(model: nn.Module, kind: type[SwitchableModules], module: nn.Module, pla
     hung.hang(name, module.requires_grad_(False), place)
     if place.target is not None and (source := place.target.input_module) is not None:
         hung.capture(name, source, model.get_submodule(source), _around(model, place.module, source))
+    return new
 
 
 def _around(model: nn.Module, first: str, second: str) -> nn.Module:
@@ -58,15 +65,22 @@ def freeze(model: nn.Module) -> None:
 
 def unfreeze(model: nn.Module) -> None:
     """Give the base parameters back the `requires_grad` that they had before `freeze`."""
-    for module in model.modules():
+    for module in base_modules(model).values():
         for name in module.__dict__.pop(_FORMER_FLAGS, ()):
             getattr(module, name).requires_grad_(True)
 
 
-def remove_adapters(model: nn.Module, names: tuple[str, ...]) -> None:
-    """Take the named adapters and, where none is left, the hooks off the model; also what was recorded of them."""
-    for module in list(model.modules()):
-        keep_rosters(module, tuple(roster for roster in rosters_of(module) if roster.name not in names))
+def remove_adapters(model: nn.Module, names: Collection[str]) -> None:
+    """Take the named adapters and, where none is left, the hooks off the model; also what was recorded of them.
+
+    Fusions of a named adapter go with it: they have learnt about it, and not about the next one of its name.
+    """
+    for module in base_modules(model).values():
+        if (book := book_of(module)) is not None:
+            for name in names:
+                book.forget(name)
+            if not book.hung:
+                close_book(module)
         for child in (ADAPTERS, COPIES):
             switchable = module._modules.get(child)
             if not isinstance(switchable, SwitchableModules):
@@ -78,6 +92,25 @@ def remove_adapters(model: nn.Module, names: tuple[str, ...]) -> None:
             if not switchable:
                 switchable.handle.remove()
                 delattr(module, child)
+        fusions = module._modules.get(FUSIONS)
+        if isinstance(fusions, FusionSet):
+            fusions.remove_those_of(names)
+            if not fusions:
+                delattr(module, FUSIONS)
+
+
+def bare_copy(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """Return a copy of a base module without what hangs in it, which is never copied; arguments as `copy_in_memory`."""
+    paths = {name: each for name, each in walk(module) if is_hung(each)}
+    duplicate = copy_in_memory(module, dtype, list(base_modules(module).values()), without=list(paths.values()))
+    for path in paths:
+        owner, _, child = path.rpartition(".")
+        delattr(duplicate.get_submodule(owner), child)
+    for each in duplicate.modules():
+        close_book(each)
+        for hook in (apply_adapters, apply_copies):
+            _remove_orphans(each, hook)
+    return duplicate
 
 
 def _remove_orphans(module: nn.Module, hook: Callable[..., Any]) -> None:

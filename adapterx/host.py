@@ -1,139 +1,26 @@
 """What hangs on a base module: its adapters, its trained copies, and the hooks that run them.
 
 The base modules keep their class, their place and their keys. Each of them that adapters use has a child: `adapterx`
-holds adapters by name, `adapterx_copies` trained copies. What such a child runs is one immutable value, its `route`.
+holds adapters by name, `adapterx_copies` trained copies, `adapterx_fusions` fusions.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adapterx.compose.batch import MixedBatch
-from adapterx.compose.copies import Answer, build_answer
-from adapterx.compose.expression import Composition, Stack
-from adapterx.compose.program import Member, Step, build_steps, readers, run_steps
+from adapterx.compose.copies import build_answer
+from adapterx.compose.naming import adapter_names_in
+from adapterx.compose.program import Member, Module, build_steps, readers
+from adapterx.compose.running import run_steps
 from adapterx.errors import TargetError
-from adapterx.records import Place
-from adapterx.targets.ports import COPIES, Call, Capture, Port
+from adapterx.fusion import FusionSet
+from adapterx.route import Route, SwitchableModules
+from adapterx.targets.ports import COPIES, Call, Capture
 
 ADAPTERS = "adapterx"
-NOTHING = Stack()
 _NO_OUTPUT = object()  # whoever hands a hook on may forget that it takes keyword arguments
-
-
-class Override:
-    """What an open `with disabled(...)` or `with mixed(...)` puts in place of the composition.
-
-    Overrides are told apart by identity, and no copy of a model has one.
-
-    Args:
-        model: what it was opened on.
-        batch: who picks whom, of `mixed`; None of `disabled`.
-    """
-
-    def __init__(self, model: nn.Module, batch: MixedBatch | None = None) -> None:
-        self.model, self.batch = model, batch
-        self.switchables: list[SwitchableModules] = []  # on which it is open
-
-    def trained(self) -> list[nn.Parameter]:
-        """Return the parameters that require gradients now where this override is open."""
-        return [p for switchable in self.switchables for p in switchable.parameters() if p.requires_grad]
-
-
-@dataclass(frozen=True)
-class Route:
-    """What takes part in the forward pass of one module.
-
-    Attributes:
-        composition: what `set_active` chose for the model.
-        overrides: those that are open around the module, the innermost last. Any `disabled` one leaves it alone;
-            otherwise the innermost `mixed` one replaces the composition.
-        steps: what the module's adapters run, made of all this.
-        port: one of theirs; all ports of a module begin and end alike.
-        answer: what answers in place of the module.
-    """
-
-    composition: Composition = NOTHING
-    overrides: tuple[Override, ...] = ()
-    steps: tuple[Step, ...] = field(default=(), compare=False)
-    port: Port | None = field(default=None, compare=False)
-    answer: Answer | None = field(default=None, compare=False)
-
-    def in_effect(self) -> tuple[Composition, MixedBatch | None]:
-        """Return the composition that runs now, and the batch of `mixed` that takes its place."""
-        if any(override.batch is None for override in self.overrides):
-            return NOTHING, None
-        return self.composition, self.overrides[-1].batch if self.overrides else None
-
-
-class SwitchableModules(nn.ModuleDict):
-    """Modules by adapter name, of which the route says which take part in the forward pass.
-
-    Args:
-        where: qualified name of the base module, for messages.
-    """
-
-    def __init__(self, where: str = "") -> None:
-        super().__init__()
-        self.where = where
-        self.places: dict[str, Place] = {}
-        self.route = Route()
-        self.former_flags: dict[str, bool] = {}  # `requires_grad` by parameter, from before the open `mixed` blocks
-        self.handle: RemovableHandle | None = None  # of the forward hook on the base module
-
-    def hang(self, name: str, module: nn.Module, place: Place) -> None:
-        """Add what an adapter brings to this module; it does not run before the route says so."""
-        self[name] = module
-        self.places[name] = place
-        self.change_route()
-
-    def remove(self, name: str) -> None:
-        """Take it off again."""
-        del self[name]
-        place = self.places.pop(name)
-        place.roster.modules.discard(place.module)
-        self.change_route()
-
-    def change_route(self, **changes: Any) -> None:
-        """Exchange the composition or the overrides of the route, and build what runs from it."""
-        self.route = self._build(replace(self.route, **changes))
-        if "overrides" in changes:
-            self._set_flags()
-
-    def _set_flags(self) -> None:
-        """Let parameters require gradients as the innermost `mixed` block says, and after the last one as before."""
-        batches = [override.batch for override in self.route.overrides if override.batch is not None]
-        if batches:
-            flags = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
-            self.former_flags = flags | self.former_flags
-            for name, module in self.items():
-                module.requires_grad_(name in batches[-1].names)
-        elif self.former_flags:
-            self._restore_flags()
-
-    def _restore_flags(self) -> None:
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(self.former_flags.get(name, parameter.requires_grad))
-        self.former_flags = {}
-
-    def _build(self, route: Route) -> Route:
-        raise NotImplementedError(f"{type(self).__name__}: _build must be defined by what hangs on a module")
-
-    def __getstate__(self) -> dict[str, Any]:  # copies and pickles have no override
-        return {**self.__dict__, "route": Route(self.route.composition)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._restore_flags()
-        self.change_route()
-
-    def __copy__(self) -> "SwitchableModules":  # shares the parameters, which must keep what open blocks gave them
-        twin = type(self).__new__(type(self))
-        twin.__dict__ |= self.__dict__ | {"route": Route(self.route.composition), "former_flags": {}}
-        twin.change_route()
-        return twin
 
 
 class AdapterSet(SwitchableModules):
@@ -143,39 +30,53 @@ class AdapterSet(SwitchableModules):
         where: qualified name of the base module, for messages.
     """
 
+    child = ADAPTERS
+
     def __init__(self, where: str = "") -> None:
         super().__init__(where)
-        self.captures: dict[str, Capture] = {}
-        self.capture_handles: dict[str, tuple[RemovableHandle, RemovableHandle]] = {}
+        self.captures: dict[str, Capture] = {}  # by adapter; those that read the same share one
+        self.capture_handles: dict[Capture, tuple[RemovableHandle, RemovableHandle]] = {}
 
     def remove(self, name: str) -> None:
-        """Take an adapter off, and the hook that served it."""
+        """Take an adapter off, and the hooks that served it alone."""
         super().remove(name)
-        self.captures.pop(name, None)
-        for handle in self.capture_handles.pop(name, ()):
-            handle.remove()
+        capture = self.captures.pop(name, None)
+        if capture is None:
+            return
+        capture.readers -= 1
+        if not capture.readers:
+            for handle in self.capture_handles.pop(capture):
+                handle.remove()
 
     def capture(self, name: str, source: str, module: nn.Module, around: nn.Module) -> None:
         """Carry what another module, of the name `source`, receives to the adapter of this name.
 
         `around` runs them both; at its end, also by an exception, nothing that was not read is kept.
         """
-        capture = Capture(source, f"adapter {name!r} of {self.where}")
+        root = self.places[name].module
+        known = (capture for capture in self.capture_handles if (capture.source, capture.root) == (source, root))
+        if (capture := next(known, None)) is None:
+            capture = Capture(source, root)
+            self.capture_handles[capture] = (
+                module.register_forward_pre_hook(capture.store, with_kwargs=True),
+                around.register_forward_hook(capture.drop, always_call=True),
+            )
+        capture.readers += 1
         self.captures[name] = capture
-        self.capture_handles[name] = (
-            module.register_forward_pre_hook(capture.store, with_kwargs=True),
-            around.register_forward_hook(capture.drop, always_call=True),
-        )
 
     def _build(self, route: Route) -> Route:
-        members = {name: Member(self[name], place.target.port) for name, place in self.places.items()}
-        composition, batch = route.in_effect()
-        steps = build_steps(composition, members, self.where, batch)
-        wanted = set(readers(steps))
-        for name, capture in self.captures.items():
-            capture.wanted = name in wanted
-        port = next((member.port for member in members.values()), None)
-        return replace(route, steps=steps, port=port)
+        place = next(iter(self.places.values()), None)
+        target = None if place is None else place.target
+        composition, shared = route.in_effect(None if target is None else target.block)
+        names = [name for name in adapter_names_in(composition) if name in self.places]
+        members = {name: Member(self[name], self.places[name].target.port) for name in names}
+        steps = build_steps(composition, Module(members, self.where, shared)) if members else ()
+        captures = dict.fromkeys(self.captures[name] for name in readers(steps) if name in self.captures)
+        for capture in self.route.captures:
+            capture.wanted = False
+        for capture in captures:
+            capture.wanted = True
+        return replace(route, steps=steps, port=None if target is None else target.port, captures=tuple(captures))
 
     def adapt(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Apply what takes part to what the base module returned; None leaves it as it is."""
@@ -195,6 +96,8 @@ class AdapterSet(SwitchableModules):
         except (AttributeError, RuntimeError, ValueError) as error:
             self._explain(error, hidden_states)
             raise
+        for capture in route.captures:  # what it runs next has an input of its own
+            capture.drop()
         if not is_tuple:
             return hidden_states
         if hasattr(output, "_replace"):  # a named tuple
@@ -224,11 +127,18 @@ class AdapterSet(SwitchableModules):
 
 
 class ModuleCopies(SwitchableModules):
-    """Trained copies of one base module, by adapter name; child `adapterx_copies` of that module."""
+    """Trained copies of one base module, by adapter name; child `adapterx_copies` of that module.
+
+    Args:
+        where: qualified name of the base module, for messages.
+    """
+
+    child = COPIES
+    sizes: dict[str, tuple[int, ...]] | None = None  # of the base module, when all copies had them
 
     def _build(self, route: Route) -> Route:
-        composition, batch = route.in_effect()
-        return replace(route, answer=build_answer(composition, self._modules, self.where, batch))
+        composition, shared = route.in_effect()
+        return replace(route, answer=build_answer(composition, self._modules, self.where, shared))
 
     def replace_output(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Return what answers in place of the base module; None leaves the base module's output."""
@@ -267,23 +177,35 @@ def _class_of(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def switchable_modules(model: nn.Module) -> list[SwitchableModules]:
-    """Return everything that adapterx has hung on the model, in the model's order."""
-    return [module for module in model.modules() if isinstance(module, SwitchableModules)]
-
-
-def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the model's own modules by qualified name, itself under `""`, without what adapterx has added."""
-    modules: dict[str, nn.Module] = {}
+def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules of the model by qualified name, in its order, but nothing inside of what hangs on them."""
+    modules: list[tuple[str, nn.Module]] = []
     _collect(model, "", modules, set())
     return modules
 
 
-def _collect(module: nn.Module, name: str, modules: dict[str, nn.Module], seen: set[nn.Module]) -> None:
-    if module in seen or isinstance(module, SwitchableModules):
+def switchable_modules(model: nn.Module) -> list[SwitchableModules]:
+    """Return everything that adapterx has hung on the model and can switch, in the model's order."""
+    return [module for _, module in walk(model) if isinstance(module, SwitchableModules)]
+
+
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the model's own modules by qualified name, itself under `""`, without what adapterx has added."""
+    return {name: module for name, module in walk(model) if not is_hung(module)}
+
+
+def is_hung(module: nn.Module) -> bool:
+    """Tell whether adapterx has added this module itself, as a holder of adapters, copies or fusions."""
+    return isinstance(module, (SwitchableModules, FusionSet))
+
+
+def _collect(module: nn.Module, name: str, modules: list[tuple[str, nn.Module]], seen: set[nn.Module]) -> None:
+    if module in seen:
         return
     seen.add(module)
-    modules[name] = module
+    modules.append((name, module))
+    if is_hung(module):
+        return
     for key, child in module._modules.items():
         if child is not None:
             _collect(child, f"{name}.{key}" if name else key, modules, seen)

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from adapterx.active import check_not_mixed, keep_compositions, set_active, take_over
-from adapterx.adapters import adapter_names, check_whole
+from adapterx.adapters import check_whole, is_attached
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.config import AdapterConfig
-from adapterx.devices import ADAPTER_DTYPES, copy_in_memory, device_and_dtype, trained_dtype
+from adapterx.devices import ADAPTER_DTYPES, device_and_dtype, trained_dtype
 from adapterx.errors import ConfigError, TargetError, speaker
-from adapterx.hanging import freeze, hang, remove_adapters
-from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules, switchable_modules
+from adapterx.hanging import bare_copy, freeze, hang
+from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules
 from adapterx.phm import Factors
-from adapterx.records import Attachment, Place, Roster, keep_rosters, rosters_of
+from adapterx.records import Attachment, Place, open_book
 from adapterx.targets import Target, find_norms, find_targets
 from adapterx.untrained import warn_of_fresh_heads
 
@@ -36,17 +36,15 @@ class Plan:
         """Hang the planned modules on the model, freeze the rest, and report."""
         report, model = self.report, self.model
         warn_of_fresh_heads(model, report.modules_to_save)
-        keep_compositions(model, adapter_names(model))
+        keep_compositions(model)
         freeze(model)
-        roster = Roster(report.name, {*self.adapters, *self.copies})
-        keep_rosters(model, (*rosters_of(model), roster))
-        before = set(map(id, switchable_modules(model)))
+        book, added = open_book(model), []
         for target in report.targets:
-            place = Place(report, target.module, target, roster)
-            hang(model, AdapterSet, self.adapters[target.module], place)
+            place = Place(report, target.module, target, book)
+            added.append(hang(model, AdapterSet, self.adapters[target.module], place))
         for path, module in self.copies.items():
-            hang(model, ModuleCopies, module, Place(report, path, None, roster))
-        take_over(model, [switchable for switchable in switchable_modules(model) if id(switchable) not in before])
+            added.append(hang(model, ModuleCopies, module, Place(report, path, None, book)))
+        take_over(model, [switchable for switchable in added if switchable is not None])
         if active:
             set_active(model, report.name)
         return report
@@ -109,7 +107,7 @@ def check_name(model: nn.Module, name: str) -> None:
         raise ConfigError(f"{speaker()}: name must consist of letters, digits, '_' and '-', got {name!r}")
     if hasattr(AdapterSet(), name):
         raise ConfigError(f"{speaker()}: name must not be an attribute of torch.nn.ModuleDict, got {name!r}")
-    if name in adapter_names(model):
+    if is_attached(model, name):
         raise ConfigError(
             f"{speaker()}: name must be new, got {name!r}, which is attached already; detach it or choose another"
         )
@@ -122,11 +120,11 @@ def _check_free(modules: dict[str, nn.Module], target: Target) -> None:
         return
     if not isinstance(hung, AdapterSet):
         raise TargetError(f"{speaker()}: {target.module} has an attribute {ADAPTERS!r} of its own")
-    others = {place.target.port.reads for place in hung.places.values()}
-    if others - {target.port.reads}:
+    other = next(iter(hung.places.values())).target.port.reads  # all are alike
+    if other != target.port.reads:
         raise TargetError(
             f"{speaker()}: adapters of one module must read alike, {target.module} has some that read its "
-            f"{others.pop()}, got one that reads its {target.port.reads}"
+            f"{other}, got one that reads its {target.port.reads}"
         )
 
 
@@ -176,12 +174,11 @@ def _copy_module(
         )
     if not isinstance(getattr(modules[path], COPIES, ModuleCopies()), ModuleCopies):
         raise TargetError(f"{speaker()}: {path} has an attribute {COPIES!r} of its own")
-    parameters = list(modules[path].parameters())
+    parameters = [p for each in base_modules(modules[path]).values() for p in each.parameters(recurse=False)]
     if not parameters or not all(parameter.is_floating_point() for parameter in parameters):
         raise TargetError(
             f"{speaker()}: modules_to_save must name modules with floating-point parameters, got {path!r}"
         )
-    duplicate = copy_in_memory(modules[path], dtype)
-    remove_adapters(duplicate, adapter_names(duplicate))
+    duplicate = bare_copy(modules[path], dtype)
     keep_compositions(duplicate, ())
     return duplicate

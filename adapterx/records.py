@@ -10,8 +10,8 @@ from adapterx.compose.expression import Composition
 from adapterx.config import AdapterConfig
 from adapterx.targets import Target
 
-# Plain attribute of the module that `attach` was called on: the rosters of what hangs in it.
-_ROSTERS = "_adapterx_rosters"
+# Plain attribute of the module that `attach` was called on: the book of what hangs in it.
+_BOOK = "_adapterx_book"
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,41 @@ class Attachment:
         return "\n".join(lines)
 
 
-class Roster:
-    """The modules on which one attachment hung something: what was recorded must still be there.
+class Book:
+    """Where attachments that were called on one module have hung something: what was recorded must still be there.
 
-    The module that `attach` was called on has it, and each `Place`. Base modules that someone replaces, such as a
-    quantiser does, take with them what hangs on them; nothing else would tell.
+    That module has it, and each `Place`. Base modules that someone replaces, such as a quantiser does, take with them
+    what hangs on them; nothing else would tell.
 
-    Args:
-        name: the adapter's name.
-        modules: qualified names, in the module that `attach` was called on.
+    Attributes:
+        hung: by qualified name of a base module and of its child that holds them: the names of adapters.
     """
 
-    def __init__(self, name: str, modules: set[str]) -> None:
-        self.name, self.modules = name, modules
+    def __init__(self) -> None:
+        self.hung: dict[tuple[str, str], set[str]] = {}
+
+    def note(self, key: tuple[str, str], name: str) -> None:
+        """Note that an adapter has hung something there."""
+        self.hung.setdefault(key, set()).add(name)
+
+    def strike(self, key: tuple[str, str], name: str) -> None:
+        """Note that it is taken off."""
+        names = self.hung.get(key, set())
+        names.discard(name)
+        if not names:
+            self.hung.pop(key, None)
+
+    def forget(self, name: str) -> None:
+        """Note that the adapter is taken off, or lost, everywhere."""
+        for key in list(self.hung):
+            self.strike(key, name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Note that the adapter has another name."""
+        for names in self.hung.values():
+            if old in names:
+                names.remove(old)
+                names.add(new)
 
 
 class Place(NamedTuple):
@@ -72,17 +94,22 @@ class Place(NamedTuple):
     attachment: Attachment
     module: str
     target: Target | None
-    roster: Roster
+    book: Book
 
 
-def rosters_of(module: nn.Module) -> tuple[Roster, ...]:
+def book_of(module: nn.Module) -> Book | None:
     """Return what attachments that were called on this very module have recorded."""
-    return vars(module).get(_ROSTERS, ())
+    return vars(module).get(_BOOK)
 
 
-def keep_rosters(module: nn.Module, rosters: tuple[Roster, ...]) -> None:
-    """Let the module have these rosters, and no others."""
-    if rosters:
-        setattr(module, _ROSTERS, rosters)
-    else:
-        vars(module).pop(_ROSTERS, None)
+def open_book(module: nn.Module) -> Book:
+    """Return the module's book, a new one if it has none."""
+    book = getattr(module, _BOOK, None)  # a wrapper, as torch.compile makes one, hands attributes on
+    if book is None:
+        setattr(module, _BOOK, book := Book())
+    return book
+
+
+def close_book(module: nn.Module) -> None:
+    """Let the module have no book."""
+    vars(module).pop(_BOOK, None)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from adapterx.adapters import adapter_parameters
 from adapterx.errors import ConfigError, DataError, TrainingError
-from adapterx.host import SwitchableModules
+from adapterx.host import walk
+from adapterx.route import SwitchableModules
 
 
 def seed_everything(seed: int) -> None:
@@ -87,7 +88,7 @@ def unused_adapters(model: nn.Module) -> dict[str, tuple[str, ...]]:
         By name of the adapter, the qualified names of the modules on which it got no gradient; empty where all did.
     """
     found: dict[str, list[str]] = defaultdict(list)
-    hung = [(path, module) for path, module in model.named_modules() if isinstance(module, SwitchableModules)]
+    hung = [(path, module) for path, module in walk(model) if isinstance(module, SwitchableModules)]
     # What modules share gets a gradient when any of them runs.
     times = Counter(id(p) for _, switchable in hung for module in switchable.values() for p in module.parameters())
     for path, switchable in hung:

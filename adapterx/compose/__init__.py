@@ -6,11 +6,10 @@ from adapterx.compose.expression import (
     Composition,
     Fuse,
     Parallel,
-    Pick,
     Split,
     Stack,
-    adapter_names_in,
 )
+from adapterx.compose.naming import adapter_names_in
 from adapterx.compose.parse import composition_from_dict, composition_to_dict, parse_composition
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "Composition",
     "Fuse",
     "Parallel",
-    "Pick",
     "Split",
     "Stack",
     "adapter_names_in",

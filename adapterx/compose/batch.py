@@ -1,4 +1,4 @@
-"""Which adapter each sequence of a batch picks, and where its rows are."""
+"""What the modules that run one composition share: who picks whom in a batch, and in what order tokens are sorted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,56 +7,44 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from adapterx import ops
-from adapterx.compose.expression import Pick
+from adapterx.compose.regions import Extent, Region
 
 
-class MixedBatch:
-    """Which adapter each sequence of a batch picks inside one `mixed` block, and what the block must remember.
+class Choice:
+    """Which of several members each token of a batch picks, none where no region names one; made by `Shared.choice`.
 
     Args:
-        pick: the names.
-        in_shares: whether each name is for an equal share of the batch, however large that is, and not for a sequence.
+        extent: how many sequences and tokens the batch has, as far as that is fixed.
+        entries: disjoint regions, each with the number of the member that is picked there.
+        count: how many members there are.
     """
 
-    def __init__(self, pick: Pick, *, in_shares: bool = False) -> None:
-        self.pick, self.names, self.in_shares = pick, pick.parts, in_shares
-        self.size = len(self.names)
-        self.optimizer_steps = 0  # of all optimizers since the block began
-        self.refrozen: list[nn.Parameter] = []  # trained inside the block, frozen again by its end
-        self._indices: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}
-        self._sorted: dict[tuple[tuple[str, ...], torch.device], _Sorted] = {}
+    def __init__(self, extent: Extent, entries: tuple[tuple[Region, int], ...], count: int) -> None:
+        self.extent, self.entries, self.count = extent, entries, count
+        self._indices: dict[torch.device, Tensor] = {}
+        self._sorted: dict[tuple[torch.device, tuple[int, ...]], _Sorted] = {}
         self._captured: dict[int, Tensor] = {}  # sorted indices that CUDA graphs read
 
-    def split(self, tensor: Tensor, count: int | None = None) -> Tensor | None:
-        """Return a view with one entry of the first dimension per name; None if the shape does not allow it.
-
-        Args:
-            tensor: `(batch, ...)`, or a matrix of which equally many consecutive rows belong to each sequence.
-            count: of how many names it holds the entries; None means all.
-        """
-        count = self.size if count is None else count
-        rows = tensor.shape[0] if tensor.dim() else 0
-        if self.in_shares and rows != count:
-            return tensor.unflatten(0, (count, rows // count)) if rows and rows % count == 0 else None
-        return split_sequences(tensor, count)
-
-    def note_optimizer_step(self, *_: Any) -> None:
-        """Post hook of every optimizer: a fused step changes parameters without counting up their versions."""
-        self.optimizer_steps += 1
-
-    def indices(self, members: tuple[str, ...], device: torch.device) -> Tensor:
-        """Return which of the members each sequence picks, -1 for none of them: int64 `(size,)`, made once."""
-        if (members, device) not in self._indices:
-            index = {name: number for number, name in enumerate(members)}
+    def indices(self, device: torch.device) -> Tensor:
+        """Return the numbers, -1 for none: int64 `(rows,)`, `(1, tokens)` or `(rows, tokens)`, made once."""
+        if device not in self._indices:
             with lasting():
-                picked = torch.tensor([index.get(name, -1) for name in self.names], device=device)
-            self._indices[members, device] = picked
-        return self._indices[members, device]
+                self._indices[device] = self._table().to(device)
+        return self._indices[device]
 
-    def sorted_indices(self, members: tuple[str, ...], indices: Tensor, tokens: Tensor) -> Tensor:
-        """Return the indices of the members as the operator works with them best for `(batch, ..., size)` tokens.
+    def _table(self) -> Tensor:
+        rows, tokens = self.extent
+        table = torch.full((rows or 1, tokens or 1), -1)
+        for region, number in self.entries:
+            chosen = slice(None) if region.rows is None else list(region.rows)
+            table[chosen, slice(None) if region.tokens is None else slice(*region.tokens)] = number
+        return table[:, 0].contiguous() if tokens is None else table
+
+    def sorted_indices(self, indices: Tensor, tokens: Tensor) -> Tensor:
+        """Return the indices as the operator works with them best.
 
         The kernels of a GPU sort the tokens by adapter. The order is that of the layer before, so one sort serves all.
         """
@@ -65,29 +53,74 @@ class MixedBatch:
             return indices
         num_tokens = tokens.shape[:-1].numel()
         if torch.compiler.is_compiling():
-            return ops.sort_tokens(indices, num_tokens, len(members))  # a training graph makes one of equal calls
-        return self._sort(members, indices, num_tokens)
+            return ops.sort_tokens(indices, num_tokens, self.count)  # a training graph makes one of equal calls
+        return self._sort(indices, num_tokens)
 
-    def _sort(self, members: tuple[str, ...], indices: Tensor, num_tokens: int) -> Tensor:
+    def _sort(self, indices: Tensor, num_tokens: int) -> Tensor:
         """Return the last result where it still holds: memory is filled in the order of one stream."""
-        key = members, indices.device
+        key = indices.device, tuple(indices.shape)
         stream, capturing = _stream(indices.device)
         last = self._sorted.get(key)
-        # A graph runs when what was queued before its capture is over, and as long as the block lasts.
+        # A graph runs when what was queued before its capture is over, and as long as the composition lasts.
         if last is not None and last.num_tokens == num_tokens and (capturing or last.stream == stream):
             if capturing:
                 self._captured[id(last.result)] = last.result
             return last.result
         with lasting():
-            result = ops.sort_tokens(indices, num_tokens, len(members))
+            result = ops.sort_tokens(indices, num_tokens, self.count)
         # A capture runs nothing: until the graph does, the memory holds no order. Under a fake mode it never will.
         if not capturing and type(result) is Tensor:
             self._sorted[key] = _Sorted(num_tokens, stream, result)
         return result
 
+
+class _Steps:
+    """How many steps all optimizers have taken: a fused one changes parameters without counting up their versions."""
+
+    count = 0
+    handle: Any = None
+
+    @classmethod
+    def watch(cls) -> None:
+        """Count from now on."""
+        if cls.handle is None:
+            cls.handle = register_optimizer_step_post_hook(cls._note)
+
+    @classmethod
+    def _note(cls, *_: Any) -> None:
+        cls.count += 1
+
+
+class Shared:
+    """What the modules share that run one composition.
+
+    Args:
+        speaker: the public function that chose the composition, for messages in forward passes.
+        in_block: whether the end of a `with` block freezes again what trains now.
+        in_shares: whether each entry is for an equal share of the batch, however large that is, and not for a sequence.
+    """
+
+    def __init__(self, speaker: str = "set_active", *, in_block: bool = False, in_shares: bool = False) -> None:
+        self.speaker, self.in_block, self.in_shares = speaker, in_block, in_shares
+        self.refrozen: list[nn.Parameter] = []  # trained inside the block, frozen again by its end
+        self._choices: dict[tuple, Choice] = {}
+        _Steps.watch()
+
+    @property
+    def optimizer_steps(self) -> int:
+        """How many steps all optimizers have taken so far."""
+        return _Steps.count
+
+    def choice(self, extent: Extent, entries: tuple[tuple[Region, int], ...], count: int) -> Choice:
+        """Return one choice for all modules that choose alike, so that they share its order."""
+        key = extent, entries, count
+        if key not in self._choices:
+            self._choices[key] = Choice(extent, entries, count)
+        return self._choices[key]
+
     def refuse_late_backward(self, output: Tensor, *modules: nn.Module) -> None:
         """Let the backward pass complain where the end of the block would make autograd drop gradients of `modules`."""
-        if output.requires_grad and not torch.compiler.is_compiling():
+        if self.in_block and output.requires_grad and not torch.compiler.is_compiling():
             output.register_hook(partial(self._check_open, modules))
 
     def _check_open(self, modules: tuple[nn.Module, ...], _gradient: Tensor) -> None:
@@ -97,6 +130,44 @@ class MixedBatch:
                 "mixed: backward() must run inside the `with` block; its end has frozen adapters that were frozen "
                 "before it, and their gradients would be lost"
             )
+
+    def spread(self, tensor: Tensor, extent: Extent, where: str) -> Tensor:
+        """Return a view of hidden states, `(rows, tokens, ..., size)` as far as the extent fixes these.
+
+        Raises:
+            ValueError: the shape does not fit; the message names the module, `where`.
+        """
+        rows, tokens = extent
+        if tokens is None:
+            spread = tensor if rows is None else self.split(tensor, rows) if tensor.dim() > 1 else None
+        elif tensor.dim() == 2 and tensor.shape[0] % tokens == 0 and rows in (None, tensor.shape[0] // tokens):
+            spread = tensor.unflatten(0, (-1, tokens))
+        else:
+            fits = tensor.dim() > 2 and tensor.shape[1] == tokens and rows in (None, tensor.shape[0])
+            spread = tensor if fits else None
+        if spread is None:
+            raise ValueError(
+                f"{self.speaker}: the hidden states of {where} must be {self._wanted(extent)}, got shape "
+                f"{tuple(tensor.shape)}"
+            )
+        return spread
+
+    def split(self, tensor: Tensor, count: int) -> Tensor | None:
+        """Return a view with one entry of the first dimension per sequence, or share; None if the shape forbids it."""
+        rows = tensor.shape[0] if tensor.dim() else 0
+        if self.in_shares and rows != count:
+            return tensor.unflatten(0, (count, rows // count)) if rows and rows % count == 0 else None
+        return split_sequences(tensor, count)
+
+    def _wanted(self, extent: Extent) -> str:
+        rows, tokens = extent
+        if tokens is None:
+            named = "one entry of names per sequence" if self.in_block else "the sum of batch_sizes"
+            return f"({rows}, ..., hidden_size), {named}, or a matrix with equally many consecutive rows per sequence"
+        return (
+            f"({'batch' if rows is None else rows}, {tokens}, ..., hidden_size), the sum of splits being the length of "
+            f"the sequence, or a matrix with {tokens} consecutive rows per sequence"
+        )
 
 
 class _Sorted(NamedTuple):
@@ -133,18 +204,3 @@ def split_sequences(tensor: Tensor, count: int) -> Tensor | None:
     if tensor.dim() == 2 and rows % count == 0:
         return tensor.unflatten(0, (count, rows // count))
     return None
-
-
-def sequences_of(tensor: Tensor, batch: MixedBatch, where: str) -> Tensor:
-    """Return the hidden states of a module, of the name `where`, with one entry of the first dimension per sequence.
-
-    Raises:
-        ValueError: the shape does not fit the number of sequences.
-    """
-    split = batch.split(tensor) if tensor.dim() > 1 else None
-    if split is None:
-        raise ValueError(
-            f"mixed: the hidden states of {where} must be ({batch.size}, ..., hidden_size), one entry of names per "
-            f"sequence, or a matrix with equally many consecutive rows per sequence, got shape {tuple(tensor.shape)}"
-        )
-    return split

@@ -2,66 +2,96 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from adapterx.compose.batch import MixedBatch, lasting
+from adapterx.compose.batch import Shared, lasting
 from adapterx.compose.expression import Average, Composition, Stack
+from adapterx.compose.lanes import Item, lanes_of
 
 # Takes the base module, positional and keyword arguments of a call, and what it returned; None stands for the latter.
 Answer = Callable[[nn.Module, tuple, dict[str, Any], Any], Any]
 
 
 def build_answer(
-    composition: Composition, copies: Mapping[str, nn.Module], where: str, batch: MixedBatch | None
+    composition: Composition, copies: Mapping[str, nn.Module], where: str, shared: Shared
 ) -> Answer | None:
     """Return what answers in place of a module; None: the module itself.
 
+    Of stacked copies the last one answers, averaged ones are averaged, each sequence of a divided batch has the copy of
+    its own adapter, and for fused adapters the module itself answers.
+
     Args:
-        composition: what runs; of stacked copies the last one answers.
+        composition: what runs.
         copies: the trained copies by adapter name.
         where: qualified name of the module, for messages.
-        batch: who picks whom, where the composition is a `Pick`.
+        shared: what the modules share that run the composition.
     """
-    if batch is not None:
-        picked = {name: module for name, module in copies.items() if name in batch.names}
-        return CopyGroup(picked, batch, where) if picked else None
-    return _answer_of(composition, copies, where)
+    lanes, extent = lanes_of(composition)
+    answers: dict[Answer | None, dict[int, None]] = {}
+    for region, items in lanes:
+        answer = _last_answer(items, copies, where, shared)
+        if region.rows is None:
+            return answer
+        answers.setdefault(answer, {}).update(dict.fromkeys(region.rows))  # stretches of tokens share their rows
+    if set(answers) == {None}:
+        return None
+    rows = {answer: tuple(found) for answer, found in answers.items()}
+    return CopyGroup(rows, extent.rows, where, shared)
 
 
-def _answer_of(part: str | Composition, copies: Mapping[str, nn.Module], where: str) -> Answer | None:
-    if isinstance(part, str):
-        return _CopyAnswer(copies, part) if part in copies else None
-    answers = [_answer_of(each, copies, where) for each in part.parts]
-    if isinstance(part, Stack):
-        return next((answer for answer in reversed(answers) if answer is not None), None)
-    if isinstance(part, Average):
-        return _MeanAnswer(tuple(answers), part.factors(), where) if any(answers) else None
-    raise NotImplementedError(f"set_active: {type(part).__name__} cannot be run, use names, Stack and Average")
+def _last_answer(items: tuple[Item, ...], copies: Mapping[str, nn.Module], where: str, shared: Shared) -> Answer | None:
+    for item in reversed(items):
+        if isinstance(item, str) and item in copies:
+            return _CopyAnswer(item, copies, shared)
+        if isinstance(item, Average):
+            parts = [part if isinstance(part, Composition) else Stack(part) for part in item.parts]
+            answers = tuple(build_answer(part, copies, where, shared) for part in parts)
+            if any(answer is not None for answer in answers):
+                return _MeanAnswer(answers, item.factors(), where, shared.speaker)
+    return None
 
 
+@dataclass(frozen=True)
 class _CopyAnswer:
     """One copy. Looked up anew in each call, so that a module that was replaced in its place is found."""
 
-    def __init__(self, copies: Mapping[str, nn.Module], name: str) -> None:
-        self.copies, self.name = copies, name
+    divides: ClassVar[bool] = False
+    name: str
+    copies: Mapping[str, nn.Module] = field(compare=False)
+    shared: Shared = field(compare=False)
 
     def __call__(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        return run_copy(self.copies[self.name], base, args, kwargs, output)
+        module = self.copies[self.name]
+        answer = first = run_copy(module, base, args, kwargs, output)
+        while isinstance(first, (tuple, list, Mapping)) and first:
+            first = next(iter(first.values() if isinstance(first, Mapping) else first))
+        if isinstance(first, Tensor):
+            self.shared.refuse_late_backward(first, module)
+        return answer
 
 
+@dataclass(frozen=True)
 class _MeanAnswer:
     """The weighted mean of what several copies return; the module itself stands for parts without one."""
 
-    def __init__(self, answers: tuple[Answer | None, ...], factors: tuple[float, ...], where: str) -> None:
-        self.answers, self.factors, self.where = answers, factors, where
+    answers: tuple[Answer | None, ...]
+    factors: tuple[float, ...]
+    where: str
+    speaker: str
+
+    @property
+    def divides(self) -> bool:
+        """Whether it must see its own sequences alone."""
+        return any(answer is not None and answer.divides for answer in self.answers)
 
     def __call__(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         outputs = [output if answer is None else answer(base, args, kwargs, output) for answer in self.answers]
-        return join_outputs(outputs, self._mean, "set_active", self.where)
+        return join_outputs(outputs, self._mean, self.speaker, self.where)
 
     def _mean(self, tensors: list[Tensor]) -> Tensor:
         return sum(factor * tensor for factor, tensor in zip(self.factors, tensors, strict=True)).to(tensors[0].dtype)
@@ -141,32 +171,32 @@ def join_outputs(outputs: list[Any], join: Callable[[list[Tensor]], Tensor], own
     )
 
 
-class _Rows(NamedTuple):
-    """For which sequences an output counts, and whether the module ran on these only."""
-
-    rows: Tensor
-    is_cut: bool
-
-
 class CopyGroup:
     """Trained copies of one module that answer for their own sequences; the base module answers for the others.
 
     Args:
-        copies: by adapter name; each picked by at least one sequence of the batch.
-        batch: which sequence picks which.
+        answers: for what answers (None: the base module), the sequences that are its.
+        size: how many sequences the batch has.
         where: qualified name of the base module, for messages.
+        shared: what the modules share that run the composition.
     """
 
-    def __init__(self, copies: Mapping[str, nn.Module], batch: MixedBatch, where: str) -> None:
-        self.copies, self.batch, self.where = tuple(copies.values()), batch, where
-        own = [[i for i, name in enumerate(batch.names) if name == copied] for copied in copies]
-        others = [i for i, name in enumerate(batch.names) if name not in copies]
-        position = {row: i for i, row in enumerate(row for rows in (others, *own) for row in rows)}
-        device = next(self.copies[0].parameters()).device
-        with lasting():
-            self.others = torch.tensor(others, device=device) if others else None
-            self.own = [torch.tensor(rows, device=device) for rows in own]
-            self.position = torch.tensor([position[row] for row in range(batch.size)], device=device)
+    divides = True
+
+    def __init__(self, answers: Mapping[Answer | None, tuple[int, ...]], size: int, where: str, shared: Shared) -> None:
+        self.size, self.where, self.shared = size, where, shared
+        self.answers = sorted(answers.items(), key=lambda item: item[0] is not None)  # the base module first
+        position = {row: i for i, row in enumerate(row for _, rows in self.answers for row in rows)}
+        self.order = tuple(position[row] for row in range(size))
+        self.places: dict[torch.device, tuple[list[Tensor], Tensor]] = {}
+
+    def _on(self, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Return the rows of each answer, and the order that brings their results back into that of the batch."""
+        if device not in self.places:
+            with lasting():
+                rows = [torch.tensor(own, device=device) for _, own in self.answers]
+                self.places[device] = rows, torch.tensor(self.order, device=device)
+        return self.places[device]
 
     def __call__(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Return the output in which each sequence's entry comes from its own copy.
@@ -178,57 +208,57 @@ class CopyGroup:
             ValueError: an output does not fit the number of sequences, or the copies disagree about its shape.
             TypeError: the copies return different things that are not tensors.
         """
-        if self.others is None and len(self.copies) == 1:
-            return self._run(self.copies[0], base, args, kwargs, output)
+        if len(self.answers) == 1:
+            return self.answers[0][0](base, args, kwargs, output)
         single = self._single_tensor(args, kwargs)
-        outputs, places = ([], []) if self.others is None else ([output], [_Rows(self.others, is_cut=False)])
-        for module, rows in zip(self.copies, self.own, strict=True):
-            inputs = (args, kwargs) if single is None else _replaced(args, kwargs, single, self._cut(single, rows))
-            outputs.append(self._run(module, base, *inputs, output))
-            places.append(_Rows(rows, is_cut=single is not None))
-        return join_outputs(outputs, partial(self._merge, places), "mixed", self.where)
-
-    def _run(self, module: nn.Module, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        answer = run_copy(module, base, args, kwargs, output)
-        first = answer
-        while isinstance(first, (tuple, list, Mapping)) and first:
-            first = next(iter(first.values() if isinstance(first, Mapping) else first))
-        if isinstance(first, Tensor):
-            self.batch.refuse_late_backward(first, module)
-        return answer
+        outputs, is_cut = [], []
+        for number, (answer, _) in enumerate(self.answers):
+            cut = answer is not None and single is not None
+            if answer is not None and answer.divides and not cut:
+                raise TypeError(
+                    f"{self.shared.speaker}: {self.where} must receive a single tensor where a part of the batch is "
+                    "divided again, it receives several"
+                )
+            inputs = args, kwargs
+            if cut:
+                inputs = _replaced(args, kwargs, single, self._cut(single, number))
+            outputs.append(output if answer is None else answer(base, *inputs, output))
+            is_cut.append(cut)
+        return join_outputs(outputs, partial(self._merge, is_cut), self.shared.speaker, self.where)
 
     def _single_tensor(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
         """Return the one tensor among the arguments, if it is the only thing in them that can differ by sequence."""
         values = [value for value in (*args, *kwargs.values()) if not isinstance(value, (bool, int, float, str))]
         values = [value for value in values if value is not None]
         if len(values) == 1 and isinstance(values[0], Tensor):
-            return values[0] if self.batch.split(values[0]) is not None else None
+            return values[0] if self.shared.split(values[0], self.size) is not None else None
         return None
 
-    def _cut(self, tensor: Tensor, rows: Tensor) -> Tensor:
-        split = self.batch.split(tensor)
-        cut = split.index_select(0, rows)
+    def _cut(self, tensor: Tensor, number: int) -> Tensor:
+        split = self.shared.split(tensor, self.size)
+        cut = split.index_select(0, self._on(tensor.device)[0][number])
         return cut.flatten(0, 1) if split.dim() > tensor.dim() else cut
 
-    def _merge(self, places: list[_Rows], outputs: list[Tensor]) -> Tensor:
+    def _merge(self, is_cut: list[bool], outputs: list[Tensor]) -> Tensor:
         """Put the sequences of several outputs into the order of the batch."""
+        rows, order = self._on(outputs[0].device)
         pieces = []
-        for place, output in zip(places, outputs, strict=True):
-            piece = self.batch.split(output, len(place.rows) if place.is_cut else None)
+        for own, cut, output in zip(rows, is_cut, outputs, strict=True):
+            piece = self.shared.split(output, len(own) if cut else self.size)
             if piece is None:
                 raise ValueError(
-                    f"mixed: the output of {self.where} must have a first dimension of {self.batch.size}, one entry of "
-                    f"names per sequence, or be a matrix with equally many consecutive rows per sequence, "
-                    f"got shape {tuple(output.shape)}"
+                    f"{self.shared.speaker}: the output of {self.where} must have a first dimension of {self.size}, "
+                    "one entry per sequence of the batch, or be a matrix with equally many consecutive rows per "
+                    f"sequence, got shape {tuple(output.shape)}"
                 )
-            pieces.append(piece if place.is_cut else piece.index_select(0, place.rows))
+            pieces.append(piece if cut else piece.index_select(0, own))
         shapes = list(dict.fromkeys(tuple(piece.shape[1:]) for piece in pieces))
         if len(shapes) > 1:
             raise ValueError(
-                f"mixed: the trained copies of {self.where} and the module itself must return the same shape for a "
-                f"sequence, got {' and '.join(map(str, shapes))}"
+                f"{self.shared.speaker}: the trained copies of {self.where} and the module itself must return the same "
+                f"shape for a sequence, got {' and '.join(map(str, shapes))}"
             )
-        merged = torch.cat(pieces).index_select(0, self.position)
+        merged = torch.cat(pieces).index_select(0, order)
         return merged.flatten(0, 1) if pieces[0].dim() > outputs[0].dim() else merged
 
 

@@ -1,11 +1,12 @@
 """Compositions as values: which adapters run and how their results are joined, without a link to any module.
 
-A part of a composition is the name of an adapter or another composition. Values are immutable, compare by content,
-print as they are written, and go to JSON and back.
+A part of a composition is the name of an adapter or another composition, or None for no adapter where a batch or a
+sequence is divided. Values are immutable, compare by content, print as they are written, and go to JSON and back.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,9 +17,8 @@ def _written(composition: "Composition") -> str:
     """Return the composition as a user writes it."""
     values = values_of(composition)
     parts = values.pop("parts")
-    if isinstance(composition, Pick):
-        return f"Pick({list(parts)!r})"
-    options = [f"{name}={list(v) if isinstance(v, tuple) else v!r}" for name, v in values.items() if v is not True]
+    shown = {name: value for name, value in values.items() if value is not True and value is not None}
+    options = [f"{name}={list(value) if isinstance(value, tuple) else repr(value)}" for name, value in shown.items()]
     if isinstance(composition, Average) and len(set(composition.weights)) == 1 and composition.normalize:
         options = []
     return f"{type(composition).__name__}({', '.join([*map(repr, parts), *options])})"
@@ -103,57 +103,55 @@ class Parallel:
 
 @dataclass(frozen=True, init=False, repr=False)
 class Split:
-    """Every part for its own stretch of the tokens, `splits` tokens long.
+    """Every part for its own stretch of the tokens, `splits` tokens long; the stretches make up the sequence.
 
     Args:
-        *parts: names of adapters or compositions, one or more.
-        splits: how many tokens are each part's, from 1 up.
+        *parts: one or more names of adapters or compositions, or None where a stretch has no adapter.
+        splits: how many tokens are each part's, from 1 up: one number a part, or one for all parts.
 
     Raises:
         ConfigError: a value breaks its rule.
     """
 
-    parts: tuple["str | Composition", ...]
+    parts: tuple["str | Composition | None", ...]
     splits: tuple[int, ...]
 
     __repr__ = _written
 
-    def __init__(self, *parts: "str | Composition", splits: Sequence[int]) -> None:
-        _set(
-            self,
-            parts=_checked_parts(self, parts, least=1),
-            splits=_numbers(self, "splits", splits, len(parts), whole=True),
-        )
+    def __init__(self, *parts: "str | Composition | None", splits: int | Sequence[int]) -> None:
+        numbers = _numbers(self, "splits", splits, len(parts), whole=True)
+        _set(self, parts=_checked_parts(self, parts, least=1, optional=True), splits=numbers)
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class BatchSplit:
-    """Every part for its own stretch of the batch, `batch_sizes` sequences long.
+    """Every part for its own stretch of the batch, `batch_sizes` sequences long; `mixed` gives one to each sequence.
 
     Args:
-        *parts: names of adapters or compositions, one or more.
-        batch_sizes: how many sequences are each part's, from 1 up.
+        *parts: one or more names of adapters or compositions, or None where sequences have no adapter.
+        batch_sizes: how many sequences are each part's, from 1 up: one number a part, or one for all parts.
 
     Raises:
         ConfigError: a value breaks its rule.
     """
 
-    parts: tuple["str | Composition", ...]
+    parts: tuple["str | Composition | None", ...]
     batch_sizes: tuple[int, ...]
 
     __repr__ = _written
 
-    def __init__(self, *parts: "str | Composition", batch_sizes: Sequence[int]) -> None:
+    def __init__(self, *parts: "str | Composition | None", batch_sizes: int | Sequence[int] = 1) -> None:
         sizes = _numbers(self, "batch_sizes", batch_sizes, len(parts), whole=True)
-        _set(self, parts=_checked_parts(self, parts, least=1), batch_sizes=sizes)
+        _set(self, parts=_checked_parts(self, parts, least=1, optional=True), batch_sizes=sizes)
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Fuse:
-    """Attention over the results of several adapters, with weights of its own.
+    """Attention over the results of several adapters, with weights of its own, which `add_fusion` adds to a model.
 
     Args:
-        *parts: names of adapters, two or more.
+        *parts: two or more, names of adapters or stacks of them; of a stack the last adapter's result is attended to.
+        name: of the weights; None makes it of the names, the last of each stack, joined by commas.
 
     Raises:
         ConfigError: a value breaks its rule.
@@ -162,73 +160,30 @@ class Fuse:
         Pfeiffer et al. 2021 (AdapterFusion).
     """
 
-    parts: tuple[str, ...]
+    parts: tuple["str | Stack", ...]
+    name: str | None = None
 
     __repr__ = _written
 
-    def __init__(self, *parts: str) -> None:
+    def __init__(self, *parts: "str | Stack", name: str | None = None) -> None:
         _set(self, parts=_checked_parts(self, parts, least=2))
-        if not all(isinstance(part, str) for part in self.parts):
-            raise ConfigError(f"Fuse: parts must be names of adapters, got {self.parts!r}")
+        for part in self.parts:
+            plain = isinstance(part, str) or (isinstance(part, Stack) and part.parts)
+            if not plain or not all(isinstance(inner, str) for inner in getattr(part, "parts", ())):
+                raise ConfigError(f"Fuse: parts must be names of adapters or stacks of them, got {part!r}")
+        if name is not None and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_,-]+", name)):
+            raise ConfigError(f"Fuse: name must consist of letters, digits, '_', '-' and ',', got {name!r}")
+        _set(self, name=name)
+
+    @property
+    def key(self) -> str:
+        """Name under which a model has the weights."""
+        return self.name or ",".join(part if isinstance(part, str) else part.parts[-1] for part in self.parts)
 
 
-@dataclass(frozen=True, init=False, repr=False)
-class Pick:
-    """Each sequence of a batch with an adapter of its own, or with none.
-
-    Args:
-        parts: for each sequence a name or None.
-
-    Raises:
-        TypeError: `parts` is not a sequence of strings and None.
-        ValueError: it is empty.
-    """
-
-    parts: tuple[str | None, ...]
-
-    __repr__ = _written
-
-    def __init__(self, parts: Sequence[str | None]) -> None:
-        if isinstance(parts, str) or not isinstance(parts, Sequence):
-            raise TypeError(f"mixed: names must be a sequence of adapter names and None, got {parts!r}")
-        strangers = [name for name in parts if name is not None and not isinstance(name, str)]
-        if strangers:
-            raise TypeError(f"mixed: names must hold strings and None, got {strangers[0]!r} among them")
-        if not parts:
-            raise ValueError("mixed: names must have one entry for each sequence of the batch, got none")
-        _set(self, parts=tuple(parts))
-
-
-Composition = Stack | Average | Parallel | Split | BatchSplit | Fuse | Pick
-"""Any of the compositions; `Stack`, `Average` and `Pick` can be run."""
-KINDS = {kind.__name__.lower(): kind for kind in (Stack, Average, Parallel, Split, BatchSplit, Fuse, Pick)}
-
-
-def adapter_names_in(composition: Composition) -> tuple[str, ...]:
-    """Return the names in a composition, each once, in order of application."""
-    return tuple(dict.fromkeys(name for name in all_names(composition) if name is not None))
-
-
-def keep_names(composition: Composition, known: Sequence[str]) -> Composition:
-    """Return the composition without the adapters that are not among `known`, and without what they leave empty."""
-    if isinstance(composition, Pick) or all(name in known for name in adapter_names_in(composition)):
-        return composition
-    kept = []
-    for index, part in enumerate(composition.parts):
-        part = part if isinstance(part, str) else keep_names(part, known)
-        if part in known if isinstance(part, str) else part.parts:
-            kept.append((index, part))
-    if not kept:
-        return Stack()
-    changes: dict[str, Any] = {"parts": tuple(part for _, part in kept)}
-    for field in fields(composition):  # one entry a part: weights, splits, batch_sizes
-        value = getattr(composition, field.name)
-        if field.name != "parts" and isinstance(value, tuple):
-            changes[field.name] = tuple(value[index] for index, _ in kept)
-    values = {**values_of(composition), **changes}
-    if isinstance(composition, Average) and composition.normalize and not sum(values["weights"]):
-        return Stack()  # what is left has no mean
-    return rebuilt(type(composition), values)
+Composition = Stack | Average | Parallel | Split | BatchSplit | Fuse
+"""Any of the compositions; `Parallel` cannot be run yet."""
+KINDS = {kind.__name__.lower(): kind for kind in (Stack, Average, Parallel, Split, BatchSplit, Fuse)}
 
 
 def _set(composition: object, **values: object) -> None:
@@ -243,24 +198,17 @@ def values_of(composition: Composition) -> dict[str, Any]:
 
 def rebuilt(kind: type, values: dict[str, Any]) -> Composition:
     """Build a composition from its fields."""
-    parts = values.pop("parts")
-    return kind(parts) if kind is Pick else kind(*parts, **values)
+    values = dict(values)
+    return kind(*values.pop("parts"), **values)
 
 
-def all_names(composition: Composition) -> Iterator[str | None]:
-    """Yield every name in a composition as often as it stands there, and None where a `Pick` has none."""
-    for part in composition.parts:
-        if isinstance(part, Composition):
-            yield from all_names(part)
-        else:
-            yield part
-
-
-def _checked_parts(owner: object, parts: tuple, *, least: int) -> tuple:
-    kind = type(owner).__name__
+def _checked_parts(owner: object, parts: tuple, *, least: int, optional: bool = False) -> tuple:
+    kind, none = type(owner).__name__, ", or None" if optional else ""
     for part in parts:
-        if not isinstance(part, (str, *KINDS.values())) or not part or isinstance(part, Pick):
-            raise ConfigError(f"{kind}: parts must be names of adapters or compositions other than Pick, got {part!r}")
+        if part is None and optional:
+            continue
+        if not isinstance(part, (str, *KINDS.values())) or not part:
+            raise ConfigError(f"{kind}: parts must be names of adapters or compositions{none}, got {part!r}")
     if len(parts) < least:
         raise ConfigError(f"{kind}: parts must be at least {least}, got {len(parts)}")
     return tuple(parts)
@@ -268,6 +216,8 @@ def _checked_parts(owner: object, parts: tuple, *, least: int) -> tuple:
 
 def _numbers(owner: object, name: str, values: Sequence[float], count: int, *, whole: bool = False) -> tuple:
     kind, rule = type(owner).__name__, "integers from 1 up" if whole else "finite numbers"
+    if whole and isinstance(values, int):
+        values = [values] * count
     numbers = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else ()
     plain = all(isinstance(v, int if whole else (int, float)) and not isinstance(v, bool) for v in numbers)
     if not plain or len(numbers) != count or not all(math.isfinite(v) and (not whole or v >= 1) for v in numbers):

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import combinations
 from typing import Any
 
-from adapterx.compose.expression import KINDS, Composition, Pick, Stack, all_names, rebuilt, values_of
-from adapterx.errors import ConfigError
+from adapterx.compose.expression import KINDS, BatchSplit, Composition, Parallel, Split, Stack, rebuilt, values_of
+from adapterx.errors import ConfigError, speaker
 
 
 def parse_composition(value: "str | Composition | Sequence[str | Composition] | None") -> Composition:
@@ -21,11 +22,30 @@ def parse_composition(value: "str | Composition | Sequence[str | Composition] | 
     elif isinstance(value, Sequence):
         composition = Stack(*value)
     else:
-        raise ConfigError(f"set_active: names must be names, a composition or None, got {value!r}")
-    names = [name for name in all_names(composition) if name is not None]
-    if not isinstance(composition, Pick) and len(set(names)) < len(names):
-        raise ConfigError(f"set_active: names must not repeat, got {names}")
+        raise ConfigError(f"{speaker()}: names must be names, a composition or None, got {value!r}")
+    for names in chains(composition):
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{speaker()}: names must not repeat, got {list(names)}")
     return composition
+
+
+def chains(composition: Composition) -> list[tuple[str, ...]]:
+    """Return the names that the same tokens meet: all together, or those of each stretch.
+
+    Whoever divides a batch or a sequence may give an adapter to several stretches.
+    """
+    inner = [
+        chains(part) if isinstance(part, Composition) else [() if part is None else (part,)]
+        for part in composition.parts
+    ]
+    if isinstance(composition, (BatchSplit, Split, Parallel)):
+        return list(dict.fromkeys(chain for found in inner for chain in found))
+    # In a row of parts each stretch of one meets each stretch of the next; to find what repeats, pairs suffice.
+    shared = tuple(name for found in inner if len(found) == 1 for name in found[0])
+    divided = [found for found in inner if len(found) > 1]
+    combined = [(*shared, *chain) for found in divided for chain in found]
+    combined += [(*a, *b) for first, second in combinations(divided, 2) for a in first for b in second]
+    return combined or [shared]
 
 
 def composition_to_dict(composition: Composition) -> dict[str, Any]:

@@ -1,23 +1,21 @@
 """From a composition and the adapters of one module to the steps that the module runs, in order."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import combinations
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from torch import Tensor
-
 from adapterx.bottleneck import BottleneckAdapter
-from adapterx.compose.batch import MixedBatch
-from adapterx.compose.expression import Average, Composition, Pick, Stack, adapter_names_in
+from adapterx.compose.attend import Attend
+from adapterx.compose.batch import Shared
+from adapterx.compose.expression import Average, BatchSplit, Composition, Fuse, Split, Stack
 from adapterx.compose.group import AdapterGroup
-from adapterx.compose.rows import AdapterRows
-from adapterx.errors import ConfigError, speaker
-from adapterx.targets.ports import Call, NormedOutput, NormedSum, Port
-
-_BEHIND = (NormedSum.reads, NormedOutput.reads)  # what adapters read that hang on the norm behind a sublayer
-# Takes the hidden states that the step before gave; asks its port, with the call, what to read and what to add to.
-Step = Callable[[Call, Tensor], Tensor]
+from adapterx.compose.lanes import Item, Lane, lanes_of
+from adapterx.compose.naming import adapter_names_in
+from adapterx.compose.regions import Extent, Region
+from adapterx.compose.running import Step
+from adapterx.compose.steps import Apply, ApplyGroup, ApplySum, Cut, Guarded, Mean, Sized
+from adapterx.compose.weights import Blend, StackedWeights
+from adapterx.targets.ports import Port
 
 
 class Member(NamedTuple):
@@ -27,122 +25,36 @@ class Member(NamedTuple):
     port: Port
 
 
-@dataclass(frozen=True)
-class Apply:
-    """Run one adapter. Looked up by name in each call, so that a module that was replaced in its place is found."""
+class Module(NamedTuple):
+    """The module that runs a composition.
 
-    name: str
-    port: Port
-
-    def __call__(self, call: Call, hidden_states: Tensor) -> Tensor:
-        """Return the hidden states as the adapter changes them."""
-        source, base = self.port.read(call, hidden_states, self.name)
-        return call.adapters[self.name](source, base)
-
-
-@dataclass(frozen=True, eq=False)
-class ApplyGroup:
-    """Run several adapters in one call of the operator, each for the sequences that picked it."""
-
-    name: str  # of the first adapter, whose captured input serves all
-    port: Port
-    group: AdapterGroup
-
-    def __call__(self, call: Call, hidden_states: Tensor) -> Tensor:
-        """Return the hidden states as the adapters change them; sequences without one of these stay as they are."""
-        source, base = self.port.read(call, hidden_states, self.name)
-        result = self.group(source, base)
-        return result if base is hidden_states else self.group.keep_others(result, hidden_states)
-
-
-@dataclass(frozen=True, eq=False)
-class ApplyRows:
-    """Run one adapter that the operator alone does not compute, for the sequences that picked it."""
-
-    name: str
-    port: Port
-    rows: AdapterRows
-
-    def __call__(self, call: Call, hidden_states: Tensor) -> Tensor:
-        """Return the hidden states as the adapter changes them; the other sequences stay as they are."""
-        source, base = self.port.read(call, hidden_states, self.name)
-        return self.rows(call.adapters[self.name], source, base, hidden_states)
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Run several lists of steps on the same hidden states and take the weighted mean of what they give."""
-
-    branches: tuple[tuple[Step, ...], ...]
-    factors: tuple[float, ...]
-
-    def __call__(self, call: Call, hidden_states: Tensor) -> Tensor:
-        """Return the mean."""
-        total = sum(self.factors)
-        # As a sum of differences, so that adapters which change nothing change nothing together, bit for bit.
-        result = hidden_states if abs(total - 1.0) < 1e-12 else hidden_states * total
-        for steps, factor in zip(self.branches, self.factors, strict=True):
-            if steps:
-                result = result + factor * (run_steps(steps, call, hidden_states) - hidden_states)
-        return result
-
-
-def run_steps(steps: tuple[Step, ...], call: Call, hidden_states: Tensor) -> Tensor:
-    """Run the steps one after the other."""
-    for step in steps:
-        hidden_states = step(call, hidden_states)
-    return hidden_states
-
-
-def check_runnable(composition: Composition, sublayers: Mapping[str, Mapping[tuple, str]]) -> None:
-    """Refuse what modules cannot run as it is said.
-
-    Args:
-        composition: what shall run.
-        sublayers: by adapter name: what its ports read, by sublayer.
-
-    Raises:
-        NotImplementedError: a part is of another kind than Stack and Average.
-        ConfigError: parts act on one sublayer at two places, which run in an order of their own.
+    Attributes:
+        members: those of its adapters that the composition names.
+        where: its qualified name, for messages.
+        shared: what the modules share that run the composition.
     """
-    if not isinstance(composition, (Stack, Average)):
-        hint = "; `mixed` picks an adapter for each sequence" if isinstance(composition, Pick) else ""
-        raise NotImplementedError(
-            f"{speaker()}: names must be made of adapter names, Stack and Average, got "
-            f"{type(composition).__name__}, which cannot be run{hint}"
-        )
-    for part in composition.parts:
-        if not isinstance(part, str):
-            check_runnable(part, sublayers)
-    names = adapter_names_in(composition)
-    for first, second in combinations(names, 2):
-        for sublayer in sublayers[first].keys() & sublayers[second].keys():
-            reads = sublayers[first][sublayer], sublayers[second][sublayer]
-            # The norm runs behind the projection, so an adapter on the norm can only follow.
-            if reads[0] != reads[1] and (isinstance(composition, Average) or reads[0] in _BEHIND):
-                raise ConfigError(
-                    f"{speaker()}: parts of {type(composition).__name__} must act on a sublayer in the order in which "
-                    f"it runs, got {first!r}, which reads the {reads[0]}, before {second!r}, which reads the {reads[1]}"
-                )
+
+    members: Mapping[str, Member]
+    where: str
+    shared: Shared
 
 
-def build_steps(
-    composition: Composition, members: Mapping[str, Member], where: str, batch: MixedBatch | None
-) -> tuple[Step, ...]:
-    """Return what one module runs; parts without an adapter on this module change nothing here.
+class Block(NamedTuple):
+    """What one call of the operator can serve as one adapter: a blend, with the names of its adapters.
 
-    Args:
-        composition: what runs in the model.
-        members: the module's adapters by name.
-        where: qualified name of the module, for messages.
-        batch: who picks whom, where the composition is a `Pick`.
+    `key` tells apart what cannot be served together.
     """
-    if batch is not None:
-        return _group_steps(members, where, batch)
+
+    key: tuple
+    names: tuple[str, ...]
+    blend: Blend
+
+
+def build_steps(composition: Composition, module: Module) -> tuple[Step, ...]:
+    """Return what one module runs; parts without an adapter on this module change nothing here."""
     if isinstance(composition, Stack):
-        return tuple(step for part in composition.parts for step in _steps_of(part, members, where))
-    branches = tuple(_steps_of(part, members, where) for part in composition.parts)
-    return (Mean(branches, composition.factors()),) if any(branches) else ()
+        return tuple(step for part in composition.parts for step in _steps_of(part, module))
+    return _steps_of(composition, module)
 
 
 def readers(steps: tuple[Step, ...]) -> Iterator[str]:
@@ -151,28 +63,158 @@ def readers(steps: tuple[Step, ...]) -> Iterator[str]:
         if isinstance(step, Mean):
             for branch in step.branches:
                 yield from readers(branch)
+        elif isinstance(step, (Cut, Sized)):
+            yield from readers(step.steps)
+        elif isinstance(step, Guarded):
+            yield step.step.name
         else:
             yield step.name
+            yield from readers(getattr(step, "steps", ()) + getattr(step, "first", ()))
 
 
-def _steps_of(part: str | Composition, members: Mapping[str, Member], where: str) -> tuple[Step, ...]:
+def _steps_of(part: Item | None, module: Module) -> tuple[Step, ...]:
+    if part is None or not _present(part, module):
+        return ()
     if isinstance(part, str):
-        return (Apply(part, members[part].port),) if part in members else ()
-    return build_steps(part, members, where, None)
+        return (_apply(part, module),)
+    if isinstance(part, Stack):
+        return build_steps(part, module)
+    if isinstance(part, Average):
+        return _average(part, module)
+    if isinstance(part, Fuse):
+        return (_attend(part, module),)
+    return _divided(part, module)
 
 
-def _group_steps(members: Mapping[str, Member], where: str, batch: MixedBatch) -> tuple[Step, ...]:
-    """Group the adapters that the batch picks by what one call of the operator can serve; others run one by one."""
-    groups: dict[tuple, dict[str, BottleneckAdapter]] = {}
-    steps: list[Step] = []
-    picked = set(batch.names)
-    for name, (adapter, port) in members.items():
-        if name in picked and adapter.is_plain:
-            weight = adapter.down_proj.weight
-            groups.setdefault((port, adapter.activation, weight.dtype, weight.device), {})[name] = adapter
-        elif name in picked:
-            steps.append(ApplyRows(name, port, AdapterRows(name, batch, where)))
-    grouped = [
-        ApplyGroup(next(iter(group)), port, AdapterGroup(group, batch, where)) for (port, *_), group in groups.items()
-    ]
-    return (*grouped, *steps)
+def _present(part: Item, module: Module) -> bool:
+    return any(name in module.members for name in _names(part))
+
+
+def _names(part: Item) -> tuple[str, ...]:
+    return (part,) if isinstance(part, str) else adapter_names_in(part)
+
+
+def _apply(name: str, module: Module) -> Step:
+    step = Apply(name, module.members[name].port)
+    return Guarded(step, module.shared) if module.shared.in_block else step
+
+
+def _average(part: Average, module: Module) -> tuple[Step, ...]:
+    branches = tuple(_steps_of(inner, module) for inner in part.parts)
+    factors = part.factors()
+    if len(branches) == 1 and factors == (1.0,):
+        return branches[0]
+    steps = (Mean(branches, factors),)
+    block = _block(part, module)
+    if block is None:
+        return steps
+    absent = sum(factor for branch, factor in zip(branches, factors, strict=True) if not branch)
+    name, weights = block.names[0], StackedWeights([block.blend], module.shared)
+    return (ApplySum(name, module.members[name].port, weights, sum(factors) - absent, absent, steps),)
+
+
+def _block(item: Item, module: Module) -> Block | None:
+    """Return an item as what one call of the operator can serve; None: it takes steps of its own.
+
+    An average of plain adapters that act alike is one adapter, whose bottleneck is theirs beside each other.
+    """
+    if isinstance(item, str):
+        named = [(item, 1.0)]
+    elif isinstance(item, Average) and all(isinstance(part, str) for part in item.parts):
+        named = [pair for pair in zip(item.parts, item.factors(), strict=True) if pair[0] in module.members]
+    else:
+        return None
+    keys = {_key(module.members[name]) for name, _ in named}
+    if len(keys) != 1 or None in keys:
+        return None
+    blend = tuple((module.members[name].adapter, factor) for name, factor in named)
+    return Block(keys.pop(), tuple(name for name, _ in named), blend)
+
+
+def _key(member: Member) -> tuple | None:
+    """Return what adapters share that one call of the operator can serve; None: it cannot serve this one."""
+    adapter, port = member
+    if not adapter.is_plain:
+        return None
+    weight = adapter.down_proj.weight
+    return port, adapter.activation, weight.dtype, weight.device
+
+
+def _divided(part: BatchSplit | Split, module: Module) -> tuple[Step, ...]:
+    """Return the rounds of grouped calls that serve the regions of a batch: the k-th item of each in the k-th round."""
+    lanes, extent = lanes_of(part).on(module.members, _names)
+    if len(lanes) == 1:  # all sequences and tokens pass through the same
+        inner = build_steps(Stack(*lanes[0].items), module)
+        return (Sized(inner, extent, module.shared, module.where),) if inner else ()
+    rounds = max(len(lane.items) for lane in lanes)
+    return tuple(step for number in range(rounds) for step in _round(lanes, number, extent, module))
+
+
+def _round(lanes: tuple[Lane, ...], number: int, extent: Extent, module: Module) -> Iterator[Step]:
+    groups: dict[tuple, list[tuple[Region, Block]]] = defaultdict(list)
+    for region, items in lanes:
+        if number >= len(items):
+            continue
+        block = _groupable(items[number], module)
+        if block is None:
+            steps = _steps_of(items[number], module)
+            yield Cut(region, steps, extent, module.shared, module.where)
+        else:
+            groups[block.key].append((region, block))
+    for (port, *_), found in sorted(groups.items(), key=lambda item: min(block.names for _, block in item[1])):
+        yield ApplyGroup(min(block.names for _, block in found)[0], port, _group(found, extent, module))
+
+
+def _groupable(item: Item, module: Module) -> Block | None:
+    """Return a block that can be one of several: all of its parts are here, drop nothing, and make up the whole."""
+    block = _block(item, module)
+    if block is None or isinstance(item, str):
+        return block
+    whole = len(block.blend) == len(item.parts) and abs(sum(item.factors()) - 1.0) < 1e-12
+    return block if whole and not any(adapter.dropout for adapter, _ in block.blend) else None
+
+
+def _group(found: list[tuple[Region, Block]], extent: Extent, module: Module) -> AdapterGroup:
+    """Return the group of some blocks, each of which serves all regions that name it.
+
+    Their order is that of their names, so that what was compiled serves another order of the same adapters.
+    """
+    numbers: dict[Blend, int] = {}
+    for _, block in sorted(found, key=lambda entry: entry[1].names):
+        numbers.setdefault(block.blend, len(numbers))
+    entries = tuple((region, numbers[block.blend]) for region, block in found)
+    choice = module.shared.choice(extent, entries, len(numbers))
+    return AdapterGroup(list(numbers), choice, module.shared, module.where)
+
+
+def _attend(part: Fuse, module: Module) -> Step:
+    """Return the fusion of those adapters that the module has, of a stack in a fusion likewise."""
+    chains = [[name for name in _names(inner) if name in module.members] for inner in part.parts]
+    chains = [chain for chain in chains if chain]
+    count, longest = len(chains), max(map(len, chains))
+    extent = Extent(count)
+    first: list[Step] = []
+    for number in range(longest - 1):  # all end together, so that one call serves the last adapters
+        depth = longest - 1 - number
+        before = [(Region((i,)), chain[-1 - depth]) for i, chain in enumerate(chains) if len(chain) > depth]
+        first += _round(tuple(Lane(region, (name,)) for region, name in before), 0, extent, module)
+    groups: dict[tuple, list[tuple[Region, Block]]] = defaultdict(list)
+    others: list[tuple[int, str]] = []
+    for number, chain in enumerate(chains):
+        block = _block(chain[-1], module)
+        if block is None:
+            others.append((number, chain[-1]))
+        else:
+            groups[block.key].append((Region((number,)), block))
+    last = chains[-1][-1]
+    return Attend(
+        last,
+        module.members[last].port,
+        part.key,
+        tuple(first),
+        tuple(_group(found, extent, module) for found in groups.values()),
+        tuple(others),
+        count,
+        module.where,
+        module.shared,
+    )

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from adapterx.active import check_not_mixed
+from adapterx.adapters import active_composition
+from adapterx.compose.naming import divides
 from adapterx.errors import ExportError, speaker, unspoken
 from adapterx.positions import max_positions
 
@@ -110,6 +112,11 @@ def prepared(
     if not isinstance(model, nn.Module):
         raise ExportError(f"{speaker()}: model must be a torch.nn.Module, got {type(model).__name__}")
     check_not_mixed(model)
+    if divides(composition := active_composition(model)):
+        raise ExportError(
+            f"{speaker()}: model must serve every batch, got the active composition {composition!r}, which divides "
+            "batches or sequences of one size"
+        )
     parameters = _parameters(model)
     config = _config(model)
     if isinstance(example, Mapping):

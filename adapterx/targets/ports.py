@@ -14,7 +14,7 @@ written down; the module that an adapter hangs on (`adapterx.host`) asks its por
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -36,6 +36,23 @@ class Call(NamedTuple):
     output: Tensor
     adapters: Mapping[str, nn.Module]
     captures: Mapping[str, "Capture"]
+    change: Callable[[Tensor], Tensor] | None = None  # what a step that sees a part of the batch makes of inputs
+
+    def received(self) -> Tensor:
+        """Return the hidden states that the module received."""
+        hidden_states = first_input(self.args, self.kwargs)
+        return hidden_states if self.change is None else self.change(hidden_states)
+
+    def captured(self, name: str) -> Tensor:
+        """Return what was captured for the adapter of this name."""
+        hidden_states = self.captures[name].take(name)
+        return hidden_states if self.change is None else self.change(hidden_states)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Call":
+        """Return the call as if the module had received and returned what `change` makes of it."""
+        before = self.change
+        both = change if before is None else lambda hidden_states: change(before(hidden_states))
+        return self._replace(output=change(self.output), change=both)
 
     def run_again(self, hidden_states: Tensor) -> Tensor:
         """Return what the module gives for other hidden states, or the trained copy that answers in its place."""
@@ -96,8 +113,8 @@ class Input:
     def read(self, call: Call, hidden_states: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Return what the adapter of this name reads, and what it adds to."""
         if self.source is None:
-            return first_input(call.args, call.kwargs), hidden_states
-        return call.captures[name].take(), hidden_states
+            return call.received(), hidden_states
+        return call.captured(name), hidden_states
 
     def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
         """Return what the module shall return."""
@@ -133,7 +150,7 @@ class ResidualSum:
 
     def read(self, call: Call, hidden_states: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Return the sum, and what the adapter of this name adds to; the model adds the residual stream itself."""
-        total = hidden_states + call.captures[name].take()
+        total = hidden_states + call.captured(name)
         return total, hidden_states if self.added_to == "sum" else total
 
     def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
@@ -198,16 +215,16 @@ class NormedSum:
 
     def start(self, call: Call) -> Tensor:
         """Return the sum, as the norm received it."""
-        return first_input(call.args, call.kwargs)
+        return call.received()
 
     def read(self, call: Call, hidden_states: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Return the normed sum, and what the adapter of this name adds to."""
         # The module itself has normed the first sum already.
-        unchanged = hidden_states is first_input(call.args, call.kwargs)
+        unchanged = hidden_states is call.received()
         normed = call.output if unchanged else call.run_again(hidden_states)
         if self.added_to == "sum":
             return normed, hidden_states
-        residual = call.captures[name].take()
+        residual = call.captured(name)
         return normed, residual + (hidden_states if self.added_to == "sum_plus_residual" else normed)
 
     def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
@@ -227,19 +244,20 @@ class _PerThread(threading.local):
 
 
 class Capture:
-    """Carry what one module receives to the port of an adapter that hangs on another.
+    """Carry what one module receives to the ports of adapters that hang on another.
 
     A plain object rather than a module: exporters refuse modules that change in the forward pass. It holds a tensor
     only between the two hooks of one forward pass, one per thread, so that threads may share a model.
 
     Args:
         source: qualified name of the module whose input is carried.
-        reader: the adapter and the module that it hangs on, in words.
+        root: qualified name of the module whose adapters read it, in the same model.
     """
 
-    def __init__(self, source: str, reader: str) -> None:
-        self.source, self.reader = source, reader
-        self.wanted = False  # whether the adapter takes part in the forward pass
+    def __init__(self, source: str, root: str = "") -> None:
+        self.source, self.root = source, root
+        self.readers = 0  # how many adapters there are
+        self.wanted = False  # whether one of them takes part in the forward pass
         self.captured = _PerThread()
 
     def store(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
@@ -251,12 +269,12 @@ class Capture:
         """Forward hook of the module that runs source and reader: a reader that did not run must not keep a tensor."""
         self.captured.hidden_states = None
 
-    def take(self) -> Tensor:
-        """Return the captured hidden states and forget them."""
-        hidden_states, self.captured.hidden_states = self.captured.hidden_states, None
+    def take(self, name: str) -> Tensor:
+        """Return the captured hidden states to the adapter of this name."""
+        hidden_states = self.captured.hidden_states
         if hidden_states is None:
             raise RuntimeError(
-                f"attach: {self.reader} reads the input of {self.source}, which did not run before it; "
+                f"attach: adapter {name!r} reads the input of {self.source}, which did not run before it; "
                 "it must run in the same forward pass"
             )
         return hidden_states

@@ -190,7 +190,7 @@ def test_mixed_batches_call_the_operator_once():
     inputs = inputs_for("bert", model, batch=4)
     wanted = alone(model, names, inputs)
     with mixed(model, names):
-        assert [len(group.names) for group in groups_of(model)] == [3, 3, 3, 3]
+        assert [len(group.weights.blends) for group in groups_of(model)] == [3, 3, 3, 3]
         torch.testing.assert_close(run(model, inputs), wanted, atol=1e-12, rtol=1e-12)
         with torch.no_grad():
             torch.testing.assert_close(run(model, inputs), wanted, atol=1e-12, rtol=1e-12)

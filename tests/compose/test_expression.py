@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from adapterx import Average, ConfigError, Pick, Stack
+from adapterx import Average, ConfigError, Stack
 from adapterx.compose import (
     BatchSplit,
     Fuse,
@@ -15,7 +15,7 @@ from adapterx.compose import (
     composition_to_dict,
     parse_composition,
 )
-from adapterx.compose.expression import keep_names
+from adapterx.compose.naming import keep_names
 
 VALUES = [
     Stack(),
@@ -25,8 +25,10 @@ VALUES = [
     Parallel("a", Stack("b", "c")),
     Split("a", "b", splits=[4, 3]),
     BatchSplit("a", "b", batch_sizes=(1, 2)),
+    BatchSplit("a", None, "b", "a"),
+    Split(Stack("a", "b"), None, splits=3),
     Fuse("a", "b"),
-    Pick(["a", None, "b", "a"]),
+    Fuse("a", Stack("b", "c"), name="both"),
 ]
 
 
@@ -52,14 +54,14 @@ def test_what_users_say(given, expected):
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_values_print_as_they_are_written(value):
-    names = {kind.__name__: kind for kind in (Average, BatchSplit, Fuse, Parallel, Pick, Split, Stack)}
+    names = {kind.__name__: kind for kind in (Average, BatchSplit, Fuse, Parallel, Split, Stack)}
     assert eval(repr(value), names) == value
     assert repr(Stack("a", Average("b", "c"))) == "Stack('a', Average('b', 'c'))"
 
 
 def test_names_in_order_of_application():
     assert adapter_names_in(Stack("c", Average("a", Stack("b")))) == ("c", "a", "b")
-    assert adapter_names_in(Pick(["b", None, "a", "b"])) == ("b", "a")
+    assert adapter_names_in(BatchSplit("b", None, "a", "b")) == ("b", "a")
 
 
 def test_weights_are_shares_unless_they_are_told_apart():
@@ -77,7 +79,9 @@ def test_weights_are_shares_unless_they_are_told_apart():
         (Average("a", "b", "c", weights=[1, -1, 4]), ["a", "b"], Stack()),
         (Stack("a", Average("b", "c")), ["a"], Stack("a")),
         (Stack("a", Average("b", Stack("c", "d"))), ["a", "b", "d"], Stack("a", Average("b", Stack("d")))),
-        (Split("a", "b", splits=[4, 3]), ["b"], Split("b", splits=[3])),
+        (Split("a", "b", splits=[4, 3]), ["b"], Split(None, "b", splits=[4, 3])),
+        (BatchSplit("a", Stack("b", "a"), "a"), ["b"], BatchSplit(None, Stack("b"), None)),
+        (Stack("a", Fuse("b", "c")), ["a", "b"], Stack("a")),
     ],
 )
 def test_what_is_left_when_adapters_go(value, known, kept):
@@ -87,8 +91,9 @@ def test_what_is_left_when_adapters_go(value, known, kept):
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: Stack("a", ""), ConfigError, "Stack: parts must be names of adapters or compositions .*, got ''"),
-        (lambda: Stack(Pick(["a"])), ConfigError, "other than Pick"),
+        (lambda: Stack("a", ""), ConfigError, "Stack: parts must be names of adapters or compositions, got ''"),
+        (lambda: Stack(None), ConfigError, "names of adapters or compositions, got None"),
+        (lambda: BatchSplit(3), ConfigError, "names of adapters or compositions, or None, got 3"),
         (lambda: Stack(1), ConfigError, "got 1"),
         (lambda: Average(), ConfigError, "Average: parts must be at least 1, got 0"),
         (
@@ -102,7 +107,15 @@ def test_what_is_left_when_adapters_go(value, known, kept):
         (lambda: Split("a", "b", splits=[1.5, 2]), ConfigError, "Split: splits must be integers from 1 up"),
         (lambda: BatchSplit("a", batch_sizes=[0]), ConfigError, "batch_sizes must be integers from 1 up"),
         (lambda: Fuse("a"), ConfigError, "Fuse: parts must be at least 2"),
-        (lambda: Fuse("a", Stack("b")), ConfigError, "Fuse: parts must be names"),
+        (lambda: Fuse("a", Stack()), ConfigError, "Fuse: parts must be names"),
+        (
+            lambda: Fuse("a", Stack(Average("b"))),
+            ConfigError,
+            "Fuse: parts must be names of adapters or stacks of them",
+        ),
+        (lambda: Fuse("a", "b", name="a.b"), ConfigError, "Fuse: name must consist of letters"),
+        (lambda: parse_composition(Stack("a", BatchSplit("b", "a"))), ConfigError, "names must not repeat"),
+        (lambda: parse_composition(BatchSplit("a", Stack("b", "b"))), ConfigError, "names must not repeat"),
         (lambda: parse_composition(["a", "a"]), ConfigError, "names must not repeat"),
         (lambda: parse_composition(Average("a", Stack("b", "a"))), ConfigError, "names must not repeat"),
         (lambda: parse_composition(3), ConfigError, "names must be names, a composition or None, got 3"),

@@ -123,7 +123,7 @@ def test_threads_share_a_block():
         ("a", TypeError, "names must be a sequence of adapter names and None, got 'a'"),
         (None, TypeError, "names must be a sequence of adapter names and None, got None"),
         ({"a": 1}, TypeError, "names must be a sequence"),
-        (["a", 3], TypeError, "names must hold strings and None, got 3 among them"),
+        (["a", 3], TypeError, "names must hold strings, compositions and None, got 3 among them"),
         ([], ValueError, "names must have one entry for each sequence of the batch, got none"),
         (["a", "z", "y"], UnknownAdapterError, "mixed: name must be an attached adapter, got 'y', 'z'; attached are"),
     ],

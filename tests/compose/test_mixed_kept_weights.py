@@ -9,15 +9,15 @@ from mixed_cases import HIDDEN_STATES, alone_outside, call, groups_of, small_mod
 from torch import nn
 
 from adapterx import adapter_parameters, mixed
-from adapterx.compose import group
+from adapterx.compose import weights
 
 
 @pytest.fixture
 def stacked(monkeypatch):
     """Count how often weights are stacked."""
     count = []
-    stack = group.stack_weights
-    monkeypatch.setattr(group, "stack_weights", lambda *args: (count.append(1), stack(*args))[1])
+    stack = weights.stack_weights
+    monkeypatch.setattr(weights, "stack_weights", lambda *args: (count.append(1), stack(*args))[1])
     return count
 
 
@@ -135,8 +135,8 @@ def test_the_end_of_the_block_frees_the_stacked_weights():
     model = small_model()
     with torch.no_grad(), mixed(model, ["a", "b", "c"]):
         model(HIDDEN_STATES)
-        kept = [weakref.ref(group.cache.weights.down_weight) for group in groups_of(model)]
+        kept = [weakref.ref(group.weights.cache.weights.down_weight) for group in groups_of(model)]
         assert len(kept) == 4
-        kept.append(weakref.ref(groups_of(model)[0].batch))  # which no optimizer holds on to either
+        kept.append(weakref.ref(groups_of(model)[0].shared))  # which no optimizer holds on to either
     gc.collect()
     assert not any(reference() is not None for reference in kept)

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from adapterx import adapter_parameters, mixed, ops
 from adapterx.compose import batch as batch_module
-from adapterx.compose.batch import MixedBatch
-from adapterx.compose.expression import Pick
+from adapterx.compose.batch import Choice
+from adapterx.compose.regions import Extent, Region
 
 EMULATED = ops.build_info()["cuda"] == "emulated"
 needs_the_sort = pytest.mark.skipif(not EMULATED, reason="the CPU does not sort beforehand")
@@ -135,14 +135,20 @@ def queue(sorting, monkeypatch):
     return state
 
 
+def choice_of(*numbers):
+    """Return the choice of a batch in which each sequence picks the member of this number, or None."""
+    entries = tuple((Region((row,)), number) for row, number in enumerate(numbers) if number is not None)
+    return Choice(Extent(len(numbers)), entries, 2)
+
+
 def sorted_by(batch, count=8):
-    members = ("a", "b")
-    return batch.sorted_indices(members, batch.indices(members, torch.device("cpu")), torch.empty(2, count, 3))
+    tokens = torch.empty(2, count, 3)
+    return batch.sorted_indices(batch.indices(tokens.device), tokens)
 
 
 def test_an_order_is_used_on_the_stream_that_made_it(queue):
     """Nothing else waits for it."""
-    batch = MixedBatch(Pick(["a", "b"]))
+    batch = choice_of(0, 1)
     first = sorted_by(batch)
     assert sorted_by(batch) is first
     queue[0] = 2
@@ -153,7 +159,7 @@ def test_an_order_is_used_on_the_stream_that_made_it(queue):
 
 def test_a_capture_takes_an_order_that_is_there_and_keeps_it(queue):
     """A graph reads the memory later; it must not go to others when another number of tokens comes."""
-    batch = MixedBatch(Pick(["a", "b"]))
+    batch = choice_of(0, 1)
     order = sorted_by(batch)
     queue[:] = 2, True
     assert sorted_by(batch) is order
@@ -164,7 +170,7 @@ def test_a_capture_takes_an_order_that_is_there_and_keeps_it(queue):
 
 def test_an_order_of_a_capture_is_for_no_other_call(queue):
     """Before the graph runs there is nothing in its memory."""
-    batch = MixedBatch(Pick(["a", "b"]))
+    batch = choice_of(0, 1)
     queue[1] = True
     captured = sorted_by(batch)
     assert sorted_by(batch) is not captured
@@ -173,7 +179,8 @@ def test_an_order_of_a_capture_is_for_no_other_call(queue):
 
 
 def test_without_a_gpu_the_indices_stay_as_they_are():
-    batch = MixedBatch(Pick(["a", None]))
-    indices = batch.indices(("a",), torch.device("cpu"))
-    assert batch.sorted_indices(("a",), indices, torch.empty(2, 8, 3)) is indices
+    batch = choice_of(0, None)
+    tokens = torch.empty(2, 8, 3)
+    indices = batch.indices(tokens.device)
+    assert batch.sorted_indices(indices, tokens) is indices
     assert indices.tolist() == [0, -1]
