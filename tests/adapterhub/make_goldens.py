@@ -133,7 +133,16 @@ def run_case(model_type: str, case: tuple[str, dict], folder: Path, class_name: 
     model = adapted(model_type, {"a": config_of(*case)}, class_name)
     model.set_active_adapters("a")
     model.save_adapter(str(folder), "a", with_head=False)
+    keep_shared(model, folder / "pytorch_adapter.bin")
     return output_of(model, inputs_of(model_type))
+
+
+def keep_shared(model: torch.nn.Module, path: Path) -> None:
+    """Add what `adapters` leaves out of a file that it saves from a base model without a head: the rules of PHM."""
+    tensors = torch.load(path)
+    shared = {name: p for name, p in model.state_dict().items() if name.startswith("shared_parameters.")}
+    if shared and not any("shared_parameters." in key for key in tensors):
+        torch.save(tensors | shared, path)
 
 
 def run_head(model_type: str, head: tuple[str, dict | None], folder: Path) -> torch.Tensor:

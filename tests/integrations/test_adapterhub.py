@@ -23,9 +23,6 @@ REFUSED = {
     ("modernbert", "seq_bn"): "original_ln_before",
     ("gemma2", "seq_bn"): "original_ln_before",
 }
-PHM = ("compacter", "compacter++", "phm_dim=2, phm_rank=2", "shared_phm_rule=False", "factorized_phm_rule")
-PHM += ("factorized_phm_rule, own", "factorized_phm_W=False", "shared_W_phm", "phm_bias=False", "learn_phm=False")
-REFUSED |= {("*", name): "phm_layer" for name in PHM}
 REFUSED |= {("*", name): "inv_adapter" for name in ("seq_bn_inv", "double_seq_bn_inv", "nice, reduction 4")}
 
 

@@ -235,6 +235,18 @@ def test_files_of_the_first_versions(model, folder, golden, prefix):
     assert adapterhub.read_config(folder, model).reduction_factor == 16
 
 
+def test_the_rule_that_a_bare_model_leaves_out(golden, model, folder):
+    """`adapters` saves a compacter from a BertModel without the rules of its products, and loads it with random ones."""
+    for name in (CONFIG, PICKLE):
+        (folder / name).write_bytes((golden.path("compacter") / name).read_bytes())
+    tensors = tensors_of(folder)
+    assert "shared_parameters.a.phm_rule" in tensors
+    torch.save({key: tensor for key, tensor in tensors.items() if "phm_rule" not in key}, folder / PICKLE)
+    refused(model, folder, "lacks the phm_rule of its adapter, which adapters leaves out where")
+    torch.save(tensors | {"shared_parameters.a.W_down": torch.ones(1)}, folder / PICKLE)
+    refused(model, folder, "1 are none: shared_parameters.a.W_down")
+
+
 def test_adapters_are_loaded_under_a_head_too(golden, folder):
     model = golden.base("BertForMaskedLM")
     model.bert.load_state_dict(golden.base().state_dict(), strict=False)  # it has no pooler

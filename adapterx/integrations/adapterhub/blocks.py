@@ -129,7 +129,7 @@ def factor_of(given: Any, widths: Mapping[Place, tuple[int, int]], everywhere: S
     """
     sizes = set(widths.values())
     if isinstance(given, float) and all(_floored(size, given) == width for size, width in sizes):
-        return given
+        return _plain(given)
     if len(sizes) == 1:
         return _factor(*sizes.pop())
     numbers, found = layer_numbers(everywhere), {}
@@ -147,4 +147,9 @@ def _factor(size: int, width: int) -> float:
     factor = size / width
     while int(size // factor) < width:  # `//` may end one lower
         factor = math.nextafter(factor, 0.0)
-    return factor
+    return _plain(factor)
+
+
+def _plain(factor: float) -> float:
+    """Return an integer where it is one: with shared blocks, `adapters` makes sizes of a quotient by it."""
+    return int(factor) if factor.is_integer() else factor

@@ -91,13 +91,14 @@ class Described:
 
     def shapes(self) -> dict[Place, dict[str, tuple[int, ...]]]:
         """Return the shapes of all tensors that the adapter has, by place and name, without taking their memory."""
-        found = {}
+        found, shared = {}, {}
         for target in self.targets:
             adapter = BottleneckAdapter(
                 target.input_size,
                 target.hidden_size,
                 self.config.resolve_bottleneck_dim(target.hidden_size, target.block),
                 device="meta",
+                shared=shared,
                 **self.config.branch_options(),
             )
             state = {key: tuple(tensor.shape) for key, tensor in adapter.state_dict().items()}

@@ -31,7 +31,7 @@ class Sorted:
     Attributes:
         places: by place, under the names of our modules.
         invertible: of the invertible adapter, by `adapters`' names.
-        shared: what all modules share.
+        shared: what all modules share, under the names of our modules.
         keys: for messages, by place and name.
     """
 
@@ -57,7 +57,7 @@ def sort_tensors(
         CheckpointError: a key is none of an adapter of this name in such a model, or keys contradict each other.
     """
     found, prefixes, strange = Sorted(), set(), []
-    names = dict(parameter_names(options))
+    names, common = dict(parameter_names(options)), shared_names(options)
     for key, tensor in tensors.items():
         location, mark, parameter = _split(key, name)
         if mark == "adapters":
@@ -67,8 +67,10 @@ def sort_tensors(
                 continue
             prefixes.add(known[0])
             _put(found, known[1], own, tensor, key, source)
-        elif mark is not None:
-            (found.invertible if mark == "invertible_adapters" else found.shared)[parameter] = tensor
+        elif mark == "invertible_adapters":
+            found.invertible[parameter] = tensor
+        elif mark == "shared_parameters" and parameter in common:
+            found.shared |= dict.fromkeys(common[parameter], tensor)
         else:
             strange.append(key)
     if strange:
@@ -114,14 +116,33 @@ def parameter_names(options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     names = [("scaling", "scaling")]
     for kind in ("weight", "bias"):
         if first:
-            names += [
-                (f"adapter_norm_before.{kind}", f"norm_before.{kind}"),
-                (f"adapter_down.0.{kind}", f"norm_before.{kind}"),
-            ]
-        names += [
-            (f"adapter_down.{first}.{kind}", f"down_proj.{kind}"),
-            (f"adapter_up.{kind}", f"up_proj.{kind}"),
-            (f"adapter_norm_after.{kind}", f"norm_after.{kind}"),
-            (f"gate.{kind}", f"gate.{kind}"),
-        ]
+            own = f"norm_before.{kind}"
+            names += [(f"adapter_norm_before.{kind}", own), (f"adapter_down.0.{kind}", own)]
+        names += [(f"adapter_norm_after.{kind}", f"norm_after.{kind}"), (f"gate.{kind}", f"gate.{kind}")]
+    parts = _PHM if options["phm_layer"] else _LINEAR
+    for theirs, ours in ((f"adapter_down.{first}", "down_proj"), ("adapter_up", "up_proj")):
+        names += [(f"{theirs}.{part}", f"{ours}.{own}") for part, own in parts]
     return (*names, ("non_linearity.f.weight", "slope"), (f"adapter_down.{first + 1}.f.weight", "slope"))
+
+
+_LINEAR = (("weight", "weight"), ("bias", "bias"))
+_PHM = (
+    ("b", "bias"),
+    ("W", "blocks.matrices"),
+    ("W_left", "blocks.left"),
+    ("W_right", "blocks.right"),
+    ("phm_rule", "rule.matrices"),
+    ("phm_rule_left", "rule.left"),
+    ("phm_rule_right", "rule.right"),
+)
+
+
+def shared_names(options: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return what `adapters` calls each parameter that all modules of an adapter share, and what we call it in each."""
+    names: dict[str, tuple[str, ...]] = {}
+    for kind, own in (("", "matrices"), ("_left", "left"), ("_right", "right")):
+        if options["phm_layer"] and options["shared_phm_rule"]:
+            names[f"phm_rule{kind}"] = (f"down_proj.rule.{own}", f"up_proj.rule.{own}")
+        if options["phm_layer"] and options["shared_W_phm"]:
+            names |= {f"W_{map_}{kind}": (f"{map_}_proj.blocks.{own}",) for map_ in ("down", "up")}
+    return names

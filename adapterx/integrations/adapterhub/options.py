@@ -21,86 +21,12 @@ from typing import Any
 from adapterx.errors import CheckpointError, speaker
 from adapterx.integrations.adapterhub.families import HOOKED, POST_NORM
 from adapterx.integrations.adapterhub.interface import Interface
+from adapterx.integrations.adapterhub.vocabulary import ACTIVATIONS, DEFAULTS, PHM, PHM_INITS, PRESETS, SAME_NAME
 
-DEFAULTS: dict[str, Any] = {
-    "adapter_residual_before_ln": False,
-    "cross_adapter": False,
-    "dropout": 0.0,
-    "factorized_phm_W": True,
-    "factorized_phm_rule": False,
-    "hypercomplex_nonlinearity": "glorot-uniform",
-    "init_weights": "bert",
-    "init_weights_seed": None,
-    "inv_adapter": None,
-    "inv_adapter_reduction_factor": None,
-    "is_parallel": False,
-    "learn_phm": True,
-    "leave_out": [],
-    "ln_after": False,
-    "ln_before": False,
-    "mh_adapter": None,
-    "non_linearity": None,
-    "original_ln_after": True,
-    "original_ln_before": False,
-    "output_adapter": None,
-    "phm_bias": True,
-    "phm_c_init": "normal",
-    "phm_dim": 4,
-    "phm_init_range": 0.0001,
-    "phm_layer": False,
-    "phm_rank": 1,
-    "reduction_factor": None,
-    "residual_before_ln": True,
-    "scaling": 1.0,
-    "shared_W_phm": False,
-    "shared_phm_rule": True,
-    "stochastic_depth": 0.0,
-    "use_gating": False,
-}
-_FFN = {"mh_adapter": False, "output_adapter": True}
-_BOTH = {"mh_adapter": True, "output_adapter": True}
-_SEQ = _FFN | {"original_ln_before": True, "non_linearity": "relu", "reduction_factor": 16}
-_DOUBLE = _BOTH | {"non_linearity": "swish", "reduction_factor": 16}
-_PARALLEL = _FFN | {
-    "is_parallel": True, "non_linearity": "relu", "reduction_factor": 2, "scaling": 4.0, "init_weights": "mam_adapter"
-}  # fmt: skip
-_INVERTIBLE = {"inv_adapter": "nice", "inv_adapter_reduction_factor": 2}
-_COMPACTER = {"phm_layer": True, "reduction_factor": 32, "non_linearity": "gelu"}
-PRESETS = {
-    "seq_bn": _SEQ,
-    "pfeiffer": _SEQ,
-    "double_seq_bn": _DOUBLE,
-    "houlsby": _DOUBLE,
-    "par_bn": _PARALLEL,
-    "parallel": _PARALLEL,
-    "scaled_par_bn": _PARALLEL | {"scaling": "learned"},
-    "scaled_parallel": _PARALLEL | {"scaling": "learned"},
-    "seq_bn_inv": _SEQ | _INVERTIBLE,
-    "pfeiffer+inv": _SEQ | _INVERTIBLE,
-    "double_seq_bn_inv": _DOUBLE | _INVERTIBLE,
-    "houlsby+inv": _DOUBLE | _INVERTIBLE,
-    "compacter++": _SEQ | _COMPACTER,
-    "compacter": _DOUBLE | _COMPACTER,
-}
-"""A document may hold one of these names in place of the options."""
-ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_accurate": "gelu_tanh",
-    "gelu_python": "gelu",
-    "swish": "silu",
-    "leakyrelu": "leaky_relu",
-    "linear": "identity",
-}
-"""Where the names differ; transformers has several for one function."""
-SAME_NAME = (
-    "gelu", "silu", "relu", "tanh", "sigmoid", "leaky_relu", "relu6", "relu2", "mish", "quick_gelu", "gelu_10",
-    "laplace", "prelu",
-)  # fmt: skip
 _BEFORE_VERSIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # what `adapters` reads in documents without a version
-_FLAGS = tuple(key for key, value in DEFAULTS.items() if isinstance(value, bool) or key in _FFN)
+_FLAGS = tuple(
+    key for key, value in DEFAULTS.items() if isinstance(value, bool) or key in ("mh_adapter", "output_adapter")
+)
 
 
 def options_of(document: Mapping[str, Any], source: Path) -> dict[str, Any]:
@@ -256,9 +182,8 @@ def branch_of(options: Mapping[str, Any], placement: str, added_to: str, source:
     Raises:
         CheckpointError: an option has a value that an adapter of ours cannot have.
     """
-    for option in ("phm_layer", "inv_adapter"):
-        if options[option]:
-            raise _refused(source, option, f"be {DEFAULTS[option]!r} for an adapter of ours", options[option])
+    if options["inv_adapter"]:
+        raise _refused(source, "inv_adapter", "be None for an adapter of ours", options["inv_adapter"])
     after = None
     if options["ln_after"]:
         after = "sum" if options["adapter_residual_before_ln"] and not options["is_parallel"] else "branch"
@@ -276,7 +201,17 @@ def branch_of(options: Mapping[str, Any], placement: str, added_to: str, source:
         "gating": options["use_gating"],
         # Its parallel adapters take no notice of the option.
         "stochastic_depth": 0.0 if options["is_parallel"] else options["stochastic_depth"],
+        "phm": {ours: options[theirs] for theirs, ours in PHM.items()} | {"init": _phm_init(options, source)}
+        if options["phm_layer"]
+        else None,
     }
+
+
+def _phm_init(options: Mapping[str, Any], source: Path) -> str:
+    name = options["hypercomplex_nonlinearity"]
+    if name not in PHM_INITS:
+        raise _refused(source, "hypercomplex_nonlinearity", f"be one of {', '.join(PHM_INITS)}", name)
+    return PHM_INITS[name]
 
 
 def _activation(name: Any, source: Path) -> str:

@@ -1,7 +1,7 @@
 """Load an adapter of AdapterHub into a model: everything is checked before the model changes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def load_adapter(
     largest = sum(8 * math.prod(shape) for shapes in expected.values() for shape in shapes.values())
     tensors = read_tensors(folder, ADAPTER, largest=2 * largest)
     found = sort_tensors(tensors, saved, described.family, described.options, str(folder))
+    _spread(found, expected, described.options, folder)
     _check_fit(found, expected, described, folder)
     generator = torch.Generator(device="cpu").manual_seed(0)
     plan = plan_attachment(model, described.config, name, generator=generator, dtype=dtype)
@@ -99,6 +100,17 @@ def _name_of(document: Mapping[str, Any], folder: Path) -> str:
     return name
 
 
+def _spread(found: Sorted, places: Iterable[Place], options: Mapping[str, Any], folder: Path) -> None:
+    """Give each module what all of them share."""
+    if options["phm_layer"] and options["shared_phm_rule"] and not any(".rule." in key for key in found.shared):
+        raise CheckpointError(
+            f"{speaker()}: {folder} lacks the phm_rule of its adapter, which adapters leaves out where the adapter was "
+            "saved from a bare base model; save it there from a model with a head"
+        )
+    for place in places:
+        found.places.setdefault(place, {}).update(found.shared)
+
+
 def _check_fit(
     found: Sorted, expected: Mapping[Place, Mapping[str, tuple[int, ...]]], described: Described, folder: Path
 ) -> None:
@@ -108,7 +120,7 @@ def _check_fit(
     need = {(place, key) for place, shapes in expected.items() for key in shapes}
     if missing := [f"{key} behind {family.key_of_place(place)}" for place, key in sorted(need - have)]:
         raise CheckpointError(f"{speaker()}: {folder} lacks tensors of its adapter: {listed(missing)}")
-    if more := sorted(found.keys[entry] for entry in have - need):
+    if more := sorted(found.keys.get(entry, entry[1]) for entry in have - need):
         raise CheckpointError(
             f"{speaker()}: {folder} holds tensors that its config or the model does not have: {listed(more)}"
         )
@@ -116,6 +128,6 @@ def _check_fit(
         tensor, shape = found.places[place][key], expected[place][key]
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
-                f"{speaker()}: {found.keys[place, key]} of {folder} must have the shape {shape}, got "
+                f"{speaker()}: {found.keys.get((place, key), key)} of {folder} must have the shape {shape}, got "
                 f"{tuple(tensor.shape)}"
             )

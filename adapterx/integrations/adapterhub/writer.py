@@ -17,15 +17,10 @@ from adapterx.integrations.adapterhub.described import OPTION_OF_POSITION
 from adapterx.integrations.adapterhub.families import HOOKED, Family, Place, family_of
 from adapterx.integrations.adapterhub.files import ADAPTER, write_files
 from adapterx.integrations.adapterhub.interface import KNOWN
-from adapterx.integrations.adapterhub.keys import parameter_names
-from adapterx.integrations.adapterhub.options import (
-    ACTIVATIONS,
-    DEFAULTS,
-    SAME_NAME,
-    Surroundings,
-    branch_of,
-    placement_of,
-)
+from adapterx.integrations.adapterhub.keys import parameter_names, shared_names
+from adapterx.integrations.adapterhub.options import Surroundings, branch_of, placement_of
+from adapterx.integrations.adapterhub.vocabulary import ACTIVATIONS, DEFAULTS, PHM, PHM_INITS, SAME_NAME
+from adapterx.phm import PHMConfig
 from adapterx.records import Attachment
 from adapterx.targets import find_targets
 
@@ -65,12 +60,15 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
     around = Surroundings(model_type, family.order, KNOWN[model_type] if family.order == HOOKED else None)
     places = _places(attachment, modules, family)
     options = _options(attachment, places, around)
-    names = parameter_names(options)
+    names, common = parameter_names(options), {own for all_ in shared_names(options).values() for own in all_}
     tensors: dict[str, Tensor] = {}
     for target in attachment.targets:
-        own = dict(modules[target.module]._modules[ADAPTERS][name].named_parameters())
+        own = modules[target.module]._modules[ADAPTERS][name].state_dict(keep_vars=True)
         location = f"{family.prefix}{family.key_of_place(places[target.module])}.adapters.{name}"
-        tensors |= {f"{location}.{theirs}": own[ours] for theirs, ours in names if ours in own}
+        tensors |= {f"{location}.{theirs}": own[ours] for theirs, ours in names if ours in own and ours not in common}
+    for theirs, (ours, *_) in shared_names(options).items():
+        if ours in own:
+            tensors[f"{family.prefix}shared_parameters.{name}.{theirs}"] = own[ours]
     config = getattr(modules[""], "config", None)
     document = {
         "config": options,
@@ -147,7 +145,16 @@ def _branch(config: AdapterConfig) -> dict[str, Any]:
         "adapter_residual_before_ln": config.norm_after == "sum",
         "use_gating": config.gating,
         "stochastic_depth": config.stochastic_depth,
-    }
+    } | _phm(config.phm)
+
+
+def _phm(config: PHMConfig | None) -> dict[str, Any]:
+    if config is None:
+        return {"phm_layer": False}
+    theirs = {init: name for name, init in reversed(PHM_INITS.items())}
+    options = {name: getattr(config, own) for name, own in PHM.items()}
+    # With another `init_weights`, `adapters` fails while it builds such a layer.
+    return options | {"phm_layer": True, "hypercomplex_nonlinearity": theirs[config.init], "init_weights": "bert"}
 
 
 def _order(
