@@ -236,7 +236,7 @@ def test_files_of_the_first_versions(model, folder, golden, prefix):
 
 
 def test_the_rule_that_a_bare_model_leaves_out(golden, model, folder):
-    """`adapters` saves a compacter from a BertModel without the rules of its products, and loads it with random ones."""
+    """`adapters` saves a compacter from a BertModel without the rules of its products, which it needs."""
     for name in (CONFIG, PICKLE):
         (folder / name).write_bytes((golden.path("compacter") / name).read_bytes())
     tensors = tensors_of(folder)

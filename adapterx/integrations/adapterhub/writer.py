@@ -108,7 +108,7 @@ def _places(attachment: Attachment, modules: Mapping[str, nn.Module], family: Fa
 def _options(attachment: Attachment, places: Mapping[str, Place], around: Surroundings) -> dict[str, Any]:
     """Return the options of AdapterHub; those that it lacks are refused."""
     config = attachment.config
-    for option, usual in (("down_bias", True), ("up_bias", True), ("modules_to_save", ())):
+    for option, usual in (("down_bias", True), ("up_bias", True), ("modules_to_save", ()), ("train_norms", False)):
         if getattr(config, option) != usual:
             raise _unsayable(option, f"be {usual!r} for an adapter of AdapterHub", getattr(config, option))
     used = {places[target.module].position for target in attachment.targets}
