@@ -31,8 +31,8 @@ install: $(VENV)/.installed  ## create .venv, install, build the extension
 demo: install  ## train on real data, compare, export, verify (about ten minutes)
 	$(VENV)/bin/python examples/demo.py --output runs/demo
 
-test: install  ## run the whole test suite
-	$(VENV)/bin/python -m pytest
+test: install  ## run the whole test suite, the files in two processes (a test uses one thread)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 torture: install  ## the long campaigns: kills, full disks, damaged and contested folders (about half an hour)
 	$(VENV)/bin/python -m pytest tests/torture -o python_files='torture_*.py'

@@ -15,7 +15,7 @@ from adapterx.attachment import attach, detach
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.checkpoint import load_adapter, load_head, restore_adapter, restore_head, save_adapter, save_head
 from adapterx.checkpoint.document import PACKAGE_VERSION as __version__
-from adapterx.compose import Average, BatchSplit, Fuse, Split, Stack
+from adapterx.compose import Average, BatchSplit, Fuse, Parallel, Split, Stack
 from adapterx.config import AdapterConfig
 from adapterx.errors import (
     AdapterxError,
@@ -62,6 +62,7 @@ __all__ = [
     "Fuse",
     "FusionConfig",
     "PHMConfig",
+    "Parallel",
     "SequenceClassifier",
     "Split",
     "Stack",

@@ -8,12 +8,13 @@ from torch import nn
 from adapterx.adapters import check_known, check_whole
 from adapterx.compose import BatchSplit, Composition, Stack, adapter_names_in, parse_composition
 from adapterx.compose.batch import Shared
-from adapterx.compose.naming import fusions_in, keep_names
+from adapterx.compose.naming import copies_in, fusions_in, keep_names
 from adapterx.compose.nesting import check_runnable
 from adapterx.errors import ConfigError, speaker, speaking_as
 from adapterx.facts import facts_of
 from adapterx.fusion import FusionSet
 from adapterx.host import base_modules, switchable_modules, walk
+from adapterx.repeating import follow_composition
 from adapterx.route import Override, SwitchableModules
 
 # Plain attribute of the module that adapters were last switched on: the composition of all modules inside it, and the
@@ -45,7 +46,6 @@ def set_active(
         ConfigError: a name is repeated, `names` is none of the above, a composition may not stand where it stands, a
             fusion has not been added, `skip_layers` holds no block indices, or adapters would not run in the order
             given.
-        NotImplementedError: the composition cannot be run.
         TargetError: base modules that were adapted have been replaced, and their adapters with them.
         RuntimeError: the model is inside a `mixed` block.
     """
@@ -59,7 +59,7 @@ def set_active(
             check_known(model, wanted)
         check_runnable(composition, facts_of(model, wanted))
     _remember(model, composition, skipped)
-    shared = Shared()
+    shared = Shared(repeated=copies_in(composition) > 0)
     trained = trained_names(composition, train_fused=train_fused)
     for switchable in switchables:
         switchable.change_route(composition=composition, skipped=skipped, shared=shared)
@@ -130,6 +130,7 @@ def keep_compositions(model: nn.Module, names: Sequence[str] | None = None) -> N
                 setattr(module, _COMPOSITION, (composition, skipped))
             else:
                 delattr(module, _COMPOSITION)
+            follow_composition(module, composition)
     for switchable in switchables:
         if (composition := kept(switchable.route.composition)) != switchable.route.composition:
             switchable.change_route(composition=composition)
@@ -138,9 +139,11 @@ def keep_compositions(model: nn.Module, names: Sequence[str] | None = None) -> N
 def _remember(model: nn.Module, composition: Composition, skipped: frozenset[int]) -> None:
     """Note the composition on the model, in place of those of its parts."""
     for _, module in walk(model):
-        vars(module).pop(_COMPOSITION, None)
+        if vars(module).pop(_COMPOSITION, None) is not None:
+            follow_composition(module, None)
     if composition.parts:
         setattr(model, _COMPOSITION, (composition, skipped))
+        follow_composition(model, composition)
 
 
 def check_not_mixed(model: nn.Module) -> None:
@@ -248,7 +251,6 @@ def mixed(model: nn.Module, names: Sequence[str | Composition | None]) -> Iterat
         TypeError: `names` is not a sequence of names, compositions and None.
         UnknownAdapterError: a name is not attached.
         ConfigError: a composition cannot stand there.
-        NotImplementedError: a composition cannot be run.
         ValueError: `names` is empty; in a forward pass: a shape does not fit the number of names.
         RuntimeError: in a backward pass after the block: gradients would be lost.
     """

@@ -14,12 +14,9 @@ from adapterx.compose import BatchSplit, adapter_names_in
 from adapterx.compose.batch import Shared
 from adapterx.errors import speaking_as
 from adapterx.host import base_modules, switchable_modules
-from adapterx.replicas import are_replicas, is_cache, leaves, map_tensors, repeat_rows, share_of_rows
+from adapterx.replicas import are_replicas, is_cache, leaves, map_tensors, repeat_inputs, repeat_rows, share_of_rows
 from adapterx.targets import find_blocks
 from adapterx.targets.ports import first_input
-
-# Arguments of models that have the batch as their first dimension, by which its size is told.
-_BATCHED = ("input_ids", "inputs_embeds", "decoder_input_ids", "pixel_values", "input_features", "input_values")
 
 
 @contextmanager
@@ -115,17 +112,8 @@ class FanOut:
                 "fan_out: labels must not be given, the loss would be a mean over all names; take it of the logits of "
                 "each name"
             )
-        named = [kwargs[name] for name in _BATCHED if kwargs.get(name) is not None]
-        tensors = [leaf for leaf in leaves((named, args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
-        if not tensors:
-            raise ValueError("fan_out: inputs must hold a tensor whose first dimension is the batch, got none")
-        batch, copies = tensors[0].shape[0], len(self.names)
         self.shared.clear()
-
-        def repeat(tensor: Tensor) -> Tensor:
-            return repeat_rows(tensor, copies) if tensor.dim() and tensor.shape[0] == batch else tensor
-
-        return batch, map_tensors(args, repeat, caches=True), map_tensors(kwargs, repeat, caches=True)
+        return repeat_inputs(args, kwargs, len(self.names), "fan_out")
 
     def _divided(self, output: Any, batch: int) -> dict[str | None, Any]:
         if isinstance(output, Mapping) and (compared := [key for key in output if str(key).startswith("logits_per_")]):

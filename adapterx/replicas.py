@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Arguments of models that have the batch as their first dimension, by which its size is told.
+_BATCHED = ("input_ids", "inputs_embeds", "decoder_input_ids", "pixel_values", "input_features", "input_values")
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
@@ -19,6 +21,8 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor], *, caches: bool 
     """Return the value with every tensor in it exchanged; `caches` says whether those in caches are too."""
     if isinstance(value, Tensor):
         return change(value)
+    if type(value) is dict:  # by itself, for torch.compile does not know copy.copy
+        return {key: map_tensors(item, change, caches=caches) for key, item in value.items()}
     if isinstance(value, Mapping):
         changed = copy.copy(value)
         for key in value:
@@ -50,6 +54,34 @@ def leaves(value: Any) -> Iterator[Any]:
 def is_cache(value: Any) -> bool:
     """Tell whether a value is a cache of transformers, or one of its layers."""
     return type(value).__module__ == "transformers.cache_utils" and hasattr(value, "__dict__")
+
+
+def repeat_inputs(args: tuple, kwargs: dict[str, Any], copies: int, owner: str) -> tuple[int, tuple, dict[str, Any]]:
+    """Repeat what a model receives.
+
+    Args:
+        args: of the call.
+        kwargs: likewise.
+        copies: how often.
+        owner: the public function that wants it, for the message.
+
+    Returns:
+        The number of sequences, and the arguments in which each tensor with one row a sequence is repeated; caches of
+        keys and values are copied.
+
+    Raises:
+        ValueError: there is no tensor.
+    """
+    named = [kwargs[name] for name in _BATCHED if kwargs.get(name) is not None]
+    tensors = [leaf for leaf in leaves((named, args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+    if not tensors:
+        raise ValueError(f"{owner}: inputs must hold a tensor whose first dimension is the batch, got none")
+    batch = tensors[0].shape[0]
+
+    def repeat(tensor: Tensor) -> Tensor:
+        return repeat_rows(tensor, copies) if tensor.dim() and tensor.shape[0] == batch else tensor
+
+    return batch, map_tensors(args, repeat, caches=True), map_tensors(kwargs, repeat, caches=True)
 
 
 def repeat_rows(tensor: Tensor, copies: int) -> Tensor:

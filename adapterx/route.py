@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from adapterx.compose.batch import Shared
 from adapterx.compose.copies import Answer
 from adapterx.compose.expression import Composition, Stack
-from adapterx.compose.naming import adapter_names_in
+from adapterx.compose.naming import adapter_names_in, copies_in
 from adapterx.compose.running import Step
 from adapterx.records import Book, Place
 from adapterx.targets.ports import Capture, Port
@@ -84,7 +84,7 @@ class Route:
             return NOTHING, Shared()
         if chosen:
             return chosen[-1].composition, chosen[-1].shared
-        return self.composition, self.shared or Shared()
+        return self.composition, self.shared or Shared(repeated=copies_in(self.composition) > 0)
 
 
 class SwitchableModules(nn.ModuleDict):

@@ -91,6 +91,10 @@ class _Steps:
         cls.count += 1
 
 
+REPEATING: set[int] = set()
+"""Identities of the modules that run now, and have repeated their inputs for `Parallel`."""
+
+
 class Shared:
     """What the modules share that run one composition.
 
@@ -98,10 +102,13 @@ class Shared:
         speaker: the public function that chose the composition, for messages in forward passes.
         in_block: whether the end of a `with` block freezes again what trains now.
         in_shares: whether each entry is for an equal share of the batch, however large that is, and not for a sequence.
+        repeated: whether a model must have repeated its inputs for these shares, as for `Parallel`.
     """
 
-    def __init__(self, speaker: str = "set_active", *, in_block: bool = False, in_shares: bool = False) -> None:
-        self.speaker, self.in_block, self.in_shares = speaker, in_block, in_shares
+    def __init__(
+        self, speaker: str = "set_active", *, in_block: bool = False, in_shares: bool = False, repeated: bool = False
+    ) -> None:
+        self.speaker, self.in_block, self.in_shares, self.repeated = speaker, in_block, in_shares or repeated, repeated
         self.refrozen: list[nn.Parameter] = []  # trained inside the block, frozen again by its end
         self._choices: dict[tuple, Choice] = {}
         _Steps.watch()
@@ -155,6 +162,11 @@ class Shared:
     def split(self, tensor: Tensor, count: int) -> Tensor | None:
         """Return a view with one entry of the first dimension per sequence, or share; None if the shape forbids it."""
         rows = tensor.shape[0] if tensor.dim() else 0
+        if self.repeated and not REPEATING and torch._C._current_graph_task_id() == -1:  # a backward pass may recompute
+            raise RuntimeError(
+                "set_active: a model with Parallel must be called as a whole, for it repeats its inputs; call the "
+                "module that it was set on"
+            )
         if self.in_shares and rows != count:
             return tensor.unflatten(0, (count, rows // count)) if rows and rows % count == 0 else None
         return split_sequences(tensor, count)

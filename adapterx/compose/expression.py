@@ -84,21 +84,21 @@ class Average:
 
 @dataclass(frozen=True, init=False, repr=False)
 class Parallel:
-    """Every part for a repeated batch of its own, from the first adapted module to the end of the model.
+    """Every part for a copy of the batch: the model that it is set on repeats its inputs, and returns N times as much.
 
     Args:
-        *parts: names of adapters or compositions, one or more.
+        *parts: one or more names of adapters or compositions, or None where a copy has no adapter.
 
     Raises:
         ConfigError: a value breaks its rule.
     """
 
-    parts: tuple["str | Composition", ...]
+    parts: tuple["str | Composition | None", ...]
 
     __repr__ = _written
 
-    def __init__(self, *parts: "str | Composition") -> None:
-        _set(self, parts=_checked_parts(self, parts, least=1))
+    def __init__(self, *parts: "str | Composition | None") -> None:
+        _set(self, parts=_checked_parts(self, parts, least=1, optional=True))
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -182,7 +182,7 @@ class Fuse:
 
 
 Composition = Stack | Average | Parallel | Split | BatchSplit | Fuse
-"""Any of the compositions; `Parallel` cannot be run yet."""
+"""Any of the compositions."""
 KINDS = {kind.__name__.lower(): kind for kind in (Stack, Average, Parallel, Split, BatchSplit, Fuse)}
 
 

@@ -1,18 +1,20 @@
 """A composition as lanes: which rows of a batch and which tokens pass through what, one thing after the other.
 
-`Stack`, `BatchSplit` and `Split`, however nested, only say who passes where. Their lanes are disjoint regions of the
-batch, each with a row of items: names of adapters, or compositions of other kinds, which join results.
+`Stack`, `BatchSplit`, `Split` and `Parallel`, however nested, only say who passes where. Their lanes are disjoint
+regions of the batch, each with a row of items: names of adapters, or compositions of other kinds, which join results.
 """
 
 from collections.abc import Callable, Collection
 from itertools import accumulate, pairwise
+from types import UnionType
 from typing import NamedTuple
 
-from adapterx.compose.expression import BatchSplit, Composition, Split, Stack
+from adapterx.compose.expression import BatchSplit, Composition, Parallel, Split, Stack
 from adapterx.compose.regions import Extent, Region
 from adapterx.errors import ConfigError, speaker
 
 Item = str | Composition
+_DIVIDING = BatchSplit | Split | Parallel
 
 
 class Lane(NamedTuple):
@@ -58,26 +60,29 @@ def lanes_of(part: Item | None) -> Lanes:
     Raises:
         ConfigError: parts of it need other numbers of sequences or of tokens than what is around them has.
     """
-    rows, tokens = _needed(part, BatchSplit), _needed(part, Split)
+    rows, tokens = _needed(part, BatchSplit | Parallel), _needed(part, Split)
     return Lanes(tuple(_lanes(part, Region(), rows, tokens)), Extent(rows, tokens))
 
 
-def _needed(part: Item | None, kind: type[BatchSplit] | type[Split]) -> int | None:
-    """Return how many sequences or tokens the outermost splits of this kind divide; None where there are none."""
+def _needed(part: Item | None, kind: UnionType | type[Split]) -> int | None:
+    """Return how many sequences (or copies) or tokens the outermost splits of this kind divide; None without these."""
     if isinstance(part, kind):
         return sum(_sizes(part))
-    if not isinstance(part, (Stack, BatchSplit, Split)):
+    if not isinstance(part, Stack | _DIVIDING):
         return None
     needed = {count for inner in part.parts if (count := _needed(inner, kind)) is not None}
     if len(needed) > 1:
+        what = "Split" if kind is Split else "BatchSplit or Parallel"
         raise ConfigError(
-            f"{speaker()}: every {kind.__name__} for the same hidden states must divide equally many, "
+            f"{speaker()}: every {what} for the same hidden states must divide equally many, "
             f"got {' and '.join(map(str, sorted(needed)))} in {part!r}"
         )
     return needed.pop() if needed else None
 
 
-def _sizes(part: BatchSplit | Split) -> tuple[int, ...]:
+def _sizes(part: BatchSplit | Split | Parallel) -> tuple[int, ...]:
+    if isinstance(part, Parallel):
+        return (1,) * len(part.parts)
     return part.batch_sizes if isinstance(part, BatchSplit) else part.splits
 
 
@@ -88,9 +93,9 @@ def _lanes(part: Item | None, region: Region, rows: int | None, tokens: int | No
         for inner in part.parts:
             lanes = _joined(lanes, _lanes(inner, region, rows, tokens))
         return lanes
-    if not isinstance(part, (BatchSplit, Split)):
+    if not isinstance(part, _DIVIDING):
         return [Lane(region, () if part is None else (part,))]
-    sizes, is_batch = _sizes(part), isinstance(part, BatchSplit)
+    sizes, is_batch = _sizes(part), not isinstance(part, Split)
     if sum(sizes) != (rows if is_batch else tokens):
         what, whole = ("batch_sizes", f"{rows} sequences") if is_batch else ("splits", f"{tokens} tokens")
         raise ConfigError(f"{speaker()}: {what} must make up the {whole} that {part!r} divides, got {sum(sizes)}")

@@ -4,7 +4,17 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
 from typing import Any
 
-from adapterx.compose.expression import Average, BatchSplit, Composition, Fuse, Split, Stack, rebuilt, values_of
+from adapterx.compose.expression import (
+    Average,
+    BatchSplit,
+    Composition,
+    Fuse,
+    Parallel,
+    Split,
+    Stack,
+    rebuilt,
+    values_of,
+)
 
 
 def all_names(composition: Composition) -> Iterator[str]:
@@ -30,16 +40,23 @@ def fusions_in(composition: Composition) -> tuple[Fuse, ...]:
 
 
 def divides(composition: Composition) -> bool:
-    """Tell whether a composition divides batches or sequences, and so serves those of one size alone."""
+    """Tell whether a composition divides batches or sequences, and so serves those of one size alone, or copies."""
     inner = (part for part in composition.parts if isinstance(part, Composition))
-    return isinstance(composition, (BatchSplit, Split)) or any(map(divides, inner))
+    return isinstance(composition, (BatchSplit, Split, Parallel)) or any(map(divides, inner))
+
+
+def copies_in(composition: Composition) -> int:
+    """Return how many copies of a batch a composition wants, 0 where it holds no `Parallel`."""
+    if isinstance(composition, Parallel):
+        return len(composition.parts)
+    return max((copies_in(part) for part in composition.parts if isinstance(part, Composition)), default=0)
 
 
 def keep_names(composition: Composition, known: Collection[str]) -> Composition:
     """Return the composition without the adapters that are not among `known`, and without what they leave empty.
 
-    A stretch of a batch or of the tokens stays, without an adapter. A fusion goes as a whole: what it has learnt is
-    about all of its adapters.
+    A stretch of a batch or of the tokens, and a copy, stays, without an adapter. A fusion goes as a whole: what it has
+    learnt is about all of its adapters.
     """
     if all(name in known for name in all_names(composition)):
         return composition
@@ -61,7 +78,7 @@ def keep_names(composition: Composition, known: Collection[str]) -> Composition:
 
 def _kept_parts(composition: Composition, known: Collection[str]) -> Iterator[Any]:
     """Yield each part as it stays: None for a stretch without an adapter, False for a part that goes."""
-    gone = None if isinstance(composition, (BatchSplit, Split)) else False
+    gone = None if isinstance(composition, (BatchSplit, Split, Parallel)) else False
     for part in composition.parts:
         if isinstance(part, Composition):
             part = keep_names(part, known)

@@ -6,18 +6,19 @@ from typing import NamedTuple
 
 from adapterx.compose.expression import Average, BatchSplit, Composition, Fuse, Parallel, Split, Stack
 from adapterx.compose.lanes import lanes_of
-from adapterx.compose.naming import adapter_names_in, all_names, fusions_in
+from adapterx.compose.naming import adapter_names_in, all_names, divides, fusions_in
 from adapterx.errors import ConfigError, speaker
 from adapterx.targets.ports import NormedOutput, NormedSum, Port
 
 _BEHIND = (NormedSum.reads, NormedOutput.reads)  # what adapters read that hang on the norm behind a sublayer
 # What may stand in what: the nestings of AdapterHub's library, and those that cost nothing more here.
 _INSIDE: dict[type, tuple[type, ...]] = {
-    Stack: (Stack, Average, Fuse, Split, BatchSplit),
+    Stack: (Stack, Average, Fuse, Split, BatchSplit, Parallel),
     Average: (Stack, Average, Split, BatchSplit),
     Split: (Stack, Average, Split, BatchSplit),
     BatchSplit: (Stack, Average, Split, BatchSplit, Fuse),
     Fuse: (Stack,),
+    Parallel: (Stack, Average, Fuse),
 }
 
 
@@ -41,11 +42,11 @@ def check_runnable(composition: Composition, facts: Facts) -> None:
     """Refuse what modules cannot run as it is said.
 
     Raises:
-        NotImplementedError: a part is of a kind that cannot be run.
         ConfigError: a part may not stand where it stands, parts act on one sublayer at two places, which run in an
             order of their own, a batch or a sequence is divided in two ways, or a fusion is not there.
     """
     _check_kinds(composition)
+    _check_copies(composition)
     for lane in lanes_of(composition).lanes:
         for item in lane.items:
             if isinstance(item, Average):
@@ -59,11 +60,6 @@ def check_runnable(composition: Composition, facts: Facts) -> None:
 
 
 def _check_kinds(composition: Composition) -> None:
-    if isinstance(composition, Parallel):
-        raise NotImplementedError(
-            f"{speaker()}: names must be made of adapter names, Stack, Average, Split, BatchSplit and Fuse, got "
-            "Parallel, which cannot be run"
-        )
     for part in composition.parts:
         if isinstance(part, Composition):
             _check_kinds(part)
@@ -75,13 +71,36 @@ def _check_kinds(composition: Composition) -> None:
                 )
 
 
+def _check_copies(composition: Composition, *, outermost: bool = True) -> None:
+    """Refuse `Parallel` where it is not the composition, or in a stack that is, or beside what divides a batch."""
+    inner = [part for part in composition.parts if isinstance(part, Composition)]
+    if outermost and isinstance(composition, Parallel):
+        stray = [part for part in inner if divides(part)]
+    elif outermost and isinstance(composition, Stack) and any(map(_holds_parallel, inner)):
+        for part in inner:
+            _check_copies(part)
+        stray = [part for part in inner if divides(part) and not _holds_parallel(part)]
+    else:
+        stray = [part for part in inner if _holds_parallel(part)]
+    if stray:
+        raise ConfigError(
+            f"{speaker()}: Parallel must be the composition, or a part of the Stack that is, without BatchSplit and "
+            f"Split beside or in it, got {stray[0]!r} in {composition!r}"
+        )
+
+
+def _holds_parallel(composition: Composition) -> bool:
+    inner = (part for part in composition.parts if isinstance(part, Composition))
+    return isinstance(composition, Parallel) or any(map(_holds_parallel, inner))
+
+
 def _check_order(part: str | Composition | None, sublayers: Mapping[str, Mapping[tuple, str]]) -> None:
     """Refuse adapters of one sublayer that cannot act in the order given: the norm runs behind the projection."""
     if part is None or isinstance(part, str):
         return
     for inner in part.parts:
         _check_order(inner, sublayers)
-    if isinstance(part, (Split, BatchSplit)):  # the parts never meet
+    if isinstance(part, (Split, BatchSplit, Parallel)):  # the parts never meet
         return
     for first, second in _pairs(part):
         for sublayer in sublayers[first].keys() & sublayers[second].keys():

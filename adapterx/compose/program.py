@@ -7,7 +7,7 @@ from typing import NamedTuple
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.compose.attend import Attend
 from adapterx.compose.batch import Shared
-from adapterx.compose.expression import Average, BatchSplit, Composition, Fuse, Split, Stack
+from adapterx.compose.expression import Average, BatchSplit, Composition, Fuse, Parallel, Split, Stack
 from adapterx.compose.group import AdapterGroup
 from adapterx.compose.lanes import Item, Lane, lanes_of
 from adapterx.compose.naming import adapter_names_in
@@ -140,7 +140,7 @@ def _key(member: Member) -> tuple | None:
     return port, adapter.activation, weight.dtype, weight.device
 
 
-def _divided(part: BatchSplit | Split, module: Module) -> tuple[Step, ...]:
+def _divided(part: BatchSplit | Split | Parallel, module: Module) -> tuple[Step, ...]:
     """Return the rounds of grouped calls that serve the regions of a batch: the k-th item of each in the k-th round."""
     lanes, extent = lanes_of(part).on(module.members, _names)
     if len(lanes) == 1:  # all sequences and tokens pass through the same

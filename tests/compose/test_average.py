@@ -24,7 +24,7 @@ from adapterx import (
     save_adapter,
     set_active,
 )
-from adapterx.compose import Fuse, Parallel, composition_from_dict, composition_to_dict
+from adapterx.compose import Fuse, composition_from_dict, composition_to_dict
 from adapterx.export import read_metadata, to_onnx, to_torchscript
 
 CONFIG = AdapterConfig(bottleneck_dim=3, positions=("feed_forward",))
@@ -185,8 +185,6 @@ def test_compiles_in_one_graph():
 
 def test_what_cannot_run_is_refused_and_changes_nothing(model):
     set_active(model, "a")
-    with pytest.raises(NotImplementedError, match=r"set_active: names must be made of .*, got Parallel"):
-        set_active(model, Parallel("a", "b"))
     with pytest.raises(ConfigError, match="set_active: fusion 'b,c' must have been added to"):
         set_active(model, Stack("a", Fuse("b", "c")))
     assert active_adapters(model) == ("a",)

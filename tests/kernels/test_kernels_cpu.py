@@ -292,9 +292,9 @@ def test_an_unknown_capability_is_refused():
 
 @pytest.mark.parametrize("wanted", [*CAPABILITIES, "sse9"])
 def test_the_environment_lowers_the_instruction_set(wanted):
-    code = "from tests.support.kernel_build import ROOT, build_kernel_module as b; print(b().cpu_capability())"
+    code = "from kernel_build import build_kernel_module as b; print(b().cpu_capability())"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"ADAPTERX_CPU_CAPABILITY": wanted},
+        [sys.executable, "-c", code], cwd=ROOT / "tests" / "support", env=os.environ | {"ADAPTERX_CPU_CAPABILITY": wanted},
         capture_output=True, text=True,
     )  # fmt: skip
     if wanted in CAPABILITIES:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from build_lock import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "emulator"
@@ -46,11 +47,12 @@ def _build(target: str, **options: str) -> None:
     configure = [tools / "cmake", "-S", SOURCE, "-B", BUILD, "-GNinja", *(f"-D{k}={v}" for k, v in options.items())]
     # The compiler needs no sanitizer, and is many times slower with one.
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    for command in (configure, [tools / "cmake", "--build", BUILD, "--target", target]):
-        done = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, check=False, env=environment
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    with locked(BUILD):
+        for command in (configure, [tools / "cmake", "--build", BUILD, "--target", target]):
+            done = subprocess.run(
+                [str(part) for part in command], capture_output=True, text=True, check=False, env=environment
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
 
 
 def build_scenarios() -> Path:

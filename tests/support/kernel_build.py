@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from build_lock import locked
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_FOLDER = ROOT / "build" / "kernel_tests"
 SOURCE_FOLDERS = (ROOT / "csrc" / "kernels", ROOT / "tests" / "cpp")
@@ -41,14 +43,15 @@ def build_kernel_module() -> ModuleType:
     Raises:
         subprocess.CalledProcessError: CMake or the compiler failed; their output is on stderr.
     """
-    modules = sorted(BUILD_FOLDER.glob("adapterx_kernels*.so"))
-    if not modules or modules[0].stat().st_mtime < newest_source():
-        configure = [tool("cmake"), "-S", ROOT / "tests" / "cpp", "-B", BUILD_FOLDER, "-GNinja"]
-        ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
-        subprocess.run([*configure, ninja, f"-DPython_EXECUTABLE={sys.executable}"], check=True, stdout=sys.stderr)
-        subprocess.run([tool("cmake"), "--build", BUILD_FOLDER], check=True, stdout=sys.stderr)
+    with locked(BUILD_FOLDER):
         modules = sorted(BUILD_FOLDER.glob("adapterx_kernels*.so"))
-        modules[0].touch()
+        if not modules or modules[0].stat().st_mtime < newest_source():
+            configure = [tool("cmake"), "-S", ROOT / "tests" / "cpp", "-B", BUILD_FOLDER, "-GNinja"]
+            ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
+            subprocess.run([*configure, ninja, f"-DPython_EXECUTABLE={sys.executable}"], check=True, stdout=sys.stderr)
+            subprocess.run([tool("cmake"), "--build", BUILD_FOLDER], check=True, stdout=sys.stderr)
+            modules = sorted(BUILD_FOLDER.glob("adapterx_kernels*.so"))
+            modules[0].touch()
     spec = importlib.util.spec_from_file_location("adapterx_kernels", modules[0])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
