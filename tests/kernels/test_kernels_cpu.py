@@ -294,8 +294,8 @@ def test_an_unknown_capability_is_refused():
 def test_the_environment_lowers_the_instruction_set(wanted):
     code = "from kernel_build import build_kernel_module as b; print(b().cpu_capability())"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "tests" / "support", env=os.environ | {"ADAPTERX_CPU_CAPABILITY": wanted},
-        capture_output=True, text=True,
+        [sys.executable, "-c", code], cwd=ROOT / "tests" / "support",
+        env=os.environ | {"ADAPTERX_CPU_CAPABILITY": wanted}, capture_output=True, text=True,
     )  # fmt: skip
     if wanted in CAPABILITIES:
         assert done.stdout.strip() == wanted
