@@ -58,7 +58,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
     attachment, modules = adapters(model)[name], base_modules(model)
     model_type, family = family_of(modules)
     around = Surroundings(model_type, family.order, KNOWN[model_type] if family.order == HOOKED else None)
-    places = _places(attachment, modules, family)
+    places = places_of(attachment, modules, family)
     options = _options(attachment, places, around)
     names, common = parameter_names(options), {own for all_ in shared_names(options).values() for own in all_}
     tensors: dict[str, Tensor] = {}
@@ -81,7 +81,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
     write_files(Path(folder), ADAPTER, document, tensors)
 
 
-def _places(attachment: Attachment, modules: Mapping[str, nn.Module], family: Family) -> dict[str, Place]:
+def places_of(attachment: Attachment, modules: Mapping[str, nn.Module], family: Family) -> dict[str, Place]:
     """Return the place of every module that adapters of this placement can hang on.
 
     Raises:
