@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from adapterx.adapters import check_known, check_whole
-from adapterx.compose import BatchSplit, Composition, Stack, adapter_names_in, parse_composition
+from adapterx.compose import BatchSplit, Composition, Parallel, Stack, adapter_names_in, parse_composition
 from adapterx.compose.batch import Shared
 from adapterx.compose.naming import copies_in, fusions_in, keep_names
 from adapterx.compose.nesting import check_runnable
@@ -264,7 +264,7 @@ def mixed(model: nn.Module, names: Sequence[str | Composition | None]) -> Iterat
 
 
 @contextmanager
-def picked(model: nn.Module, composition: BatchSplit, shared: Shared) -> Iterator[None]:
+def picked(model: nn.Module, composition: BatchSplit | Parallel, shared: Shared) -> Iterator[None]:
     """Let the adapters that a batch picks, and no others, run and train inside the `with` block."""
     with _open(Override(model, composition, shared)):
         yield

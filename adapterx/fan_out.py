@@ -10,9 +10,12 @@ from torch.utils.hooks import RemovableHandle
 
 from adapterx.active import picked
 from adapterx.adapters import check_known
-from adapterx.compose import BatchSplit, adapter_names_in
+from adapterx.compose import Composition, Parallel, adapter_names_in, parse_composition
 from adapterx.compose.batch import Shared
-from adapterx.errors import speaking_as
+from adapterx.compose.naming import fusions_in
+from adapterx.compose.nesting import check_runnable
+from adapterx.errors import ConfigError, speaking_as
+from adapterx.facts import facts_of
 from adapterx.host import base_modules, switchable_modules
 from adapterx.replicas import are_replicas, is_cache, leaves, map_tensors, repeat_inputs, repeat_rows, share_of_rows
 from adapterx.targets import find_blocks
@@ -20,7 +23,7 @@ from adapterx.targets.ports import first_input
 
 
 @contextmanager
-def fan_out(model: nn.Module, names: Sequence[str | None]) -> Iterator["FanOut"]:
+def fan_out(model: nn.Module, names: Sequence[str | Composition | None]) -> Iterator["FanOut"]:
     """Run one input under several adapters inside the `with` block, and get an output for each of them.
 
     The batch is repeated, once for each name, and runs as one mixed batch: an adapted module calls the operator once
@@ -33,33 +36,41 @@ def fan_out(model: nn.Module, names: Sequence[str | None]) -> Iterator["FanOut"]
 
     Args:
         model: any module that encloses the adapted ones.
-        names: different names of attached adapters; None is the base model alone.
+        names: different names of attached adapters, or compositions of such, of `Stack` and `Average`; None is the base
+            model alone.
 
     Yields:
         A `FanOut`: called as the model is, it returns a dictionary of outputs by name.
 
     Raises:
-        TypeError: `names` is not a sequence of strings and None.
-        ValueError: `names` is empty, or repeats a name.
+        TypeError: `names` is not a sequence of names, compositions and None.
+        ValueError: `names` is empty, or repeats an entry.
         UnknownAdapterError: a name is not attached.
+        ConfigError: a composition cannot stand there.
     """
     with speaking_as("fan_out"):
-        pick = _checked(names)
-        check_known(model, adapter_names_in(pick))
-    fan = FanOut(model, pick.parts)
-    shared = Shared("mixed", in_block=True, in_shares=True)
-    with picked(model, pick, shared), ExitStack() as hooks:
+        copies = _checked(names)
+        used = adapter_names_in(copies)
+        check_known(model, used)
+        check_runnable(copies, facts_of(model, used))
+    fan = FanOut(model, copies.parts)
+    shared = Shared("fan_out", in_block=True, in_shares=True)
+    with picked(model, copies, shared), ExitStack() as hooks:
         for handle in fan.hook_blocks():
             hooks.callback(handle.remove)
         yield fan
 
 
-def _checked(names: Sequence[str | None]) -> BatchSplit:
-    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str | None) for n in names):
+def _checked(names: Sequence[str | Composition | None]) -> Parallel:
+    known = isinstance(names, Sequence) and all(isinstance(name, str | Composition | None) for name in names)
+    if isinstance(names, str) or not known:
         raise TypeError(f"fan_out: names must be a sequence of adapter names and None, got {names!r}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"fan_out: names must be one or more, and different, got {list(names)!r}")
-    return BatchSplit(*names)
+    copies = parse_composition(Parallel(*names))
+    if fusions_in(copies):
+        raise ConfigError("fan_out: names must not hold Fuse, which says what trains and for how long; use set_active")
+    return copies
 
 
 class FanOut:
@@ -72,11 +83,11 @@ class FanOut:
             call began.
     """
 
-    def __init__(self, model: nn.Module, names: tuple[str | None, ...]) -> None:
+    def __init__(self, model: nn.Module, names: tuple[str | Composition | None, ...]) -> None:
         self.model, self.names = model, names
         self.shared: list[str] = []
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str | None, Any]:
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str | Composition | None, Any]:
         """Run the model, and return its output for each name.
 
         Args:
@@ -90,7 +101,7 @@ class FanOut:
         batch, args, kwargs = self._repeated(args, kwargs)
         return self._divided(self.model(*args, **kwargs), batch)
 
-    def generate(self, *args: Any, **kwargs: Any) -> dict[str | None, Any]:
+    def generate(self, *args: Any, **kwargs: Any) -> dict[str | Composition | None, Any]:
         """Call `model.generate`, and return what it gives for each name; arguments and errors as in a call.
 
         The prompt runs once below the lowest adapted block; behind it the names go on with tokens of their own. Beams,
@@ -115,7 +126,7 @@ class FanOut:
         self.shared.clear()
         return repeat_inputs(args, kwargs, len(self.names), "fan_out")
 
-    def _divided(self, output: Any, batch: int) -> dict[str | None, Any]:
+    def _divided(self, output: Any, batch: int) -> dict[str | Composition | None, Any]:
         if isinstance(output, Mapping) and (compared := [key for key in output if str(key).startswith("logits_per_")]):
             raise ValueError(
                 f"fan_out: outputs must not compare the sequences of a batch with each other, as {compared[0]} does; "
@@ -146,9 +157,10 @@ class FanOut:
         """
         modules = base_modules(self.model)
         blocks = find_blocks(modules)
+        used = set(adapter_names_in(Parallel(*self.names)))
         for name in blocks:
             block = modules[name]
-            if not any(hung.keys() & set(self.names) for hung in switchable_modules(block)):
+            if not any(hung.keys() & used for hung in switchable_modules(block)):
                 run = _SharedRun(name, self)
                 yield block.register_forward_pre_hook(run.cut, with_kwargs=True)
                 # Before the hooks of those who note the outputs of blocks.

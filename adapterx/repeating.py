@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import nn
 
-from adapterx.adapters import active_composition
 from adapterx.compose.batch import REPEATING
-from adapterx.compose.expression import Composition
+from adapterx.compose.expression import Composition, Stack
 from adapterx.compose.naming import copies_in
+from adapterx.host import switchable_modules
 from adapterx.replicas import repeat_inputs
 
 _HANDLES = "_adapterx_repeating"  # plain attribute of such a model: the handles of its hooks
@@ -26,8 +26,10 @@ def follow_composition(model: nn.Module, composition: Composition | None) -> Non
 
 def repeat_for_parts(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
     """Forward pre-hook. A plain function: copies and pickles of a model so ask for their own composition."""
-    copies = copies_in(active_composition(model))  # that of an open `disabled` or `mixed` block, where there is one
-    if not copies:
+    first = next(iter(switchable_modules(model)), None)
+    composition, shared = (Stack(), None) if first is None else first.route.in_effect()
+    copies = copies_in(composition)
+    if not copies or not shared.repeated:  # an open block has another composition, or repeats by itself
         return None
     REPEATING.add(id(model))
     return repeat_inputs(args, kwargs, copies, "set_active")[1:]

@@ -12,7 +12,14 @@ from torch import nn
 
 from adapterx import (
     AdapterConfig,
+    Average,
+    BatchSplit,
+    ConfigError,
+    Fuse,
+    Parallel,
     SequenceClassifier,
+    Split,
+    Stack,
     UnknownAdapterError,
     adapter_parameters,
     attach,
@@ -189,6 +196,23 @@ def test_heads_answer_for_their_names():
     for adapter in NAMES:
         set_active(model, adapter)
         torch.testing.assert_close(outputs[adapter]["logits"], model(**inputs)["logits"], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_compositions_have_outputs_of_their_own():
+    model = adapted(build("bert").double())
+    inputs = inputs_for("bert", model)
+    chosen = [Stack("a", "b"), "b", Average("a", "b", weights=[1, 3]), None]
+    with fan_out(model, chosen) as run:
+        outputs = run(**inputs)
+    assert run.shared == ["encoder.layer.0"]
+    for part in chosen:
+        torch.testing.assert_close(outputs[part][0], alone(model, part, inputs)[0], rtol=0, atol=1e-12)
+    for part in (BatchSplit("a", "b"), Split("a", "b", splits=[3, 4]), Parallel("a", "b")):
+        with pytest.raises(ConfigError, match=r"^fan_out: (Parallel must be|parts of)"), fan_out(model, [part]):
+            pass
+    with pytest.raises(ConfigError, match=r"^fan_out: names must not hold Fuse"), fan_out(model, [Fuse("a", "b")]):
+        pass
 
 
 @torch.no_grad()
