@@ -71,7 +71,7 @@ def plan_attachment(
     check_whole(model)
     check_name(model, name)
     modules = base_modules(model)
-    targets, rule = find_targets(modules, config, saved=saved)
+    targets, rule, notes = find_targets(modules, config, saved=saved)
     for target in targets:
         _check_free(modules, target)
     shared: dict[str, Factors] = {}
@@ -79,7 +79,8 @@ def plan_attachment(
     norms = norms_to_train(modules, targets, config)
     copies = {path: _copy_module(modules, path, targets, dtype) for path in config.modules_to_save}
     copies |= {path: _copy_module(modules, path, (), dtype) for path in norms}
-    return Plan(model, Attachment(name, rule, config, targets, tuple(copies)), adapters, copies)
+    report = Attachment(name, rule, config, targets, tuple(copies), notes=notes)
+    return Plan(model, report, adapters, copies)
 
 
 def norms_to_train(modules: dict[str, nn.Module], targets: Sequence[Target], config: AdapterConfig) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ class Attachment:
         targets: the adapted modules.
         modules_to_save: the modules of which the adapter trains a copy.
         composition: the active composition that the adapter takes part in; None where it is inactive.
+        notes: in words, what was left out and why, and which adapters serve several places.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Attachment:
     targets: tuple[Target, ...]
     modules_to_save: tuple[str, ...]
     composition: Composition | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -48,6 +50,7 @@ class Attachment:
             lines.append(f"  {target.module} ({target.position}): {sizes}{source}")
         lines += [f"  {name}: trained copy" for name in self.modules_to_save]
         lines += [f"  {words}" for words in what_runs_where(self.config)]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 

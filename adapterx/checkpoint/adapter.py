@@ -118,7 +118,7 @@ def load_adapter(
     contents = renamed_to_fit(contents, model, modules)
     saved = list(contents.modules)
     with _fitting(folder):
-        targets, _ = find_targets(modules, contents.config, saved=saved)
+        targets = find_targets(modules, contents.config, saved=saved)[0]
     with _fitting(folder):
         _check_extent(modules, targets, contents, folder)
         # A generator of its own, so that loading does not move the global random numbers.

@@ -11,6 +11,7 @@ from adapterx.config import AdapterConfig
 from adapterx.errors import TargetError, speaker
 from adapterx.targets import layouts
 from adapterx.targets.ports import Input, NormedOutput, NormedSum, Output, Port, ResidualSum
+from adapterx.targets.sharing import shared_modules
 from adapterx.targets.structure import Site, find_by_structure, find_repeated
 
 
@@ -47,7 +48,7 @@ class Target:
 
 def find_targets(
     modules: Mapping[str, nn.Module], config: AdapterConfig, *, saved: Sequence[str] | None = None
-) -> tuple[tuple[Target, ...], str]:
+) -> tuple[tuple[Target, ...], str, tuple[str, ...]]:
     """Choose the modules to adapt.
 
     Args:
@@ -57,19 +58,21 @@ def find_targets(
             of names that differ by a prefix.
 
     Returns:
-        The targets in the model's order, and the rule that chose them, in words.
+        The targets in the model's order; in words, the rule that chose them, and what was left out or is shared.
 
     Raises:
         TargetError: nothing, or something unsuitable, is chosen; the message lists what there is.
     """
     if config.target_modules is None:
-        sites, rule = _find_by_position(modules, config.positions)
+        sites, rule, notes = _find_by_position(modules, config.positions)
     else:
-        sites, rule = _find_by_name(modules, config.target_modules, saved), f"target_modules={config.target_modules!r}"
+        sites, notes = _find_by_name(modules, config.target_modules, saved), ()
+        rule = f"target_modules={config.target_modules!r}"
     if config.layers is not None:
         sites = _keep_blocks(sites, config.layers)
         rule += f", layers={list(config.layers)}"
-    return tuple(_measure(modules, site, config) for site in sites), rule
+    targets, narrow = _wide_enough([_measure(modules, site, config) for site in sites], config)
+    return targets, rule, (*notes, *narrow, *shared_modules(modules, targets))
 
 
 def find_blocks(modules: Mapping[str, nn.Module]) -> dict[str, int]:
@@ -93,13 +96,25 @@ def block_of(name: str, blocks: Mapping[str, int]) -> int | None:
     return next((int(part) for part in parts if part.isdecimal()), None)
 
 
-def _find_by_position(modules: Mapping[str, nn.Module], positions: tuple[str, ...]) -> tuple[list[Site], str]:
+def _wide_enough(targets: list[Target], config: AdapterConfig) -> tuple[tuple[Target, ...], tuple[str, ...]]:
+    """Leave out modules, chosen by position, that are narrower than the bottleneck, unless all are; say which."""
+    narrow = [t for t in targets if config.resolve_bottleneck_dim(t.hidden_size) > t.hidden_size]
+    if config.target_modules is not None or not narrow or len(narrow) == len(targets):
+        return tuple(targets), ()
+    notes = (f"{t.module} is left out: it is {t.hidden_size} wide, less than the bottleneck" for t in narrow)
+    return tuple(target for target in targets if target not in narrow), tuple(notes)
+
+
+def _find_by_position(
+    modules: Mapping[str, nn.Module], positions: tuple[str, ...]
+) -> tuple[list[Site], str, tuple[str, ...]]:
     known, model_type = layouts.layouts_of(modules)
     if sites := _find_by_tables(modules, known, positions):
-        return sites, f"table for model type {model_type!r}"
+        return sites, f"table for model type {model_type!r}", _cross_left_out(modules, known, positions)
     reason = "has a table that does not fit this model" if known else "has no table"
     rule = f"structure of the repeated blocks (model type {model_type!r} {reason})"
-    return find_by_structure(modules, positions), rule
+    sites, notes = find_by_structure(modules, positions)
+    return sites, rule, notes
 
 
 def _find_by_tables(
@@ -112,6 +127,16 @@ def _find_by_tables(
     order = {name: number for number, name in enumerate(modules)}
     fits = {site.position for site in sites} == set(positions)
     return sorted(sites, key=lambda site: order[site.module]) if fits else []
+
+
+def _cross_left_out(
+    modules: Mapping[str, nn.Module], known: Sequence[layouts.Layout], positions: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Say where blocks have a cross-attention that was not asked for."""
+    if "cross_attention" in positions:
+        return ()
+    found = [layout for layout in known if layout.cross_attention and _sites_of(modules, layout, ("cross_attention",))]
+    return tuple(f"{layout.blocks}: {layout.cross_attention.output} (cross_attention) is left out" for layout in found)
 
 
 def _sites_of(modules: Mapping[str, nn.Module], layout: layouts.Layout, positions: tuple[str, ...]) -> list[Site]:

@@ -112,9 +112,20 @@ class Input:
 
     def read(self, call: Call, hidden_states: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Return what the adapter of this name reads, and what it adds to."""
-        if self.source is None:
-            return call.received(), hidden_states
-        return call.captured(name), hidden_states
+        read = call.received() if self.source is None else call.captured(name)
+        if read.shape[:-1] != hidden_states.shape[:-1]:
+            read = self._with_tokens_of(hidden_states, read, call)
+        return read, hidden_states
+
+    def _with_tokens_of(self, hidden_states: Tensor, read: Tensor, call: Call) -> Tensor:
+        """Flatten the tokens that are read where the module itself returns them flat, as mixtures of experts do."""
+        if self.source is None and hidden_states.dim() == 2 and read.shape[:-1].numel() == hidden_states.shape[0]:
+            return read.reshape(-1, read.shape[-1])
+        raise RuntimeError(
+            f"attach: a parallel adapter must read the tokens that its module returns, in the same order; "
+            f"{self.source or 'the module'} receives {tuple(read.shape)} and {type(call.module).__name__} returns "
+            f"{tuple(hidden_states.shape)}; use placement 'sequential' for this model, or name other target_modules"
+        )
 
     def finish(self, call: Call, hidden_states: Tensor) -> Tensor:
         """Return what the module shall return."""

@@ -45,6 +45,15 @@ def norm_size(module: nn.Module) -> int | None:
     return weight.shape[0] if weight is not None and weight.dim() == 1 else None
 
 
+def suits(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Tell whether an adapter can hang on a module, and how wide it would be."""
+    try:
+        module_sizes(modules, name)
+    except TargetError:
+        return False
+    return True
+
+
 def module_sizes(modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]:
     """Return the widths of what a module reads and returns.
 
@@ -62,7 +71,7 @@ def module_sizes(modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]
     if sizes is None and isinstance(weight, Tensor) and weight.dim() == 2:
         sizes = (weight.shape[1], weight.shape[0])
     if sizes is None:
-        size = _config_hidden_size(modules, name)
+        size = _width_around(modules, name) or _config_hidden_size(modules, name)
         if size is None:
             raise TargetError(
                 f"{speaker()}: the hidden size of {name} ({type(module).__name__}) cannot be told; target_modules "
@@ -87,6 +96,14 @@ def _refuse_unsuitable(modules: Mapping[str, nn.Module], name: str) -> None:
         reason = f"the last axis of a {kind} is not its channels"
     if reason:
         raise TargetError(f"{speaker()}: {name} cannot be adapted, because {reason}")
+
+
+def _width_around(modules: Mapping[str, nn.Module], name: str) -> int | None:
+    """Return the width of the norms beside a module of a block, which norm what it reads or returns."""
+    block = modules.get(name.rpartition(".")[0])
+    sizes = {norm_size(child) for child in block._modules.values() if child is not None} if block is not None else set()
+    sizes -= {None}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _config_hidden_size(modules: Mapping[str, nn.Module], name: str) -> int | None:

@@ -1,34 +1,22 @@
-"""Find the output projections of attention and feed-forward sublayers in any model made of repeated blocks."""
+"""Find the sublayers that adapters go behind in any model that is made of repeated blocks."""
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import nn
 
 from adapterx.errors import TargetError, speaker
-from adapterx.targets.sizes import in_out_sizes, norm_size, reads_all_projections
+from adapterx.targets.sizes import in_out_sizes, suits
+from adapterx.targets.sublayers import Block, inspect_block
 
-_ATTENTION_NAME = re.compile(r"att(n|ention)", re.IGNORECASE)
-_NORM_NAME = re.compile(r"norm|^ln", re.IGNORECASE)
-_CROSS_NAME = re.compile(r"cross|enc(oder)?_?(dec(oder)?_?)?att|multimodal", re.IGNORECASE)
-# Names that output projections bear; they only decide where shapes leave several candidates.
-_OUTPUT_NAME = re.compile(
-    r"(.*_)?(o|out|wo|output|dense|proj|fc2|fc_out|w2|lin2|linear2|down)(_proj|_lin|_layer|_dense)?"
-    r"|c_proj|linear_out|dense_4h_to_h|.*output\.dense|to_out\.0",
-    re.IGNORECASE,
-)
-_INPUT_NAME = re.compile(
-    r"(.*_)?(q|k|v|qkv|kv|query|key|value|pos|in|c_attn|query_key_value)(_proj|_lin|_pos)?", re.IGNORECASE
-)
+# Models whose own backward pass fails, with adapters or without.
+_HOPELESS = {
+    "ReformerModel": "Reformer runs its blocks again in a backward pass of its own, which does not know adapters",
+    "RwkvModel": "the backward pass of its recurrence fails",
+    "XcodecModel": "it runs its Transformer without gradients; adapt its semantic_model",
+}
 
-
-class Projection(NamedTuple):
-    """A linear map inside a block; names are relative to the block."""
-
-    name: str
-    input_size: int
-    output_size: int
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
 class Site(NamedTuple):
@@ -36,9 +24,9 @@ class Site(NamedTuple):
 
     Attributes:
         module: the output projection, or the module that the user named.
-        position: `"attention"`, `"feed_forward"`, or `"named"`.
+        position: `"attention"`, `"cross_attention"`, `"feed_forward"`, or `"named"`.
         block: index of the block, or None.
-        input_module: the module that receives what the sublayer receives; None where that is unknown.
+        input_module: the module that receives what the sublayer receives; None where that is `module` itself.
         norm: the norm of output + residual stream; None where there is none, or it is unknown.
         residual: the module that receives the residual stream as it is; None where that is unknown.
     """
@@ -51,145 +39,214 @@ class Site(NamedTuple):
     residual: str | None = None
 
 
-def find_by_structure(modules: Mapping[str, nn.Module], positions: tuple[str, ...]) -> list[Site]:
-    """Return the output projections of every block at the given positions.
+class _List(NamedTuple):
+    """A list of modules that may be blocks: its qualified name, and each element with its index."""
 
-    A block is an element of a `ModuleList` or `Sequential` whose elements have one class and hold an attention
-    sublayer (in a model without attention: a feed-forward one). Cross-attention is left alone, as in Houlsby's scheme.
+    name: str
+    blocks: dict[int, Block]
+
+    @property
+    def positions(self) -> set[str]:
+        return set().union(*(block.positions() for block in self.blocks.values()))
+
+    @property
+    def largest(self) -> set[str]:
+        """The positions of the element that has most."""
+        return max((block.positions() for block in self.blocks.values()), key=len)
+
+
+def find_by_structure(
+    modules: Mapping[str, nn.Module], positions: tuple[str, ...]
+) -> tuple[list[Site], tuple[str, ...]]:
+    """Return the output of every sublayer at the given positions, and in words what was left out.
+
+    A block is an element of a `ModuleList` or `Sequential` that holds an attention or another mixer of tokens; in a
+    model without any, one that norms and holds a feed-forward sublayer. A mixture of experts is one sublayer.
 
     Raises:
-        TargetError: there are no blocks, or a position has no candidate or several; the message lists them.
+        TargetError: there are no blocks, or in some a module cannot be told; the message names modules that would do.
     """
-    found: list[Site] = []
-    for prefix, index in find_repeated(modules).items():
-        projections, attention_roots = _inspect(modules, prefix)
-        for position in positions:
-            output, source = _choose(modules, prefix, position, projections, attention_roots)
-            found.append(Site(f"{prefix}.{output}", position, index, f"{prefix}.{source}"))
-    if not found:
-        linear = [name for name, module in modules.items() if name and in_out_sizes(module)]
-        raise TargetError(
-            f"{speaker()}: no repeated blocks were found in the model; give target_modules. "
-            f"Its linear modules are {', '.join(linear[:20]) or 'none'}{' ...' if len(linear) > 20 else ''}"
-        )
+    _refuse_hopeless(modules)
+    lists, notes = _find_lists(modules)
+    sites = []
+    for entry in lists:
+        for index, block in entry.blocks.items():
+            _refuse_unclear(modules, block, positions)
+            for sublayer in block.sublayers:
+                if sublayer.position in positions:
+                    module = _join(block.name, sublayer.output)
+                    source = None if sublayer.source is None else _join(block.name, sublayer.source)
+                    sites.append(Site(module, sublayer.position, index, source))
+    if not sites:
+        raise _nothing_found(modules, lists, positions)
     order = {name: number for number, name in enumerate(modules)}
-    return sorted(found, key=lambda item: order[item.module])
+    notes += [note for entry in lists for note in _left_out(entry, positions)]
+    return sorted(sites, key=lambda site: order[site.module]), tuple(notes)
+
+
+def _refuse_hopeless(modules: Mapping[str, nn.Module]) -> None:
+    for name, module in modules.items():
+        for kind, reason in _HOPELESS.items():
+            if type(module).__name__.startswith(kind):
+                raise TargetError(f"{speaker()}: {name or 'the model'} cannot be adapted, because {reason}")
 
 
 def find_repeated(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     """Return name and index of every repeated block, from the innermost lists that hold whole blocks."""
-    lists: dict[str, bool] = {}
+    return {block.name: index for entry in _find_lists(modules)[0] for index, block in entry.blocks.items()}
+
+
+def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str]]:
+    """Return the lists of blocks, and in words which other lists of repeated modules were passed over."""
+    names = list(modules)
+    places = {name: number for number, name in enumerate(names)}
+    found: dict[str, _List] = {}
     for name, module in modules.items():
-        children = list(module.children()) if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
-        if children and len({type(child) for child in children}) == 1:
-            first = next(iter(module._modules))
-            projections, roots = _inspect(modules, f"{name}.{first}" if name else first)
-            outside = [p for p in projections if not _inside(p.name, roots)]
-            if roots or len(outside) > 1:
-                lists[name] = bool(roots)
-    if any(lists.values()):
-        lists = {name: True for name, has_attention in lists.items() if has_attention}
-    inner = [name for name in lists if not any(_is_below(other, name) for other in lists)]
-    return {
-        f"{name}.{key}" if name else key: index for name in inner for index, key in enumerate(modules[name]._modules)
-    }
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+            continue
+        blocks = {}
+        for index, key in enumerate(module._modules):
+            element = _join(name, key)
+            if element in modules and modules[element]._modules and not isinstance(modules[element], nn.Sequential):
+                blocks[index] = inspect_block(element, _below(modules, names, places, element))
+        if any(block.positions() for block in blocks.values()):
+            found[name] = _List(name, blocks)
+    chosen = [entry for entry in found.values() if not _passed_over(entry, found)]
+    mixing = [entry for entry in chosen if entry.positions & {"attention", "cross_attention"}]
+    if not mixing:
+        return [e for e in chosen if all(_is_plain(modules, block) for block in e.blocks.values())], []
+    kept = [entry for entry in chosen if entry in mixing or _accompanies(entry, mixing)]
+    notes = [f"{entry.name} was left out: its modules mix no tokens" for entry in chosen if entry not in kept]
+    return kept, notes + _outside(modules, kept)
+
+
+def _outside(modules: Mapping[str, nn.Module], lists: list[_List]) -> list[str]:
+    """Say which attentions, and which parts of lists of lists of blocks, are in no block."""
+    blocks = [block.name for entry in lists for block in entry.blocks.values()]
+    stages = _stages(modules, lists)
+    found: list[str] = []
+    for name, module in modules.items():
+        parent = name.rpartition(".")[0]
+        attends = "Att" in type(module).__name__ and module._modules
+        if not name or not (attends or parent in stages) or isinstance(modules[parent], nn.MultiheadAttention):
+            continue
+        taken = any(name == block or _is_below(name, block) or _is_below(block, name) for block in [*blocks, *found])
+        if not taken and any(parameter.dim() > 1 for parameter in module.parameters()):
+            found.append(name)
+    return [f"{name} was left out: it is in no block" for name in found]
+
+
+def _stages(modules: Mapping[str, nn.Module], lists: list[_List]) -> set[str]:
+    """Return the elements of lists that hold lists of blocks, such as the stages of Swin."""
+    found = set()
+    for entry in lists:
+        parts = entry.name.split(".")
+        for depth in range(1, len(parts)):
+            name = ".".join(parts[:depth])
+            if isinstance(modules[name], nn.ModuleList):
+                found |= {_join(name, key) for key in modules[name]._modules}
+    return found
+
+
+def _is_plain(modules: Mapping[str, nn.Module], block: Block) -> bool:
+    """Tell whether a block without attention is a feed-forward one that norms, and no convolutional network's."""
+    parts = [modules[_join(block.name, name)] for name in block.others]
+    return block.has_norm and not any(isinstance(m, _CONVOLUTIONS) for part in parts for m in part.modules())
+
+
+def _passed_over(entry: _List, found: Mapping[str, _List]) -> bool:
+    """Tell whether other lists hold the blocks: those inside that hold as much, or those around that hold more."""
+    inside = [other for other in found.values() if _is_below(other.name, entry.name)]
+    around = [other for other in found.values() if _is_below(entry.name, other.name)]
+    return any(o.largest >= entry.largest for o in inside) or any(
+        o.largest > entry.largest and not _passed_over(o, found) for o in around
+    )
+
+
+def _accompanies(entry: _List, mixing: list[_List]) -> bool:
+    """Tell whether a list of feed-forward sublayers stands beside one of attentions, block by block (XLM)."""
+    parent = entry.name.rpartition(".")[0]
+    return any(
+        other.name.rpartition(".")[0] == parent and len(other.largest) == 1 and len(other.blocks) == len(entry.blocks)
+        for other in mixing
+    )
+
+
+def _below(
+    modules: Mapping[str, nn.Module], names: list[str], places: Mapping[str, int], prefix: str
+) -> dict[str, nn.Module]:
+    """Return relative name to module of all inside a module, itself under `""`; names stand in the model's order."""
+    found = {"": modules[prefix]}
+    for name in names[places[prefix] + 1 :]:
+        if not name.startswith(f"{prefix}."):
+            break
+        found[name[len(prefix) + 1 :]] = modules[name]
+    return found
+
+
+def _refuse_unclear(modules: Mapping[str, nn.Module], block: Block, positions: tuple[str, ...]) -> None:
+    for position, candidates in block.unclear.items():
+        if position in positions:
+            listed = ", ".join(f"{p.name} ({p.input_size} to {p.output_size})" for p in candidates[:12])
+            suitable = [p.name for p in candidates if suits(modules, _join(block.name, p.name))]
+            hint = f"target_modules=({suitable[-1]!r},)" if suitable and suitable[-1] else "target_modules"
+            raise TargetError(
+                f"{speaker()}: in block {block.name} several modules could be the {position} output projection; give "
+                f"{hint} or other positions. Candidates: {listed}"
+            )
+
+
+def _nothing_found(modules: Mapping[str, nn.Module], lists: list[_List], positions: tuple[str, ...]) -> TargetError:
+    if lists:
+        has = sorted(set().union(*(entry.positions for entry in lists)))
+        return TargetError(
+            f"{speaker()}: positions must name sublayers that the model's blocks have, got {list(positions)}; "
+            f"they have {', '.join(has)}"
+        )
+    linear = [name for name, module in modules.items() if name and in_out_sizes(module) and suits(modules, name)]
+    if not linear:
+        return TargetError(
+            f"{speaker()}: no repeated blocks of attention and feed-forward sublayers were found in the model, and no "
+            "linear module that target_modules could name"
+        )
+    return TargetError(
+        f"{speaker()}: no repeated blocks of attention and feed-forward sublayers were found in the model; give "
+        f"target_modules=({linear[-1]!r},) or others. "
+        f"Its linear modules are {', '.join(linear[:20])}{' ...' if len(linear) > 20 else ''}"
+    )
+
+
+def _left_out(entry: _List, positions: tuple[str, ...]) -> list[str]:
+    """Say what a list's blocks lack, and what they have beside the chosen sublayers."""
+    notes: dict[str, list[int]] = {}
+    for index, block in entry.blocks.items():
+        for position in positions:
+            if position not in block.positions():
+                notes.setdefault(f"no {position} sublayer", []).append(index)
+        for sublayer in block.sublayers:
+            if sublayer.position not in positions:
+                notes.setdefault(f"{sublayer.output} ({sublayer.position}) is left out", []).append(index)
+        for name in block.others:
+            notes.setdefault(f"{name} belongs to none of these sublayers and is left out", []).append(index)
+        for name in block.experts if "feed_forward" in positions else ():
+            notes.setdefault(f"one adapter behind all experts of {name}", []).append(index)
+    return [f"{entry.name}[{_ranges(indices)}]: {note}" for note, indices in notes.items()]
+
+
+def _ranges(indices: list[int]) -> str:
+    """Return indices in words, such as `0-3, 6`."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and index == parts[-1][-1] + 1:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def _join(prefix: str, name: str) -> str:
+    return ".".join(filter(None, (prefix, name)))
 
 
 def _is_below(name: str, ancestor: str) -> bool:
     return name != ancestor and (not ancestor or name.startswith(f"{ancestor}."))
-
-
-def _inside(name: str, roots: list[str]) -> bool:
-    return any(name == root or name.startswith(f"{root}.") for root in roots)
-
-
-def _inspect(modules: Mapping[str, nn.Module], prefix: str) -> tuple[list[Projection], list[str]]:
-    """Return a block's projections and the names of its outermost attention modules, both relative to the block."""
-    projections, roots = [], []
-    for name, module in modules.items():
-        if not name.startswith(f"{prefix}."):
-            continue
-        relative = name[len(prefix) + 1 :]
-        if _inside(relative, roots) and reads_all_projections(modules[f"{prefix}.{roots[-1]}"]):
-            continue  # it never calls its own projections, so it counts as one itself
-        sizes = in_out_sizes(module)
-        if sizes is not None:
-            projections.append(Projection(relative, *sizes))
-        looks_like_attention = _ATTENTION_NAME.search(relative.rpartition(".")[2]) or _ATTENTION_NAME.search(
-            type(module).__name__
-        )
-        is_container = next(module.children(), None) is not None
-        if looks_like_attention and is_container and not _inside(relative, roots) and not _is_norm(relative, module):
-            roots.append(relative)
-    return projections, [root for root in roots if any(_inside(p.name, [root]) for p in projections)]
-
-
-def _is_norm(name: str, module: nn.Module) -> bool:
-    return norm_size(module) is not None or _NORM_NAME.search(name.rpartition(".")[2]) is not None
-
-
-def _choose(
-    modules: Mapping[str, nn.Module], prefix: str, position: str, projections: list[Projection], roots: list[str]
-) -> tuple[str, str]:
-    """Return the output projection of one position, and the module that receives the sublayer's input."""
-    cross = [root for root in roots if _is_cross(root, type(modules[f"{prefix}.{root}"]).__name__)]
-    if position != "feed_forward":
-        wanted = cross if position == "cross_attention" else [root for root in roots if root not in cross]
-        group = [p for p in projections if _inside(p.name, wanted)]
-        candidates = _attention_outputs(group)
-    else:
-        group = [p for p in projections if not _inside(p.name, roots)]
-        candidates = _feed_forward_outputs(group)
-    if len(candidates) > 1:
-        candidates = [p for p in candidates if _bears(p.name, _OUTPUT_NAME)]
-    if len(candidates) != 1:
-        names = ", ".join(f"{p.name} ({p.input_size} to {p.output_size})" for p in candidates or group or projections)
-        problem = "several modules could be" if candidates else "no module is clearly"
-        raise TargetError(
-            f"{speaker()}: in block {prefix} {problem} the {position} output projection; give target_modules"
-            f" or other positions. Candidates: {names or 'none'}"
-        )
-    if position != "feed_forward":
-        return candidates[0].name, _common_parent([p.name for p in group]) or group[0].name
-    return candidates[0].name, group[0].name
-
-
-def _is_cross(root: str, class_name: str) -> bool:
-    return _CROSS_NAME.search(root) is not None or "CrossAttention" in class_name or "EncDec" in class_name
-
-
-def _attention_outputs(group: list[Projection]) -> list[Projection]:
-    """Keep what ends at the width at which the attention begins and is not named like a query, key or value."""
-    if len(group) == 1:
-        return group  # torch.nn.MultiheadAttention
-    widths = {group[0].input_size} if group else set()
-    return [p for p in group if p.output_size in widths and not _bears(p.name, _INPUT_NAME)]
-
-
-def _feed_forward_outputs(group: list[Projection]) -> list[Projection]:
-    """Keep what undoes an expansion: an earlier projection widens d to k (2k if gated), this one maps k back to d."""
-    return [
-        p
-        for number, p in enumerate(group)
-        if any(
-            q.input_size == p.output_size and q.output_size in (p.input_size, 2 * p.input_size) for q in group[:number]
-        )
-    ]
-
-
-def _bears(name: str, pattern: re.Pattern) -> bool:
-    """Tell whether the last component of a name, or the last two, match the pattern."""
-    parts = name.split(".")
-    return any(pattern.fullmatch(".".join(parts[-depth:])) for depth in (1, 2))
-
-
-def _common_parent(names: list[str]) -> str:
-    split = [name.split(".") for name in names]
-    if len(split) == 1:
-        return names[0]
-    shared = []
-    for parts in zip(*(parts[:-1] for parts in split), strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared)

@@ -39,7 +39,7 @@ def watch(model, names, seen, *, inputs):
 
 
 def sites_by_block(model, name):
-    sites, rule = _find_by_position(base_modules(model), positions_of(name))
+    sites, rule, _ = _find_by_position(base_modules(model), positions_of(name))
     assert rule.startswith("table")
     blocks = {}
     for site in sites:

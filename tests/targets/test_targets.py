@@ -17,6 +17,7 @@ from adapterx.targets.layouts import LAYOUTS
 class Selection(NamedTuple):
     targets: tuple
     rule: str
+    notes: tuple
 
 
 def find(model, **options):
@@ -197,8 +198,11 @@ def test_structure_of_a_plain_model():
     selection = find(plain_model(), positions=("feed_forward",), placement="parallel")
     assert names(selection) == ["blocks.0.narrow", "blocks.1.narrow"]
     assert [t.input_module for t in selection.targets] == ["blocks.0.widen", "blocks.1.widen"]
-    with pytest.raises(TargetError, match=r"in block blocks\.0 no module is clearly the attention output projection"):
-        find(plain_model())
+    everywhere = find(plain_model())
+    assert names(everywhere) == names(selection)
+    assert everywhere.notes == ("blocks[0-1]: no attention sublayer",)
+    with pytest.raises(TargetError, match=r"positions must name sublayers .* they have feed_forward"):
+        find(plain_model(), positions=("attention",))
 
 
 def test_single_block_and_no_block():
@@ -214,32 +218,6 @@ def test_torch_transformer_adapts_the_attention_module_itself():
     assert names(find(model)) == ["layers.0.self_attn", "layers.0.linear2", "layers.1.self_attn", "layers.1.linear2"]
     with pytest.raises(TargetError, match=r"reads its weights without calling it; name layers\.0\.self_attn instead"):
         find(model, target_modules=("out_proj",))
-
-
-def test_ambiguous_structure_lists_the_candidates():
-    import transformers
-
-    config = transformers.Wav2Vec2ConformerConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, conv_dim=[16],
-        conv_stride=[2], conv_kernel=[3], num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
-    )  # fmt: skip
-    model = transformers.AutoModel.from_config(config)
-    with pytest.raises(TargetError, match=r"several modules could be.*ffn1\.output_dense.*ffn2\.output_dense"):
-        find(model)
-    assert names(find(model, positions=("attention",))) == ["encoder.layers.0.self_attn.linear_out"]
-
-
-def test_experts_ask_for_a_choice():
-    import transformers
-
-    config = transformers.MixtralConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, vocab_size=99,
-        num_key_value_heads=2, num_local_experts=2,
-    )  # fmt: skip
-    model = transformers.AutoModel.from_config(config)
-    with pytest.raises(TargetError, match="feed_forward output projection; give target_modules or other positions"):
-        find(model)
-    assert names(find(model, positions=("attention",))) == ["layers.0.self_attn.o_proj"]
 
 
 def test_adapters_are_never_targets():

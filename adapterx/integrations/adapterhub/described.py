@@ -57,13 +57,13 @@ class Described:
         values = {"placement": placement, "added_to": added_to, "positions": positions}
         values |= branch_of(self.options, placement, added_to, self.source)
         try:
-            everywhere, _ = find_targets(self.modules, AdapterConfig(bottleneck_dim=1, **values))
+            everywhere = find_targets(self.modules, AdapterConfig(bottleneck_dim=1, **values))[0]
             self.places = {target.module: self.family.place_of_target(target) for target in everywhere}
             sizes = {target.hidden_size for target in everywhere}
             values |= self._kept((placement, added_to) in _BY_NAME)
             widths = widths_of(self.options["reduction_factor"], [*self.places.values()], sizes, self.source)
             self.config = AdapterConfig(**values, **widths)
-            self.targets, _ = find_targets(self.modules, self.config)
+            self.targets = find_targets(self.modules, self.config)[0]
         except (ConfigError, TargetError) as error:
             reason = str(error).removeprefix(f"{speaker()}: ").removeprefix("AdapterConfig: ")
             raise CheckpointError(f"{speaker()}: {self.source} does not fit the model: {reason}") from error

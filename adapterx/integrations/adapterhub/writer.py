@@ -93,7 +93,7 @@ def places_of(attachment: Attachment, modules: Mapping[str, nn.Module], family: 
             everywhere = replace(
                 attachment.config, positions=(position,), layers=None, target_modules=None, modules_to_save=()
             )
-            targets, _ = find_targets(modules, everywhere)
+            targets = find_targets(modules, everywhere)[0]
         except TargetError:
             continue  # a model without cross-attention, for one
         found |= {target.module: family.place_of_target(target) for target in targets}
