@@ -11,12 +11,23 @@ from adapterx.adapters import (
     merge_adapter,
     summary,
 )
-from adapterx.attachment import attach, detach
+from adapterx.attachment import attach, detach, rename_adapter
 from adapterx.bottleneck import BottleneckAdapter
-from adapterx.checkpoint import load_adapter, load_head, restore_adapter, restore_head, save_adapter, save_head
+from adapterx.checkpoint import (
+    load_adapter,
+    load_fusion,
+    load_head,
+    restore_adapter,
+    restore_head,
+    save_adapter,
+    save_fusion,
+    save_head,
+)
 from adapterx.checkpoint.document import PACKAGE_VERSION as __version__
+from adapterx.combining import combine_adapters
 from adapterx.compose import Average, BatchSplit, Fuse, Parallel, Split, Stack
 from adapterx.config import AdapterConfig
+from adapterx.dropping import adapter_drop
 from adapterx.errors import (
     AdapterxError,
     CheckpointError,
@@ -72,12 +83,14 @@ __all__ = [
     "UnknownAdapterError",
     "__version__",
     "active_adapters",
+    "adapter_drop",
     "adapter_names",
     "adapter_parameters",
     "adapters",
     "add_fusion",
     "attach",
     "build_info",
+    "combine_adapters",
     "detach",
     "disabled",
     "fan_out",
@@ -85,14 +98,17 @@ __all__ = [
     "fusion_regularization",
     "fusions",
     "load_adapter",
+    "load_fusion",
     "load_head",
     "merge_adapter",
     "mixed",
     "prune_fusion",
     "remove_fusion",
+    "rename_adapter",
     "restore_adapter",
     "restore_head",
     "save_adapter",
+    "save_fusion",
     "save_head",
     "set_active",
     "skip_layers",

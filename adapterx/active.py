@@ -8,7 +8,7 @@ from torch import nn
 from adapterx.adapters import check_known, check_whole
 from adapterx.compose import BatchSplit, Composition, Parallel, Stack, adapter_names_in, parse_composition
 from adapterx.compose.batch import Shared
-from adapterx.compose.naming import copies_in, fusions_in, keep_names
+from adapterx.compose.naming import copies_in, fusions_in, keep_names, renamed
 from adapterx.compose.nesting import check_runnable
 from adapterx.errors import ConfigError, speaker, speaking_as
 from adapterx.facts import facts_of
@@ -134,6 +134,16 @@ def keep_compositions(model: nn.Module, names: Sequence[str] | None = None) -> N
     for switchable in switchables:
         if (composition := kept(switchable.route.composition)) != switchable.route.composition:
             switchable.change_route(composition=composition)
+
+
+def rename_in_compositions(model: nn.Module, old: str, new: str) -> None:
+    """Put another name into the compositions in the model."""
+    for _, module in walk(model):
+        if _COMPOSITION in vars(module):
+            composition, skipped = vars(module)[_COMPOSITION]
+            setattr(module, _COMPOSITION, (renamed(composition, old, new), skipped))
+        if isinstance(module, SwitchableModules) and old in adapter_names_in(module.route.composition):
+            module.change_route(composition=renamed(module.route.composition, old, new))
 
 
 def _remember(model: nn.Module, composition: Composition, skipped: frozenset[int]) -> None:

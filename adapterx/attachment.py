@@ -3,14 +3,16 @@
 import torch
 from torch import nn
 
-from adapterx.active import check_not_mixed, keep_compositions
-from adapterx.adapters import check_known, is_recorded, recorded_names
+from adapterx.active import check_not_mixed, keep_compositions, rename_in_compositions
+from adapterx.adapters import books_in, check_known, is_recorded, recorded_names
 from adapterx.config import AdapterConfig
 from adapterx.errors import UnknownAdapterError, speaking_as
+from adapterx.fusion import FusionSet
 from adapterx.hanging import remove_adapters, unfreeze
-from adapterx.host import switchable_modules
-from adapterx.planning import plan_attachment
+from adapterx.host import switchable_modules, walk
+from adapterx.planning import check_name, plan_attachment
 from adapterx.records import Attachment
+from adapterx.route import SwitchableModules
 
 
 def attach(
@@ -46,6 +48,36 @@ def attach(
     generator = None if seed is None else torch.Generator(device="cpu").manual_seed(seed)
     with speaking_as("attach"):
         return plan_attachment(model, config, name, generator=generator, dtype=dtype).commit(active=active)
+
+
+def rename_adapter(model: nn.Module, old: str, new: str) -> None:
+    """Give an attached adapter another name, in compositions and fusions, too; nothing else changes.
+
+    Args:
+        model: any module that encloses everything that was attached under this name.
+        old: its name.
+        new: letters, digits, `_` and `-`; not in use yet.
+
+    Raises:
+        UnknownAdapterError: it is not attached.
+        ConfigError: the new name is none for an adapter, or taken.
+        RuntimeError: the model is inside a `mixed` block.
+    """
+    with speaking_as("rename_adapter"):
+        check_not_mixed(model)
+        check_known(model, [old])
+        check_name(model, new)
+    for book in books_in(model):
+        book.rename(old, new)
+    for _, module in walk(model):
+        if isinstance(module, SwitchableModules) and old in module:
+            place = module.places[old]
+            place.book.strike((place.module, module.child), old)
+            place.book.note((place.module, module.child), new)
+            module.rename(old, new)
+        elif isinstance(module, FusionSet):
+            module.rename_adapter(old, new)
+    rename_in_compositions(model, old, new)
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:

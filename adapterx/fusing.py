@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adapterx.active import set_active
+from adapterx.active import check_not_mixed, set_active
 from adapterx.adapters import active_composition, check_known, check_whole
 from adapterx.compose import Fuse, Stack, adapter_names_in
 from adapterx.compose.naming import fusions_in
@@ -97,6 +97,7 @@ def plan_fusion(
 ) -> FusionPlan:
     """Build and check a fusion without touching the model; arguments and errors as in `add_fusion`."""
     check_dtype(dtype)
+    check_not_mixed(model)
     check_whole(model)
     fuse = names if isinstance(names, Fuse) else Fuse(*names)
     used = adapter_names_in(fuse)

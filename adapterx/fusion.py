@@ -235,9 +235,28 @@ class FusionSet(nn.ModuleDict):
         del self[name]
         del self.parts[name]
 
+    def rename_adapter(self, old: str, new: str) -> None:
+        """Give an adapter another name, and fusions that are named after their adapters with it."""
+        for name, parts in list(self.parts.items()):
+            fusion = self[name]
+            renamed = _renamed(parts, old, new)
+            self.remove(name)
+            self.hang(_name_of(renamed) if name == _name_of(parts) else name, fusion, renamed)
+
     def remove_those_of(self, adapters: Collection[str]) -> None:
         """Take off the fusions that fuse one of these adapters."""
         for name, parts in list(self.parts.items()):
             fused = {each for part in parts for each in ((part,) if isinstance(part, str) else part)}
             if not fused.isdisjoint(adapters):
                 self.remove(name)
+
+
+def _renamed(parts: tuple, old: str, new: str) -> tuple:
+    return tuple(
+        _renamed(part, old, new) if isinstance(part, tuple) else new if part == old else part for part in parts
+    )
+
+
+def _name_of(parts: tuple) -> str:
+    """Return the name that a fusion of these adapters has by default, as `Fuse.key` says it."""
+    return ",".join(part[-1] if isinstance(part, tuple) else part for part in parts)

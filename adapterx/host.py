@@ -4,6 +4,7 @@ The base modules keep their class, their place and their keys. Each of them that
 holds adapters by name, `adapterx_copies` trained copies, `adapterx_fusions` fusions.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,12 @@ class AdapterSet(SwitchableModules):
         if not capture.readers:
             for handle in self.capture_handles.pop(capture):
                 handle.remove()
+
+    def rename(self, old: str, new: str) -> None:
+        """Give an adapter another name."""
+        super().rename(old, new)
+        if old in self.captures:
+            self.captures[new] = self.captures.pop(old)
 
     def capture(self, name: str, source: str, module: nn.Module, around: nn.Module) -> None:
         """Carry what another module, of the name `source`, receives to the adapter of this name.
@@ -192,6 +199,12 @@ def switchable_modules(model: nn.Module) -> list[SwitchableModules]:
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the model's own modules by qualified name, itself under `""`, without what adapterx has added."""
     return {name: module for name, module in walk(model) if not is_hung(module)}
+
+
+def base_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the model's own parameters, of shared ones every appearance, without those that adapterx has added."""
+    for module in base_modules(model).values():
+        yield from (parameter for parameter in module._parameters.values() if parameter is not None)
 
 
 def is_hung(module: nn.Module) -> bool:

@@ -124,6 +124,18 @@ class SwitchableModules(nn.ModuleDict):
         if name in adapter_names_in(self.route.in_effect()[0]):
             self.change_route()
 
+    def rename(self, old: str, new: str) -> None:
+        """Give an adapter another name, in its place among the others."""
+        entries = [(new if name == old else name, module) for name, module in self._modules.items()]
+        self._modules.clear()
+        self._modules.update(entries)
+        place = self.places[old]
+        renamed = place._replace(attachment=replace(place.attachment, name=new))
+        entries = [(new, renamed) if name == old else (name, other) for name, other in self.places.items()]
+        self.places = dict(entries)
+        if old in self._trained:
+            self._trained = self._trained - {old} | {new}
+
     def _count(self, place: Place, change: int) -> None:
         key = place.book, place.module
         self._counts[key] = self._counts.get(key, 0) + change

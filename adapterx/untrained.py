@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from adapterx.errors import speaker
-from adapterx.host import base_modules
+from adapterx.host import base_modules, base_parameters
 
 # What `transformers` 5 leaves on each parameter that it has read from a file.
 _LOADED = "_is_hf_initialized"
@@ -37,7 +37,7 @@ def fresh_heads(model: nn.Module) -> list[str]:
     base = _loaded_base(model)
     if base is None:
         return []
-    inside = {id(parameter) for parameter in base.parameters()}
+    inside = {id(parameter) for parameter in base_parameters(base)}
     found = {
         path.split(".")[0]: None
         for path, module in base_modules(model).items()
@@ -54,7 +54,7 @@ def _loaded_base(model: nn.Module) -> nn.Module | None:
         others = (module for path, module in base_modules(model).items() if path)
         return next((module for module in others if hasattr(module, "base_model_prefix") and _is_loaded(module)), None)
     base = getattr(model, str(prefix) or "_", None)
-    marked = any(getattr(parameter, _LOADED, False) for parameter in model.parameters())
+    marked = any(getattr(parameter, _LOADED, False) for parameter in base_parameters(model))
     return base if isinstance(base, nn.Module) and (marked or _changed_task(model)) else None
 
 

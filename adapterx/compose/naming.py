@@ -1,6 +1,6 @@
 """The names in a composition: which there are, what is left when adapters go, and what becomes of it by new names."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -87,10 +87,10 @@ def _kept_parts(composition: Composition, known: Collection[str]) -> Iterator[An
             yield part if part is None or part in known else gone
 
 
-def renamed(composition: Composition, new_name: Callable[[str], str]) -> Composition:
-    """Return the composition with every name of an adapter replaced."""
+def renamed(composition: Composition, old: str, new: str) -> Composition:
+    """Return the composition with another name for an adapter."""
     parts = tuple(
-        renamed(part, new_name) if isinstance(part, Composition) else part if part is None else new_name(part)
+        renamed(part, old, new) if isinstance(part, Composition) else new if part == old else part
         for part in composition.parts
     )
     return rebuilt(type(composition), {**values_of(composition), "parts": parts})
