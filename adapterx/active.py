@@ -141,7 +141,9 @@ def rename_in_compositions(model: nn.Module, old: str, new: str) -> None:
     for _, module in walk(model):
         if _COMPOSITION in vars(module):
             composition, skipped = vars(module)[_COMPOSITION]
-            setattr(module, _COMPOSITION, (renamed(composition, old, new), skipped))
+            composition = renamed(composition, old, new)
+            setattr(module, _COMPOSITION, (composition, skipped))
+            follow_composition(module, composition)
         if isinstance(module, SwitchableModules) and old in adapter_names_in(module.route.composition):
             module.change_route(composition=renamed(module.route.composition, old, new))
 
