@@ -11,7 +11,7 @@ CUDA_VENV ?=
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test torture emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
+.PHONY: help install demo test torture adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -36,6 +36,14 @@ test: install  ## run the whole test suite, the files in two processes (a test u
 
 torture: install  ## the long campaigns: kills, full disks, damaged and contested folders (about half an hour)
 	$(VENV)/bin/python -m pytest tests/torture -o python_files='torture_*.py'
+
+adapterhub: install  ## beside AdapterHub's adapters, in .venv-adapterhub: its outputs again, ours against them, our files loaded by it
+	$(PYTHON) -m venv .venv-adapterhub
+	.venv-adapterhub/bin/pip install -q '$(TORCH)' adapters==1.3.0 safetensors numpy
+	HF_HUB_OFFLINE=1 .venv-adapterhub/bin/python tests/adapterhub/make_goldens.py compare tests/adapterhub/goldens
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python tests/adapterhub/check.py write build/adapterhub
+	HF_HUB_OFFLINE=1 .venv-adapterhub/bin/python tests/adapterhub/make_goldens.py load build/adapterhub
+	$(VENV)/bin/python tests/adapterhub/check.py verify build/adapterhub
 
 emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about twenty minutes)
 	$(VENV)/bin/python -m pytest tests/kernels/test_emulator*.py

@@ -112,10 +112,28 @@ def _model_class(_monkeypatch):
     return {"AutoModelForSequenceClassification": AutoModelForSequenceClassification}
 
 
+def _downloaded(_monkeypatch):
+    """Put what AdapterHub might have saved where the pages look for it."""
+    from transformers import AutoModel
+
+    import adapterx
+    from adapterx.integrations import adapterhub
+
+    model = AutoModel.from_pretrained("tiny")
+    adapterx.attach(model, adapterx.AdapterConfig(bottleneck_dim=4), "sst-2")
+    adapterhub.save_adapter(model, "downloads/sst-2")
+    head = adapterx.ClassificationHead(64, 2, pooling="cls", dense=True)
+    adapterhub.save_head(head, "downloads/sst-2", "sst-2", "bert")
+    adapterx.detach(model)
+    return {"model": model}
+
+
 _PREPARE = {
+    "docs/adapterhub.md": _downloaded,
     "docs/adapters.md": _model_class,
     "docs/export.md": lambda _monkeypatch: {"model": _adapted()},
     "docs/mixed.md": _mixed,
+    "docs/moving.md": _downloaded,
     "docs/training.md": _training,
     "export/README.md": _exported,
 }
