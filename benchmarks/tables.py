@@ -213,6 +213,30 @@ def demo_table() -> str:
     return "\n".join([*lines, "", f"{note}: `benchmarks/results/movie_reviews.csv`."])
 
 
+def many_adapters_table() -> str:
+    """Show what is done for one adapter among the first hundred and among the last of a thousand."""
+    rows = read_rows("bench_many_adapters_cpu.csv")
+    found = {name: float(row["median"]) for (name,), row in latest(rows, ("implementation",)).items()}
+    if not found:
+        return "Not measured yet."
+    lines = ["| for one adapter | among the first 100, ms | among the last 100 of 1,000, ms |", "|---|---|---|"]
+    told = {"attach": "attach", "switch": "switch to it", "mixed": "open `mixed` for 32 sequences", "detach": "detach"}
+    for action, words in told.items():
+        first, last = found[f"{action} #1 to #100"], found[f"{action} #901 to #1000"]
+        lines.append(f"| {words} | {first:.2f} | {last:.2f} |")
+    memory, weights = found["memory of one adapter"], found["weights of one adapter"]
+    sizes = f"{memory:.2f} MiB an adapter, {weights:.2f} of these its weights"
+    single = max(float(row["median"]) for row in rows if row["metric"] == "overhead per sublayer")
+    note = f"BERT-mini (4 blocks), {sizes}; Python adds {single:.0f} µs or less to a sublayer with a single adapter"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{note}. {rows[-1]['device']}, {rows[-1]['date']}: `benchmarks/results/bench_many_adapters_cpu.csv`.",
+        ]
+    )
+
+
 PAGES = {
     "README.md": {
         "operator": operator_table,
@@ -222,6 +246,7 @@ PAGES = {
         "grouped": grouped_table,
         "model": model_table,
     },
+    "docs/mixed.md": {"many_adapters": many_adapters_table},
     "docs/cuda.md": {"counted": counted_table, "limits": limit_table},
 }
 
