@@ -237,6 +237,23 @@ def many_adapters_table() -> str:
     )
 
 
+def fan_out_line(found: Found, case: tuple[str, ...]) -> list[str]:
+    """Compare one input under several adapters with as many passes, and with a batch of copies."""
+    return [
+        case[0].split(", ")[1],
+        case[1],
+        cell(found, (*case, "fan_out", "time"), 0),
+        *(cell(found, (*case, peer, "time / fan_out")) for peer in ("passes", "mixed")),
+    ]
+
+
+def fan_out_table() -> str:
+    """Show what `fan_out` saves."""
+    heads = ("where", "tokens", "fan_out, ms", "8 passes / fan_out", "one `mixed` batch / fan_out")
+    name = "bench_fan_out_cpu.csv"
+    return table_of(name, heads, fan_out_line) if read_rows(name) else "Not measured yet."
+
+
 PAGES = {
     "README.md": {
         "operator": operator_table,
@@ -246,7 +263,7 @@ PAGES = {
         "grouped": grouped_table,
         "model": model_table,
     },
-    "docs/mixed.md": {"many_adapters": many_adapters_table},
+    "docs/mixed.md": {"many_adapters": many_adapters_table, "fan_out": fan_out_table},
     "docs/cuda.md": {"counted": counted_table, "limits": limit_table},
 }
 
