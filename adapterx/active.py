@@ -177,15 +177,17 @@ def _open(override: Override) -> Iterator[None]:
     """Let an override reach everything that hangs on its model, and what is hung there meanwhile."""
     _OVERRIDES.append(override)
     try:
-        for switchable in switchable_modules(override.model):
+        switchables = switchable_modules(override.model)
+        for switchable in switchables if override.composition is not None else ():
+            switchable.note_flags(override.names)
+        for switchable in switchables:
             override.switchables.append(switchable)
             switchable.change_route(overrides=(*switchable.route.overrides, override))
         yield
     finally:
         _OVERRIDES.remove(override)
         trained = override.trained()
-        # Not the model's: a part may have been taken out meanwhile. In reverse, for modules may share parameters.
-        for switchable in reversed(override.switchables):
+        for switchable in override.switchables:  # not the model's: a part may have been taken out meanwhile
             others = tuple(other for other in switchable.route.overrides if other is not override)
             switchable.change_route(overrides=others)
         if override.shared is not None:

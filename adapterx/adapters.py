@@ -7,6 +7,7 @@ from typing import NoReturn
 from torch import nn
 
 from adapterx.compose import Composition, Stack, adapter_names_in
+from adapterx.couplings import Couplings
 from adapterx.errors import TargetError, UnknownAdapterError, speaker, speaking_as
 from adapterx.fusion import FusionSet
 from adapterx.host import COPIES, ModuleCopies, base_modules, switchable_modules, walk
@@ -72,7 +73,7 @@ def adapters(model: nn.Module) -> dict[str, Attachment]:
     """
     with speaking_as("adapters"):
         check_whole(model)
-    found: dict[str, tuple[Attachment, list[Target], list[str]]] = {}
+    found: dict[str, tuple[Attachment, list[Target], list[str], list[str]]] = {}
     for path, switchable in walk(model):
         if not isinstance(switchable, SwitchableModules):
             continue
@@ -81,15 +82,17 @@ def adapters(model: nn.Module) -> dict[str, Attachment]:
         for name, place in switchable.places.items():
             if name not in found:
                 attachment = replace(place.attachment, composition=composition if name in active else None)
-                found[name] = (attachment, [], [])
-            _, targets, copies = found[name]
-            if place.target is None:
+                found[name] = (attachment, [], [], [])
+            _, targets, copies, ends = found[name]
+            if isinstance(switchable, Couplings):
+                ends.insert(len(ends) if switchable.inverse else 0, base)
+            elif place.target is None:
                 copies.append(base)
             else:
                 targets.append(place.target.renamed(*_prefixes(place.module, base)))
     return {
-        name: replace(attachment, targets=tuple(targets), modules_to_save=tuple(copies))
-        for name, (attachment, targets, copies) in found.items()
+        name: replace(attachment, targets=tuple(targets), modules_to_save=tuple(copies), invertible=tuple(ends))
+        for name, (attachment, targets, copies, ends) in found.items()
     }
 
 

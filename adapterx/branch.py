@@ -1,7 +1,5 @@
 """What a branch may have around the operator: another activation, norms, a gate, whole branches dropped in training."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,9 +7,6 @@ from torch.nn import functional
 from adapterx import ops
 from adapterx.activations import activate
 from adapterx.reference import ACTIVATIONS
-
-if TYPE_CHECKING:
-    from adapterx.config import AdapterConfig
 
 Weights = tuple[Tensor, Tensor | None, Tensor, Tensor | None]  # of both maps, with their biases
 
@@ -76,25 +71,3 @@ def _check_examples(tensor: Tensor, option: str) -> None:
             f"BottleneckAdapter: hidden_states must be (batch, ..., tokens, size) for {option}, which treats each "
             f"example as a whole, got shape {tuple(tensor.shape)}"
         )
-
-
-def what_runs_where(config: "AdapterConfig") -> tuple[str, ...]:
-    """Return in words what of a configuration the fused kernels do not serve, and what runs in its place."""
-    told = []
-    if config.activation not in ACTIVATIONS:
-        told.append(f"activation {config.activation!r}: the kernels have none such, so both maps run in plain PyTorch")
-    if config.phm is not None:
-        told.append("phm: the weights are put together in plain PyTorch once a forward pass, then as usual")
-    around = [
-        name
-        for name, used in (
-            ("norm_before", config.norm_before),
-            ("norm_after", config.norm_after),
-            ("gating", config.gating),
-            ("stochastic_depth", config.stochastic_depth),
-        )
-        if used
-    ]
-    if around:
-        told.append(f"{', '.join(around)}: in plain PyTorch around the branch, and the residual is added there too")
-    return tuple(told)

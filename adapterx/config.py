@@ -24,13 +24,18 @@ POSITIONS = ("attention", "cross_attention", "feed_forward")
 DEFAULT_POSITIONS = ("attention", "feed_forward")
 ADDED_TO = ("sum", "sum_plus_residual", "normed_plus_residual", "normed")
 _ADDED_TO_BY_PLACEMENT = {"normed_sum": ADDED_TO, "residual_sum": ADDED_TO[:2]}  # all others: "sum"
+# Options that files of earlier versions lack.
 ADDED = (
     "norm_before",
     "norm_after",
     "gating",
     "stochastic_depth",
     "phm",
-)  # options that files of earlier versions lack
+    "invertible",
+    "invertible_reduction_factor",
+    "train_norms",
+)
+INVERTIBLE = ("nice", "glow")
 # A wider bottleneck than this many times the hidden size is a mistake, and would let a stranger's file take all memory.
 SMALLEST_FACTOR = 1 / 1024
 
@@ -78,6 +83,9 @@ class AdapterConfig:
         layers: indices of the blocks that get adapters; None means all.
         target_modules: suffixes of module names, or one string: a regular expression for the whole name. None
             chooses by `positions`.
+        invertible: `"nice"` or `"glow"` for an invertible adapter between the embeddings and the first block, which is
+            undone before the head of a language model (MAD-X); None for none. It starts as the identity.
+        invertible_reduction_factor: width of half the embeddings, divided by that of its bottleneck.
         train_norms: whether the adapter trains copies of the model's own norms in the blocks that it adapts, as Houlsby
             et al. trained theirs; the base model's stay as they are.
         modules_to_save: names of modules (such as `"classifier"`) of which the adapter trains and saves a copy.
@@ -87,7 +95,7 @@ class AdapterConfig:
 
     Source:
         Houlsby et al. 2019, section 2.1; Pfeiffer et al. 2021; He et al. 2021, section 3; gating: Mao et al. 2022
-        (UniPELT); stochastic depth: Huang et al. 2016.
+        (UniPELT); stochastic depth: Huang et al. 2016; invertible: Pfeiffer et al. 2020.
     """
 
     bottleneck_dim: int | Mapping[int | str, int] | None = None
@@ -109,6 +117,8 @@ class AdapterConfig:
     phm: PHMConfig | None = None
     layers: tuple[int, ...] | None = None
     target_modules: str | tuple[str, ...] | None = None
+    invertible: str | None = None
+    invertible_reduction_factor: float = 2.0
     train_norms: bool = False
     modules_to_save: tuple[str, ...] = ()
 
@@ -128,6 +138,10 @@ class AdapterConfig:
         for name, value in numbers.items():
             self._set(name, value)
         check_flags("AdapterConfig", train_norms=self.train_norms)
+        if self.invertible is not None:
+            check_choice("AdapterConfig", "invertible", self.invertible, INVERTIBLE, alternative="None, ")
+        name = "invertible_reduction_factor"
+        self._set(name, _factor("AdapterConfig", name, self.invertible_reduction_factor))
         self._check_places()
 
     def _set(self, name: str, value: object) -> None:

@@ -5,13 +5,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from adapterx.couplings import INVERTIBLES, OutputCouplings, change_input, change_output
 from adapterx.devices import copy_in_memory
 from adapterx.fusion import FUSIONS, FusionSet
 from adapterx.host import (
     ADAPTERS,
     COPIES,
     AdapterSet,
+    ModuleCopies,
     apply_adapters,
     apply_copies,
     base_modules,
@@ -27,20 +30,33 @@ _FORMER_FLAGS = "_adapterx_former_requires_grad"
 
 
 def hang(model: nn.Module, kind: type[SwitchableModules], module: nn.Module, place: Place) -> SwitchableModules | None:
-    """Put one module into a base module's adapters or copies; return these if they are new."""
-    base, child = model.get_submodule(place.module), ADAPTERS if kind is AdapterSet else COPIES
+    """Put one module among those of its kind that hang on a base module; return these if they are new."""
+    base, child = model.get_submodule(place.module), kind.child
     new = None
     if child not in base._modules:
         new = switchable = kind(place.module)
-        hook = apply_adapters if kind is AdapterSet else apply_copies
-        # A copy answers in place of the base module; whatever else hangs there, adapters too, acts on its answer.
-        switchable.handle = base.register_forward_hook(hook, with_kwargs=True, prepend=child == COPIES)
+        switchable.handle = _register(kind, base)
         setattr(base, child, switchable)
     name, hung = place.attachment.name, base._modules[child]
     hung.hang(name, module.requires_grad_(False), place)
     if place.target is not None and (source := place.target.input_module) is not None:
         hung.capture(name, source, model.get_submodule(source), _around(model, place.module, source))
     return new
+
+
+_HOOKS = {ADAPTERS: (apply_adapters,), COPIES: (apply_copies,), INVERTIBLES: (change_output, change_input)}
+
+
+def _register(kind: type[SwitchableModules], base: nn.Module) -> RemovableHandle:
+    if kind is AdapterSet:
+        return base.register_forward_hook(apply_adapters, with_kwargs=True)
+    if kind is ModuleCopies:
+        # A copy answers in place of the base module; whatever else hangs there, adapters too, acts on its answer.
+        return base.register_forward_hook(apply_copies, with_kwargs=True, prepend=True)
+    if kind is OutputCouplings:
+        return base.register_forward_hook(change_output, with_kwargs=True)
+    # Before the hooks that capture what a module receives.
+    return base.register_forward_pre_hook(change_input, with_kwargs=True, prepend=True)
 
 
 def _around(model: nn.Module, first: str, second: str) -> nn.Module:
@@ -81,10 +97,10 @@ def remove_adapters(model: nn.Module, names: Collection[str]) -> None:
                 book.forget(name)
             if not book.hung:
                 close_book(module)
-        for child in (ADAPTERS, COPIES):
+        for child, hooks in _HOOKS.items():
             switchable = module._modules.get(child)
             if not isinstance(switchable, SwitchableModules):
-                _remove_orphans(module, apply_adapters if child == ADAPTERS else apply_copies)
+                _remove_orphans(module, hooks)
                 continue
             for name in names:
                 if name in switchable:
@@ -108,13 +124,17 @@ def bare_copy(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         delattr(duplicate.get_submodule(owner), child)
     for each in duplicate.modules():
         close_book(each)
-        for hook in (apply_adapters, apply_copies):
-            _remove_orphans(each, hook)
+        for hooks in _HOOKS.values():
+            _remove_orphans(each, hooks)
     return duplicate
 
 
-def _remove_orphans(module: nn.Module, hook: Callable[..., Any]) -> None:
-    """Take a hook off a module that got it from the one whose place it took."""
-    for key in [key for key, other in module._forward_hooks.items() if other is hook]:
-        module._forward_hooks.pop(key)
-        module._forward_hooks_with_kwargs.pop(key, None)
+def _remove_orphans(module: nn.Module, hooks: tuple[Callable[..., Any], ...]) -> None:
+    """Take hooks off a module that got them from the one whose place it took."""
+    for registered, marks in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+    ):
+        for key in [key for key, other in registered.items() if other in hooks]:
+            registered.pop(key)
+            marks.pop(key, None)

@@ -11,13 +11,15 @@ from adapterx.active import check_not_mixed, keep_compositions, set_active, take
 from adapterx.adapters import check_whole, is_attached
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.config import AdapterConfig
+from adapterx.couplings import INVERTIBLES, Couplings, HeadCouplings, InputCouplings, OutputCouplings
 from adapterx.devices import ADAPTER_DTYPES, device_and_dtype, trained_dtype
 from adapterx.errors import ConfigError, TargetError, speaker
 from adapterx.hanging import bare_copy, freeze, hang
 from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules
+from adapterx.invertible import InvertibleAdapter
 from adapterx.phm import Factors
 from adapterx.records import Attachment, Place, open_book
-from adapterx.targets import Target, find_norms, find_targets
+from adapterx.targets import Ends, Target, find_ends, find_norms, find_targets
 from adapterx.untrained import warn_of_fresh_heads
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -31,6 +33,8 @@ class Plan:
     report: Attachment
     adapters: dict[str, BottleneckAdapter]  # by qualified name of the base module
     copies: dict[str, nn.Module]  # likewise
+    invertible: InvertibleAdapter | None = None
+    ends: Ends | None = None  # where it acts
 
     def commit(self, *, active: bool) -> Attachment:
         """Hang the planned modules on the model, freeze the rest, and report."""
@@ -44,6 +48,10 @@ class Plan:
             added.append(hang(model, AdapterSet, self.adapters[target.module], place))
         for path, module in self.copies.items():
             added.append(hang(model, ModuleCopies, module, Place(report, path, None, book)))
+        if self.ends is not None:
+            kinds = (InputCouplings if self.ends.is_block else OutputCouplings, HeadCouplings)
+            for path, kind in zip(report.invertible, kinds, strict=False):
+                added.append(hang(model, kind, self.invertible, Place(report, path, None, book)))
         take_over(model, [switchable for switchable in added if switchable is not None])
         if active:
             set_active(model, report.name)
@@ -79,8 +87,40 @@ def plan_attachment(
     norms = norms_to_train(modules, targets, config)
     copies = {path: _copy_module(modules, path, targets, dtype) for path in config.modules_to_save}
     copies |= {path: _copy_module(modules, path, (), dtype) for path in norms}
-    report = Attachment(name, rule, config, targets, tuple(copies), notes=notes)
-    return Plan(model, report, adapters, copies)
+    ends = None if config.invertible is None else find_ends(modules, targets)
+    invertible = None if ends is None else build_invertible(modules, ends, config, generator, dtype)
+    acts_at = () if ends is None else tuple(filter(None, (ends.module, ends.head)))
+    report = Attachment(name, rule, config, targets, tuple(copies), acts_at, notes=notes)
+    return Plan(model, report, adapters, copies, invertible, ends)
+
+
+def build_invertible(
+    modules: dict[str, nn.Module],
+    ends: Ends,
+    config: AdapterConfig,
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+    *,
+    device: str | None = None,
+) -> InvertibleAdapter:
+    """Return an invertible adapter for these ends of the model.
+
+    Raises:
+        TargetError: a module there has a child of our name.
+    """
+    for path in filter(None, (ends.module, ends.head)):
+        if not isinstance(getattr(modules[path], INVERTIBLES, Couplings()), Couplings):
+            raise TargetError(f"{speaker()}: {path} has an attribute {INVERTIBLES!r} of its own")
+    own_device, own_dtype = device_and_dtype(modules[ends.module], modules[""])
+    return InvertibleAdapter(
+        config.invertible,
+        ends.size,
+        reduction_factor=config.invertible_reduction_factor,
+        activation=config.activation,
+        generator=generator,
+        device=device or own_device,
+        dtype=dtype or trained_dtype(own_dtype),
+    ).train(modules[ends.module].training)
 
 
 def norms_to_train(modules: dict[str, nn.Module], targets: Sequence[Target], config: AdapterConfig) -> tuple[str, ...]:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from adapterx.branch import what_runs_where
 from adapterx.compose.expression import Composition
 from adapterx.config import AdapterConfig
+from adapterx.serving import what_runs_where
 from adapterx.targets import Target
 
 # Plain attribute of the module that `attach` was called on: the book of what hangs in it.
@@ -24,6 +24,8 @@ class Attachment:
         config: the adapter's configuration.
         targets: the adapted modules.
         modules_to_save: the modules of which the adapter trains a copy.
+        invertible: the modules at which its invertible adapter acts: the one that returns or receives the embeddings,
+            and the head where there is one.
         composition: the active composition that the adapter takes part in; None where it is inactive.
         notes: in words, what was left out and why, and which adapters serve several places.
     """
@@ -33,6 +35,7 @@ class Attachment:
     config: AdapterConfig
     targets: tuple[Target, ...]
     modules_to_save: tuple[str, ...]
+    invertible: tuple[str, ...] = ()
     composition: Composition | None = None
     notes: tuple[str, ...] = ()
 
@@ -49,6 +52,8 @@ class Attachment:
             sizes = f"{target.input_size} -> {width} -> {target.hidden_size}"
             lines.append(f"  {target.module} ({target.position}): {sizes}{source}")
         lines += [f"  {name}: trained copy" for name in self.modules_to_save]
+        for name, side in zip(self.invertible, ("at the embeddings", "its inverse before the head"), strict=False):
+            lines.append(f"  {name}: invertible adapter ({self.config.invertible}), {side}")
         lines += [f"  {words}" for words in what_runs_where(self.config)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -92,7 +97,7 @@ class Book:
 
 
 class Place(NamedTuple):
-    """Why something hangs on a module: the attachment, and the target there (None for a trained copy)."""
+    """Why something hangs on a module: the attachment, and the target there (None but for a bottleneck adapter)."""
 
     attachment: Attachment
     module: str

@@ -171,11 +171,15 @@ class SwitchableModules(nn.ModuleDict):
         if not mixed:
             self._restore_flags()
             return
-        wanted = {name for name in mixed[-1].names if name in self}
-        for name in sorted({*wanted, *self._trained, *self.former_flags}):
+        self.note_flags(mixed[-1].names)
+        for name in sorted(self.former_flags):
+            self[name].requires_grad_(name in mixed[-1].names)
+
+    def note_flags(self, names: Collection[str]) -> None:
+        """Note what a block in which these train will change, before it does: modules may share parameters."""
+        for name in sorted({*(name for name in names if name in self), *self._trained, *self.former_flags}):
             own = {key: parameter.requires_grad for key, parameter in self[name].named_parameters()}
             self.former_flags[name] = own | self.former_flags.get(name, {})
-            self[name].requires_grad_(name in wanted)
 
     def _restore_flags(self) -> None:
         for name, flags in self.former_flags.items():

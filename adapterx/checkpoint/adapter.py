@@ -16,6 +16,7 @@ from adapterx.checkpoint.document import describe_base
 from adapterx.checkpoint.fitting import check_fit, copy_into
 from adapterx.checkpoint.pair import prepare_pair, stored_metadata, write_pair
 from adapterx.config import AdapterConfig
+from adapterx.couplings import INVERTIBLES, Couplings, HeadCouplings
 from adapterx.errors import (
     CheckpointError,
     ConfigError,
@@ -24,11 +25,12 @@ from adapterx.errors import (
     speaker,
     speaking_as,
 )
-from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules
+from adapterx.host import ADAPTERS, COPIES, AdapterSet, base_modules
 from adapterx.phm import Factors
-from adapterx.planning import Plan, check_dtype, check_name, norms_to_train, plan_attachment
+from adapterx.planning import Plan, build_invertible, check_dtype, check_name, norms_to_train, plan_attachment
 from adapterx.records import Attachment
-from adapterx.targets import Target, find_targets
+from adapterx.route import SwitchableModules
+from adapterx.targets import Target, find_ends, find_targets
 
 _SPARE = 2**20  # numbers that a configuration may need beyond those in the files
 
@@ -198,8 +200,10 @@ def _adapter_tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]
     """Yield an adapter's tensors under `<module>.adapterx.<key>`, those of trained copies under `<module>.<key>`."""
     seen: set[int] = set()
     for path, module in model.named_modules():
-        if isinstance(module, (AdapterSet, ModuleCopies)) and name in module:
-            if isinstance(module, AdapterSet):
+        if isinstance(module, SwitchableModules) and name in module:
+            if isinstance(module, HeadCouplings):  # what is at the embeddings, too
+                continue
+            if isinstance(module, (AdapterSet, Couplings)):
                 yield from _new_tensors(path, module[name], seen)
             else:
                 for key, tensor in module[name].state_dict().items():
@@ -234,8 +238,12 @@ def _check_extent(
         wanted |= _new_tensors(f"{path}.{ADAPTERS}", adapter, seen)
     for path in (*contents.config.modules_to_save, *norms_to_train(modules, targets, contents.config)):
         for key, tensor in modules[path].state_dict(keep_vars=True).items():
-            if not {ADAPTERS, COPIES} & set(key.split(".")):
+            if not {ADAPTERS, COPIES, INVERTIBLES} & set(key.split(".")):
                 wanted[f"{path}.{key}"] = tensor
+    if contents.config.invertible is not None:
+        ends = find_ends(modules, targets)
+        invertible = build_invertible(modules, ends, contents.config, None, None, device="meta")
+        wanted |= _new_tensors(f"{ends.module}.{INVERTIBLES}", invertible, seen)
     held = sum(tensor.numel() for tensor in contents.tensors.values())
     if sum(tensor.numel() for tensor in wanted.values()) > held + _SPARE:
         check_fit(wanted, contents.tensors, folder, planned=True)
@@ -256,4 +264,6 @@ def _plan_tensors(plan: Plan) -> dict[str, Tensor]:
         found |= _new_tensors(f"{path}.{ADAPTERS}", adapter, seen)
     for path, copied in plan.copies.items():
         found |= {f"{path}.{key}": tensor for key, tensor in copied.state_dict().items()}
+    if plan.invertible is not None:
+        found |= _new_tensors(f"{plan.ends.module}.{INVERTIBLES}", plan.invertible, seen)
     return found

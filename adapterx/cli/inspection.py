@@ -10,7 +10,6 @@ from torch import nn
 from adapterx import ops
 from adapterx.adapters import summary
 from adapterx.attachment import attach
-from adapterx.branch import what_runs_where
 from adapterx.checkpoint.pair import read_document
 from adapterx.cli.models import load_base, quiet_transformers
 from adapterx.cli.recipes import BOTTLENECK_DIM
@@ -19,6 +18,7 @@ from adapterx.cli.runs import read_record, state_of, tidy
 from adapterx.cli.tables import first_line
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError, unspoken
+from adapterx.serving import what_runs_where
 from adapterx.training import unused_adapters
 
 

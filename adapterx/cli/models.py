@@ -15,6 +15,7 @@ from torch import nn
 from adapterx.cli.base_folder import check_base_folder, check_tokenizer_files, unreadable_json
 from adapterx.cli.hub import reachable
 from adapterx.cli.recipes import MAX_LENGTH
+from adapterx.couplings import INVERTIBLES
 from adapterx.errors import CheckpointError, ConfigError, DataError, speaker
 from adapterx.host import ADAPTERS, COPIES
 from adapterx.positions import max_positions
@@ -111,7 +112,7 @@ def load_base(model: str, *, whole: bool = False) -> nn.Module:
             base = base.get_encoder()
         if any(name.startswith("pooler.") for name in info["missing_keys"]):
             base.pooler = None  # made up at loading
-    dropped = sorted(key for key in info["unexpected_keys"] if {ADAPTERS, COPIES} & set(key.split(".")))
+    dropped = sorted(key for key in info["unexpected_keys"] if {ADAPTERS, COPIES, INVERTIBLES} & set(key.split(".")))
     if dropped:
         raise CheckpointError(
             f"{speaker()}: model must be a base without adapters, {model} was written by save_pretrained with adapters "

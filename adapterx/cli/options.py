@@ -189,6 +189,8 @@ ADAPTER_OPTIONS = {
     "layers": "Only these blocks, such as 0,1,8-11 (default: all).",
     "target_modules": "Suffix of module names to adapt instead; repeat for several.",
     "target_regex": "Regular expression for whole module names, instead.",
+    "invertible": "An invertible adapter at the embeddings: nice or glow (default: none).",
+    "invertible_reduction_factor": "Half the width of the embeddings divided by that of its bottleneck (default 2).",
     "train_norms": "Train copies of the model's norms in the adapted blocks too (default: no).",
     "modules_to_save": "Module of which the adapter trains a copy; repeat for several.",
 }

@@ -98,7 +98,9 @@ def block_of(name: str, blocks: Mapping[str, int]) -> int | None:
 
 def _wide_enough(targets: list[Target], config: AdapterConfig) -> tuple[tuple[Target, ...], tuple[str, ...]]:
     """Leave out modules, chosen by position, that are narrower than the bottleneck, unless all are; say which."""
-    narrow = [t for t in targets if config.resolve_bottleneck_dim(t.hidden_size) > t.hidden_size]
+    if config.bottleneck_dim is None:  # a reduction factor below 1 means what it says
+        return tuple(targets), ()
+    narrow = [t for t in targets if config.resolve_bottleneck_dim(t.hidden_size, t.block) > t.hidden_size]
     if config.target_modules is not None or not narrow or len(narrow) == len(targets):
         return tuple(targets), ()
     notes = (f"{t.module} is left out: it is {t.hidden_size} wide, less than the bottleneck" for t in narrow)

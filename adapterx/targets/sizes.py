@@ -71,7 +71,7 @@ def module_sizes(modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]
     if sizes is None and isinstance(weight, Tensor) and weight.dim() == 2:
         sizes = (weight.shape[1], weight.shape[0])
     if sizes is None:
-        size = _width_around(modules, name) or _config_hidden_size(modules, name)
+        size = _width_around(modules, name) or config_hidden_size(modules, name)
         if size is None:
             raise TargetError(
                 f"{speaker()}: the hidden size of {name} ({type(module).__name__}) cannot be told; target_modules "
@@ -106,7 +106,7 @@ def _width_around(modules: Mapping[str, nn.Module], name: str) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _config_hidden_size(modules: Mapping[str, nn.Module], name: str) -> int | None:
+def config_hidden_size(modules: Mapping[str, nn.Module], name: str) -> int | None:
     """Return `hidden_size` of the nearest enclosing module that has a config."""
     parts = name.split(".")
     for depth in range(len(parts), -1, -1):

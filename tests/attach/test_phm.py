@@ -197,6 +197,8 @@ def test_mixed_batches_call_the_operator_once():
             for _, parameter in adapter_parameters(model, "c"):
                 parameter.mul_(1.5)  # nothing that is kept hides the change
         changed = run(model, inputs)
+    flags = {name: {p.requires_grad for _, p in adapter_parameters(model, name)} for name in ("plain", "c", "other")}
+    assert flags == {"plain": {False}, "c": {False}, "other": {True}}  # as before, shared parameters too
     assert not torch.equal(changed[1], wanted[1])
     torch.testing.assert_close(changed[0], wanted[0], atol=1e-12, rtol=1e-12)
 
