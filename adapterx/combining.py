@@ -13,7 +13,7 @@ from adapterx.attachment import detach
 from adapterx.checkpoint import load_adapter
 from adapterx.checks import check_finite, shown
 from adapterx.errors import ConfigError, speaking_as
-from adapterx.host import ADAPTERS, walk
+from adapterx.host import ADAPTERS, COPIES, walk
 from adapterx.planning import Plan, check_name, plan_attachment
 from adapterx.records import Attachment
 from adapterx.route import SwitchableModules
@@ -112,7 +112,7 @@ def _plan(model: nn.Module, name: str, named: Mapping[str, float]) -> Plan:
     for path, hung in walk(model):
         if isinstance(hung, SwitchableModules) and first.name in hung:
             base = path.rpartition(".")[0]
-            own = (plan.adapters if base in plan.adapters and hung.child == ADAPTERS else plan.copies)[base]
+            own = {ADAPTERS: plan.adapters, COPIES: plan.copies}.get(hung.child, {base: plan.invertible})[base]
             _sum_up(own, {each: hung[each] for each in named}, named)
     return plan
 

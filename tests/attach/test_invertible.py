@@ -16,16 +16,19 @@ from adapterx import (
     AdapterConfig,
     Average,
     ConfigError,
+    Parallel,
     Stack,
     TargetError,
     adapter_parameters,
     adapters,
     attach,
+    combine_adapters,
     detach,
     disabled,
     fan_out,
     load_adapter,
     mixed,
+    rename_adapter,
     save_adapter,
     set_active,
     summary,
@@ -311,3 +314,31 @@ def test_what_cannot_be_done_is_refused():
     model.cls.predictions.decoder = nn.Linear(32, 99).double()
     with pytest.raises(TargetError, match="resize, prune and quantise before attaching"):
         summary(model)
+
+
+def test_renamed_combined_and_run_in_parallel():
+    model = masked_lm()
+    config = AdapterConfig(bottleneck_dim=4, invertible="glow", phm={"dim": 4}, train_norms=True)
+    for name in ("a", "b"):
+        attach(model, config, name)
+        randomise(model, name, seed=ord(name))
+    inputs = inputs_of(3)
+    alone_in = {}
+    for name in ("a", "b"):
+        set_active(model, name)
+        alone_in[name] = logits(model, inputs)
+    set_active(model, Parallel("a", "b"))
+    torch.testing.assert_close(logits(model, inputs), torch.cat(list(alone_in.values())), atol=1e-12, rtol=1e-12)
+
+    set_active(model, "b")
+    rename_adapter(model, "b", "c")
+    assert torch.equal(logits(model, inputs), alone_in["b"])
+    attach(model, AdapterConfig(bottleneck_dim=2), "b")
+    set_active(model, "c")
+    assert torch.equal(logits(model, inputs), alone_in["b"])
+
+    combine_adapters(model, "sum", {"a": 0.5, "c": -0.25})
+    parts = {name: dict(adapter_parameters(model, name)) for name in ("a", "c", "sum")}
+    for key, parameter in parts["sum"].items():
+        one, other = (parts[name][key.replace(".sum.", f".{name}.")] for name in ("a", "c"))
+        torch.testing.assert_close(parameter, 0.5 * one - 0.25 * other)
