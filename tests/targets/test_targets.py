@@ -225,3 +225,11 @@ def test_adapters_are_never_targets():
     attach(model, AdapterConfig(bottleneck_dim=4))
     before = names(find(build("llama"), target_modules=("down_proj",)))
     assert names(find(model, target_modules=("down_proj",))) == before  # adapters have a down_proj, too
+
+
+def test_widths_are_those_of_the_blocks():
+    """A bottleneck is compared with the module of its own block; one that a factor asks for is as wide as it asks."""
+    modules = base_modules(build("bert"))
+    for option, widths in (("reduction_factor", {0: 2, 1: 8}), ("bottleneck_dim", {0: 2, 1: 4})):
+        assert len(find_targets(modules, AdapterConfig(**{option: widths}))[0]) == 4
+    assert len(find_targets(modules, AdapterConfig(reduction_factor={0: 0.5, 1: 4}))[0]) == 4
