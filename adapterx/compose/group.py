@@ -21,9 +21,13 @@ class AdapterGroup:
         choice: which token picks which.
         shared: what the modules share that run the composition.
         where: qualified name of the base module, for messages.
+        apart: whether exports compute the rows one after the other: a node of theirs has one adapter.
     """
 
-    def __init__(self, blends: Sequence[Blend], choice: Choice, shared: Shared, where: str) -> None:
+    def __init__(
+        self, blends: Sequence[Blend], choice: Choice, shared: Shared, where: str, *, apart: bool = False
+    ) -> None:
+        self.apart = apart
         self.weights, self.choice, self.shared, self.where = StackedWeights(blends, shared), choice, shared, where
         self.table = choice.indices(blends[0][0][0].down_proj.weight.device)
 
@@ -88,7 +92,7 @@ class AdapterGroup:
     def _run(self, source: Tensor, residual: Tensor | None, weights: Weights, indices: Tensor) -> Tensor:
         *tensors, scaling = weights
         activation = self.weights.adapters[0].activation
-        if torch.compiler.is_exporting() and self.choice.extent.tokens is None:
+        if self.apart and torch.compiler.is_exporting():
             return self._one_by_one(source, residual, tensors, activation, scaling)
         sorted_indices = self.choice.sorted_indices(indices, source)
         return ops.bottleneck_adapter(source, residual, *tensors, activation, scaling, adapter_indices=sorted_indices)
@@ -96,7 +100,7 @@ class AdapterGroup:
     def _one_by_one(
         self, source: Tensor, residual: Tensor | None, tensors: list[Tensor | None], activation: str, scaling: float
     ) -> Tensor:
-        """Compute the rows of fused adapters one after the other: an exported node has one adapter."""
+        """Compute the rows one after the other."""
         numbers = {row: number for region, number in self.choice.entries for row in region.rows or ()}
         rows = []
         for row in range(self.choice.extent.rows):

@@ -150,7 +150,9 @@ def _divided(part: BatchSplit | Split | Parallel, module: Module) -> tuple[Step,
     return tuple(step for number in range(rounds) for step in _round(lanes, number, extent, module))
 
 
-def _round(lanes: tuple[Lane, ...], number: int, extent: Extent, module: Module) -> Iterator[Step]:
+def _round(
+    lanes: tuple[Lane, ...], number: int, extent: Extent, module: Module, *, apart: bool = False
+) -> Iterator[Step]:
     groups: dict[tuple, list[tuple[Region, Block]]] = defaultdict(list)
     for region, items in lanes:
         if number >= len(items):
@@ -162,7 +164,7 @@ def _round(lanes: tuple[Lane, ...], number: int, extent: Extent, module: Module)
         else:
             groups[block.key].append((region, block))
     for (port, *_), found in sorted(groups.items(), key=lambda item: min(block.names for _, block in item[1])):
-        yield ApplyGroup(min(block.names for _, block in found)[0], port, _group(found, extent, module))
+        yield ApplyGroup(min(block.names for _, block in found)[0], port, _group(found, extent, module, apart=apart))
 
 
 def _groupable(item: Item, module: Module) -> Block | None:
@@ -174,7 +176,7 @@ def _groupable(item: Item, module: Module) -> Block | None:
     return block if whole and not any(adapter.dropout for adapter, _ in block.blend) else None
 
 
-def _group(found: list[tuple[Region, Block]], extent: Extent, module: Module) -> AdapterGroup:
+def _group(found: list[tuple[Region, Block]], extent: Extent, module: Module, *, apart: bool) -> AdapterGroup:
     """Return the group of some blocks, each of which serves all regions that name it.
 
     Their order is that of their names, so that what was compiled serves another order of the same adapters.
@@ -184,7 +186,7 @@ def _group(found: list[tuple[Region, Block]], extent: Extent, module: Module) ->
         numbers.setdefault(block.blend, len(numbers))
     entries = tuple((region, numbers[block.blend]) for region, block in found)
     choice = module.shared.choice(extent, entries, len(numbers))
-    return AdapterGroup(list(numbers), choice, module.shared, module.where)
+    return AdapterGroup(list(numbers), choice, module.shared, module.where, apart=apart)
 
 
 def _attend(part: Fuse, module: Module) -> Step:
@@ -197,7 +199,7 @@ def _attend(part: Fuse, module: Module) -> Step:
     for number in range(longest - 1):  # all end together, so that one call serves the last adapters
         depth = longest - 1 - number
         before = [(Region((i,)), chain[-1 - depth]) for i, chain in enumerate(chains) if len(chain) > depth]
-        first += _round(tuple(Lane(region, (name,)) for region, name in before), 0, extent, module)
+        first += _round(tuple(Lane(region, (name,)) for region, name in before), 0, extent, module, apart=True)
     groups: dict[tuple, list[tuple[Region, Block]]] = defaultdict(list)
     others: list[tuple[int, str]] = []
     for number, chain in enumerate(chains):
@@ -212,7 +214,7 @@ def _attend(part: Fuse, module: Module) -> Step:
         module.members[last].port,
         part.key,
         tuple(first),
-        tuple(_group(found, extent, module) for found in groups.values()),
+        tuple(_group(found, extent, module, apart=True) for found in groups.values()),
         tuple(others),
         count,
         module.where,

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import nn
 
 from adapterx.targets.projections import Projection, holds, inside, partner_of
-from adapterx.targets.sizes import CONTAINERS, in_out_sizes, norm_size, reads_all_projections
+from adapterx.targets.sizes import (
+    CONTAINERS,
+    has_matrix,
+    in_out_sizes,
+    norm_size,
+    own_children,
+    own_modules,
+    reads_all_projections,
+)
 
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 # State-space and recurrent mixers stand where attention stands; a block may have one beside its attention.
@@ -71,7 +79,7 @@ def _outermost(
         if isinstance(module, CONTAINERS) or inside(name, taken) or not looks(name, module):
             continue
         inner = [p for p in projections if inside(p.name, [name])]
-        enough = (module._modules and len(inner) >= fewest) or (inner and reads_all_projections(module))
+        enough = (own_children(module) and len(inner) >= fewest) or (inner and reads_all_projections(module))
         if enough and not _is_block(name, modules, inner, looks):
             taken.append(name)
             yield name
@@ -111,7 +119,7 @@ def has_stacked_weights(module: nn.Module) -> bool:
     """Tell whether a module has weights of three dimensions that are no convolution's."""
     return any(
         parameter is not None and parameter.dim() == 3
-        for inner in module.modules()
+        for inner in own_modules(module)
         if not isinstance(inner, (nn.Conv1d, nn.ConvTranspose1d))
         for parameter in inner._parameters.values()
     )
@@ -122,7 +130,7 @@ def norm_sizes(modules: Mapping[str, nn.Module], roots: list[str]) -> Counter:
     sizes = {
         name: size
         for name, module in modules.items()
-        if not module._modules and _is_norm(name, module) and (size := _normed_width(module)) is not None
+        if not own_children(module) and _is_norm(name, module) and (size := _normed_width(module)) is not None
     }
     for names in (
         [name for name in sizes if "." not in name],
@@ -144,7 +152,7 @@ def _normed_width(module: nn.Module) -> int | None:
 def _is_norm(name: str, module: nn.Module) -> bool:
     own = name.rpartition(".")[2]
     return norm_size(module) is not None or (
-        not module._modules and (_NORM.search(own) is not None or "Norm" in type(module).__name__)
+        not own_children(module) and (_NORM.search(own) is not None or "Norm" in type(module).__name__)
     )
 
 
@@ -156,6 +164,6 @@ def others_of(modules: Mapping[str, nn.Module], used: list[str]) -> list[str]:
             continue
         if isinstance(module, (*CONTAINERS, nn.Embedding)):
             continue
-        if any(parameter.dim() > 1 for parameter in module.parameters()):
+        if has_matrix(module):
             found.append(name)
     return found

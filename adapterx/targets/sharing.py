@@ -1,9 +1,11 @@
 """Say which adapters serve a model in more than one place: modules that it calls again, and weights that it ties."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torch import nn
+
+from adapterx.targets.sizes import own_children
 
 
 class _Named(Protocol):
@@ -19,7 +21,7 @@ def shared_modules(modules: Mapping[str, nn.Module], targets: Sequence[_Named]) 
     """
     chosen = {modules[target.module]: target.module for target in targets}
     places: dict[str, list[str]] = {}
-    for name, module in modules[""].named_modules(remove_duplicate=False):
+    for name, module in _everywhere(modules[""], ""):
         if module in chosen:
             places.setdefault(chosen[module], []).append(name)
     notes = [
@@ -29,6 +31,13 @@ def shared_modules(modules: Mapping[str, nn.Module], targets: Sequence[_Named]) 
         if len(names) > 1
     ]
     return (*notes, *_repeated(modules, targets), *_tied(chosen))
+
+
+def _everywhere(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every place of every module by name, without what earlier attachments have hung there."""
+    yield name, module
+    for key, child in own_children(module).items():
+        yield from _everywhere(child, f"{name}.{key}" if name else key)
 
 
 def _repeated(modules: Mapping[str, nn.Module], targets: Sequence[_Named]) -> list[str]:

@@ -1,11 +1,12 @@
 """How wide a module is: what it reads and what it returns, in elements."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from adapterx.errors import TargetError, speaker
 
+_HUNG = "adapterx"  # how the children of a base module are named that attachments hang there
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # never called
 # Modules of transformers that read the weights of children and never call them, so that no hook on those would run: the
 # names of the children. Of an attention that reads all of its projections the whole counts as one projection.
@@ -96,6 +97,26 @@ def _refuse_unsuitable(modules: Mapping[str, nn.Module], name: str) -> None:
         reason = f"the last axis of a {kind} is not its channels"
     if reason:
         raise TargetError(f"{speaker()}: {name} cannot be adapted, because {reason}")
+
+
+def own_children(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the children of a module by name, without what earlier attachments have hung there.
+
+    What is found must not depend on the adapters that a model has already, and must not look through thousands of them.
+    """
+    return {key: child for key, child in module._modules.items() if child is not None and not key.startswith(_HUNG)}
+
+
+def own_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and what is inside, without what earlier attachments have hung there."""
+    yield module
+    for child in own_children(module).values():
+        yield from own_modules(child)
+
+
+def has_matrix(module: nn.Module) -> bool:
+    """Tell whether a module, or one inside, has a parameter of two dimensions or more."""
+    return any(p is not None and p.dim() > 1 for each in own_modules(module) for p in each._parameters.values())
 
 
 def _width_around(modules: Mapping[str, nn.Module], name: str) -> int | None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from adapterx.errors import TargetError, speaker
-from adapterx.targets.sizes import in_out_sizes, suits
+from adapterx.targets.sizes import has_matrix, in_out_sizes, own_children, own_modules, suits
 from adapterx.targets.sublayers import Block, inspect_block
 
 # Models whose own backward pass fails, with adapters or without.
@@ -107,7 +107,11 @@ def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str
         blocks = {}
         for index, key in enumerate(module._modules):
             element = _join(name, key)
-            if element in modules and modules[element]._modules and not isinstance(modules[element], nn.Sequential):
+            if (
+                element in modules
+                and own_children(modules[element])
+                and not isinstance(modules[element], nn.Sequential)
+            ):
                 blocks[index] = inspect_block(element, _below(modules, names, places, element))
         if any(block.positions() for block in blocks.values()):
             found[name] = _List(name, blocks)
@@ -127,11 +131,11 @@ def _outside(modules: Mapping[str, nn.Module], lists: list[_List]) -> list[str]:
     found: list[str] = []
     for name, module in modules.items():
         parent = name.rpartition(".")[0]
-        attends = "Att" in type(module).__name__ and module._modules
+        attends = "Att" in type(module).__name__ and own_children(module)
         if not name or not (attends or parent in stages) or isinstance(modules[parent], nn.MultiheadAttention):
             continue
         taken = any(name == block or _is_below(name, block) or _is_below(block, name) for block in [*blocks, *found])
-        if not taken and any(parameter.dim() > 1 for parameter in module.parameters()):
+        if not taken and has_matrix(module):
             found.append(name)
     return [f"{name} was left out: it is in no block" for name in found]
 
@@ -151,7 +155,7 @@ def _stages(modules: Mapping[str, nn.Module], lists: list[_List]) -> set[str]:
 def _is_plain(modules: Mapping[str, nn.Module], block: Block) -> bool:
     """Tell whether a block without attention is a feed-forward one that norms, and no convolutional network's."""
     parts = [modules[_join(block.name, name)] for name in block.others]
-    return block.has_norm and not any(isinstance(m, _CONVOLUTIONS) for part in parts for m in part.modules())
+    return block.has_norm and not any(isinstance(m, _CONVOLUTIONS) for part in parts for m in own_modules(part))
 
 
 def _passed_over(entry: _List, found: Mapping[str, _List]) -> bool:

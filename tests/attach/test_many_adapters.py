@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from tiny_models import build, inputs_for, run
+from tiny_models import build, inputs_for, plain_model, run
 
 from adapterx import AdapterConfig, attach, detach, disabled, mixed, rename_adapter, set_active, skip_layers
 
@@ -77,3 +77,10 @@ def test_renaming_among_many_keeps_the_rest():
     for number in range(20):
         detach(model, "b" if number == 3 else f"a{number}")
     assert not source._forward_pre_hooks
+
+
+def test_what_is_found_does_not_depend_on_the_adapters_before():
+    model = plain_model()
+    config = AdapterConfig(bottleneck_dim=2, positions=("feed_forward",), train_norms=True)
+    first, second = attach(model, config, "a"), attach(model, config, "b")
+    assert (first.targets, first.modules_to_save) == (second.targets, second.modules_to_save)
