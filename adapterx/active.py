@@ -8,7 +8,7 @@ from torch import nn
 from adapterx.adapters import check_known, check_whole
 from adapterx.compose import BatchSplit, Composition, Parallel, Stack, adapter_names_in, parse_composition
 from adapterx.compose.batch import Shared
-from adapterx.compose.naming import copies_in, fusions_in, keep_names, renamed
+from adapterx.compose.naming import copies_in, fusions_in, keep_names, renamed, trained_names
 from adapterx.compose.nesting import check_runnable
 from adapterx.errors import ConfigError, speaker, speaking_as
 from adapterx.facts import facts_of
@@ -69,12 +69,6 @@ def set_active(
         if isinstance(module, FusionSet):
             for key, fusion in module.items():
                 fusion.requires_grad_(key in fused)
-
-
-def trained_names(composition: Composition, *, train_fused: bool) -> frozenset[str]:
-    """Return the names of the adapters that train with a composition: fused ones do not, unless they shall."""
-    fused = set() if train_fused else {name for fuse in fusions_in(composition) for name in adapter_names_in(fuse)}
-    return frozenset(adapter_names_in(composition)) - fused
 
 
 def block_indices(values: Collection[int]) -> frozenset[int]:

@@ -39,6 +39,12 @@ def fusions_in(composition: Composition) -> tuple[Fuse, ...]:
     return tuple(dict.fromkeys(fuse for part in inner for fuse in fusions_in(part)))
 
 
+def trained_names(composition: Composition, *, train_fused: bool) -> frozenset[str]:
+    """Return the names of the adapters that train with a composition: fused ones do not, unless they shall."""
+    fused = set() if train_fused else {name for fuse in fusions_in(composition) for name in adapter_names_in(fuse)}
+    return frozenset(adapter_names_in(composition)) - fused
+
+
 def divides(composition: Composition) -> bool:
     """Tell whether a composition divides batches or sequences, and so serves those of one size alone, or copies."""
     inner = (part for part in composition.parts if isinstance(part, Composition))
