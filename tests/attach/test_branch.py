@@ -266,15 +266,6 @@ def test_saved_loaded_and_copied(name, tmp_path):
     assert adapters(other)[name].config == CONFIGS[name]
 
 
-@pytest.mark.parametrize("name", ["normed", "gated", "mish"])
-def test_compile_in_one_graph(name):
-    model = adapted().float()
-    set_active(model, name)
-    inputs = inputs_for("bert", model)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
-
-
 def test_the_report_says_what_runs_in_plain_pytorch():
     model = build("bert")
     plain = str(attach(model, CONFIGS["plain"], "plain"))

@@ -1,4 +1,4 @@
-"""Everything inside an adapter at once, in exported files."""
+"""Everything inside an adapter at once, in exported files and compiled."""
 
 import torch
 import transformers
@@ -22,11 +22,22 @@ EVERYTHING = AdapterConfig(
 )
 
 
-def test_files_give_what_the_model_gives(tmp_path):
+def adapted():
     torch.manual_seed(0)
     model = transformers.BertForMaskedLM(transformers.BertConfig(**SIZES | {"max_position_embeddings": 40})).eval()
     attach(model, EVERYTHING)
     randomise(model)
+    return model
+
+
+def test_files_give_what_the_model_gives(tmp_path):
+    model = adapted()
     # Each is compared with the model at shapes unlike the example's before it is there.
     assert to_torchscript(model, tmp_path / "model.pt")["validation"]["max_abs_diff"] < 1e-5
     assert to_onnx(model, tmp_path / "portable", mode="portable")["validation"]["max_abs_diff"] < 1e-5
+
+
+def test_is_one_graph():
+    model, ids = adapted(), torch.randint(3, 99, (2, 7))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids).logits, model(ids).logits)

@@ -287,11 +287,7 @@ def test_families(name, entry):
     assert attach(model, GLOW).invertible == (entry,)
     assert torch.equal(run(model, inputs), base)
     randomise(model)
-    changed = run(model, inputs)
-    assert not torch.allclose(changed, base, atol=1e-2)
-    if name == "llama":
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        torch.testing.assert_close(run(compiled, inputs), changed)
+    assert not torch.allclose(run(model, inputs), base, atol=1e-2)
 
 
 def test_what_cannot_be_done_is_refused():

