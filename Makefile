@@ -11,7 +11,7 @@ CUDA_VENV ?=
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test torture adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
+.PHONY: help install demo test torture models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,10 @@ adapterhub: install  ## beside AdapterHub's adapters, in .venv-adapterhub: its o
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python tests/adapterhub/check.py write build/adapterhub
 	HF_HUB_OFFLINE=1 .venv-adapterhub/bin/python tests/adapterhub/make_goldens.py load build/adapterhub
 	$(VENV)/bin/python tests/adapterhub/check.py verify build/adapterhub
+
+models: install  ## attach adapters to a tiny model of every type of transformers and judge where they hang: docs/models.md (about half an hour)
+	$(VENV)/bin/python tests/models/census.py --work runs/models
+	$(VENV)/bin/python tests/models/page.py --work runs/models
 
 emulate: install  ## run the CUDA device code on the host, and see every planted bug caught (about twenty minutes)
 	$(VENV)/bin/python -m pytest tests/kernels/test_emulator*.py

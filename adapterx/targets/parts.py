@@ -23,7 +23,8 @@ _MIXER = re.compile(r"mamba|mixer|ssm_|recurrent|retention|delta_?net|temporal_b
 _CONVOLUTION = re.compile(r"conv")  # counts as the mixer of a block that has no other
 _FEED_FORWARD = re.compile(r"mlp|moe|feed_?forward|ffn", re.IGNORECASE)
 _NORM = re.compile(r"norm|^ln", re.IGNORECASE)
-_NOT_HERE = re.compile(r"norm|^ln|bottleneck", re.IGNORECASE)  # norms that compute a scale; ways into a narrow stream
+# Norms that compute a scale, ways into a narrow stream, low-rank changes of shared weights.
+_NOT_HERE = re.compile(r"norm|^ln|bottleneck|adapter|lora", re.IGNORECASE)
 _CROSS = re.compile(r"cross|enc(oder)?_?(dec(oder)?_?)?att|multimodal|multihead_attn", re.IGNORECASE)
 _CROSS_CLASS = re.compile(r"Cross_?Att|EncDec|BiMultiHead", re.IGNORECASE)
 _EXPERTS = re.compile(r"(routed_)?experts?")

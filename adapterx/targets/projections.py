@@ -63,6 +63,9 @@ def partner_of(p: Projection, group: list[Projection]) -> Projection | None:
         for number, q in enumerate(group)
         if q.name != p.name and q.input_size == p.output_size and q.output_size in (p.input_size, 2 * p.input_size)
     ]
+    if p.input_size == p.output_size:  # nothing is narrowed: then they must stand side by side
+        parent = p.name.rpartition(".")[0]
+        widening = [(number, q) for number, q in widening if q.name.rpartition(".")[0] == parent]
     own = group.index(p)
     before = [q for number, q in widening if number < own]
     if before or bears(p.name, WIDENING_NAME):

@@ -13,6 +13,7 @@ from adapterx.targets.sublayers import Block, inspect_block
 _HOPELESS = {
     "ReformerModel": "Reformer runs its blocks again in a backward pass of its own, which does not know adapters",
     "RwkvModel": "the backward pass of its recurrence fails",
+    "MegaModel": "its attentions add to the residual stream themselves, through gates",
     "XcodecModel": "it runs its Transformer without gradients; adapt its semantic_model",
 }
 

@@ -1,0 +1,171 @@
+"""Compare the modules that adapterx chose with the evidence of the oracle, and prove that the adapters work there."""
+
+import re
+import tempfile
+
+import torch
+
+from adapterx import AdapterConfig, attach, detach, load_adapter, save_adapter
+
+MODES = {"houlsby": {}, "pfeiffer": {"positions": ("feed_forward",)}, "parallel": {"placement": "parallel"}}
+
+
+def list_of(block):
+    return block.rpartition(".")[0]
+
+
+def judge(facts, report, positions):
+    """Return problems as (kind, words): `wrong`, `part` (in part without a word), `said` (with one), `unseen`."""
+    subs, ran, hit = facts["subs"], set(facts["ran"]), set()
+    problems = []
+    for target in report.targets:
+        if target.module not in ran:
+            problems.append(("unseen", target.module))
+            continue
+        mine = [number for number, sub in enumerate(subs) if target.module in sub["right"]]
+        hit |= set(mine)
+        problems += [("wrong", words) for words in _faults(facts, target, [subs[number] for number in mine])]
+    lists = {list_of(subs[number]["block"]) for number in hit}
+    for number, sub in enumerate(subs):
+        if number in hit or sub["optional"] or not _is_wanted(sub, lists, positions):
+            continue
+        if _is_inside_another(sub, subs):
+            continue
+        if not any(t.module.startswith(f"{right}.") for t in report.targets for right in sub["right"]):
+            said = any(_says(note, sub) for note in report.notes)
+            problems.append(("said" if said else "part", f"{sub['block']} {sub['kind']} {sub['right']}"))
+    return problems
+
+
+def _is_inside_another(sub, subs):
+    """Tell whether an addition is a part of what another sublayer computes."""
+    others = {right for other in subs if other is not sub for right in other["right"]}
+    return any(name.startswith(f"{other}.") for name in sub["right"] for other in others)
+
+
+def _is_wanted(sub, lists, positions):
+    attends = sub["attends"] or sub["kind"] == "attention"
+    at_position = "feed_forward" in positions if sub["kind"] == "either" else sub["kind"] in positions
+    return at_position and (attends or list_of(sub["block"]) in lists)
+
+
+def _faults(facts, target, mine):
+    """Yield in words what is wrong with one target."""
+    if not mine:
+        if not _is_right_elsewhere(target.module, facts["subs"]):
+            yield f"{target.module} ({target.position}) adds to no residual stream"
+        return
+    kind = "feed_forward" if target.position == "feed_forward" else "attention"
+    if not any(sub["kind"] in (kind, "either") for sub in mine):
+        yield f"{target.module} is {target.position}, the oracle says {mine[0]['kind']}"
+    shapes = facts["shapes"].get(target.module)
+    if shapes and shapes[1] and shapes[1][-1] != target.hidden_size:
+        yield f"{target.module} is {shapes[1][-1]} wide, not {target.hidden_size}"
+    source = target.input_module
+    if source is not None and not any(source in sub["sources"] or sub["optional"] for sub in mine):
+        yield f"{target.module} does not receive what {source} receives"
+
+
+def _is_right_elsewhere(module, subs):
+    """A first block may have no residual stream yet: then its like in another block tells."""
+    for digit in re.finditer(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", module):
+        before, behind = re.escape(module[: digit.start()]), re.escape(module[digit.end() :])
+        if any(re.fullmatch(rf"{before}\d+{behind}", right) for sub in subs for right in sub["right"]):
+            return True
+    return False
+
+
+def _says(note, sub):
+    """Tell whether a note of the report speaks of a sublayer."""
+    block, rights = sub["block"], sub["right"] or [sub["block"]]
+    if " was left out" in note:
+        name = note.split(" was left out")[0]
+        return any(right == name or right.startswith(f"{name}.") for right in rights)
+    head, _, words = note.partition(": ")
+    where, module = head.partition("[")[0], words.split(" ")[0]
+    match = re.match(rf"(?:.*\.)?{re.escape(where)}\.\d+", block)
+    if match is None:
+        return False
+    if not sub["right"] or "no attention sublayer" in note:
+        return not sub["right"]
+    inner = [right[len(match[0]) + 1 :] for right in rights if right.startswith(f"{match[0]}.")]
+    return any(_overlap(name, module) for name in inner)
+
+
+def _overlap(name, other):
+    return name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.")
+
+
+def prove(model, facts, runnable, mode):
+    """Attach, run, train a step, save, load and detach. Return (report, problems) or raise what adapterx raises."""
+    parts = [(part, {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+             for _, part, values in runnable]  # fmt: skip
+    model.requires_grad_(False)  # torch.nn.MultiheadAttention rounds otherwise when it is frozen
+    before = outputs(parts)
+    report = attach(model, AdapterConfig(bottleneck_dim=4, **MODES[mode]), "proof", seed=0)
+    try:
+        return report, _problems(model, report, facts, parts, before)
+    finally:
+        if any("adapterx" in name.split(".") for name, _ in model.named_modules()):
+            detach(model)
+
+
+def _problems(model, report, facts, parts, before):
+    problems = [] if same(outputs(parts), before) else ["new adapters change the output"]
+    generator = torch.Generator().manual_seed(5)  # weights of their own: squares of what is normed do not change
+    found = [tensor.float() for tensor in outputs(parts, grad=True)]
+    sum((tensor * torch.randn(tensor.shape, generator=generator)).sum() for tensor in found).backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    stray = [n for n, p in model.named_parameters() if p.grad is not None and ".adapterx." not in f".{n}"]
+    idle = [t.module for t in report.targets if t.module in set(facts["ran"]) and not _learns(model, t.module)]
+    problems += [f"{name} got gradients" for name in stray[:3]] + [f"{name} learns nothing" for name in idle[:3]]
+    with torch.no_grad():
+        for parameter in trained.values():
+            if parameter.grad is not None:
+                parameter -= parameter.grad / parameter.grad.abs().max().clamp_min(1e-30)
+                parameter.grad = None
+    after = outputs(parts)
+    if same(after, before):
+        problems.append("a step of training changes nothing")
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, folder, "proof")
+        detach(model)
+        if not same(outputs(parts), before):
+            problems.append("detach does not restore the model")
+        load_adapter(model, folder, "again")
+    if not same(outputs(parts), after):
+        problems.append("loaded adapters differ")
+    return problems
+
+
+def _learns(model, module):
+    adapter = model.get_submodule(f"{module}.adapterx.proof") if module else model.adapterx["proof"]
+    return any(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
+
+
+def outputs(parts, grad=False):
+    """Return all floating-point tensors that the parts return."""
+    found = []
+    with torch.set_grad_enabled(grad):
+        for part, values in parts:
+            torch.manual_seed(1)
+            found += tensors(part(**values))
+    return found
+
+
+def tensors(value):
+    """Return the floating-point tensors in what a model returns; those that need no gradient stand for themselves."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for item in value for t in tensors(item)] if isinstance(value, (tuple, list)) else []
+
+
+def same(found, expected):
+    return len(found) == len(expected) and all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(found, expected, strict=True)
+    )
+
+
+__all__ = ["MODES", "judge", "prove"]
