@@ -98,15 +98,22 @@ MODELS = {
     ),
     "gemma2": ("Gemma2Model", "Gemma2Config", DECODER | {"head_dim": 8, "query_pre_attn_scalar": 8}),
 }  # fmt: skip
-# What stands above the base model: `adapters` saves other prefixes there, and undoes invertible adapters.
+# What stands above the base model, where `adapters` saves other prefixes.
 WITH_HEADS = {
-    "bert": ("BertForMaskedLM", "seq_bn_inv"),
+    "bert": ("BertForMaskedLM", "double_seq_bn"),
     "roberta": ("RobertaForSequenceClassification", "compacter"),
-    "gpt2": ("GPT2LMHeadModel", "double_seq_bn_inv"),
-    "bart": ("BartForConditionalGeneration", "seq_bn_inv"),
-    "t5": ("T5ForConditionalGeneration", "seq_bn_inv"),
-    "llama": ("LlamaForCausalLM", "seq_bn_inv"),
+    "gpt2": ("GPT2LMHeadModel", "double_seq_bn"),
+    "bart": ("BartForConditionalGeneration", "seq_bn"),
+    "t5": ("T5ForConditionalGeneration", "seq_bn"),
+    "llama": ("LlamaForCausalLM", "seq_bn"),
     "gemma2": ("Gemma2ForCausalLM", "par_bn"),
+}
+# Language models with heads of `adapters`, before which it undoes invertible adapters; before those of transformers it
+# does not. Its class, how the head is added, the preset; ours is that of WITH_HEADS with the same weights.
+LANGUAGE_MODELS = {
+    "bert": ("BertAdapterModel", "add_masked_lm_head", "seq_bn_inv"),
+    "gpt2": ("GPT2AdapterModel", "add_causal_lm_head", "double_seq_bn_inv"),
+    "llama": ("LlamaAdapterModel", "add_causal_lm_head", "seq_bn_inv"),
 }
 # Heads: class of the model, then what `add_classification_head` (or `add_tagging_head`) is called with; None: its own.
 HEADS = {

@@ -160,6 +160,27 @@ def run_head(model_type: str, head: tuple[str, dict | None], folder: Path) -> to
     return output_of(model.eval(), inputs_of(model_type))
 
 
+def run_language_model(model_type: str, how: tuple[str, str, str], folder: Path) -> torch.Tensor:
+    class_name, add_head, preset = how
+    ours = base_model(model_type, cases.WITH_HEADS[model_type][0])
+    model = getattr(adapters, class_name)(ours.config)
+    model.base_model.load_state_dict(ours.base_model.state_dict(), strict=False)
+    model.add_adapter("a", config=config_of(preset, {}))
+    getattr(model, add_head)("a", **({"layers": 1} if "causal" in add_head else {}))
+    inside = {id(p) for p in ours.base_model.parameters()}
+    own = [m for m in ours.modules() if isinstance(m, (torch.nn.Linear, torch.nn.LayerNorm))]
+    own = [m for m in own if id(m.weight) not in inside or m is ours.get_output_embeddings()]
+    heads = [m for m in model.heads["a"].modules() if isinstance(m, (torch.nn.Linear, torch.nn.LayerNorm))]
+    for theirs, layer in zip(heads, own, strict=True):
+        theirs.load_state_dict(layer.state_dict(), strict=False)
+        if layer.bias is None:
+            torch.nn.init.zeros_(theirs.bias)
+    fill_adapters(model)
+    model.set_active_adapters("a")
+    model.save_adapter(str(folder), "a", with_head=False)
+    return output_of(model.eval(), inputs_of(model_type))
+
+
 def run_composition(
     model_type: str, preset: str, how: tuple, folder: Path, fusion: dict | str = "dynamic"
 ) -> torch.Tensor:
@@ -219,6 +240,11 @@ def generate(model_type: str, folder: Path) -> None:
             "kind": "with_head", "preset": preset, "changes": {}, "folder": slug(name), "class": class_name
         }  # fmt: skip
         attempt(records[name], outputs, name, run_case, model_type, (preset, {}), folder / slug(name), class_name)
+    if model_type in cases.LANGUAGE_MODELS:
+        how = cases.LANGUAGE_MODELS[model_type]
+        name, class_name = f"{how[0]}, {how[2]}", cases.WITH_HEADS[model_type][0]
+        records[name] = {"kind": "language_model", "preset": how[2], "folder": slug(name), "class": class_name}
+        attempt(records[name], outputs, name, run_language_model, model_type, how, folder / slug(name))
     for name, head in cases.HEADS.get(model_type, {}).items():
         name = f"head: {name}"
         records[name] = {"kind": "head", "preset": "seq_bn", "head": head, "folder": slug(name)}

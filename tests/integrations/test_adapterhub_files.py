@@ -254,3 +254,14 @@ def test_adapters_are_loaded_under_a_head_too(golden, folder):
     assert golden.difference(model.bert, "double_seq_bn") < 1e-5
     adapterhub.save_adapter(model, folder / "again")
     assert all(key.startswith("bert.encoder.") for key in tensors_of(folder / "again"))
+
+
+def test_invertible_adapters_of_the_first_versions(golden, model, folder):
+    """Their configurations for tasks name one that the files do not hold, since it was for languages only."""
+    edit(folder, {"type": "text_task"}, invertible_adapter={"block_type": "nice", "reduction_factor": 2})
+    assert adapterhub.load_adapter(model, folder).config.invertible is None
+    edit(folder, {"type": "text_lang"}, invertible_adapter={"block_type": "nice", "reduction_factor": 2})
+    assert adapterhub.read_config(folder, model).invertible == "nice"
+    refused(model, folder, "the invertible adapter in .* must have the shapes .* got {}", name="b")
+    edit(folder, {"type": "text_lang"}, invertible_adapter={"block_type": "glow", "reduction_factor": 2})
+    refused(model, folder, "inv_adapter of .* must be None or 'nice', .* got 'glow'", name="b")

@@ -48,6 +48,11 @@ class Described:
             )
         if interface is None and self.family.order == HOOKED:
             interface = KNOWN[model_type]
+        if self.options["inv_adapter"] and self.family.invertible is None:
+            raise CheckpointError(
+                f"{speaker()}: inv_adapter of {self.source} must be None for {model_type!r}, where adapters has none, "
+                "or one that acts elsewhere"
+            )
         self._choose(Surroundings(model_type, self.family.order, interface))
 
     def _choose(self, around: Surroundings) -> None:

@@ -9,7 +9,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import nn
@@ -41,7 +41,8 @@ class Family:
         locations: by stack and position the name of the module that holds the adapters; `{block}` stands for the index.
         stack_pattern: finds the stack in the names of our modules; None where a model has one.
         first_stack: the stack of modules in which the pattern finds none, such as those of a tower alone.
-        invertible: what holds the invertible adapters, with a dot, or nothing; None where there are none.
+        invertible: what holds the invertible adapters, with a dot, or nothing; None where there are none, or none that
+            would give the same here.
     """
 
     order: str
@@ -98,8 +99,8 @@ def _encoder_decoder(order: str, prefix: str) -> Family:
     return Family(order, prefix, locations, r"(?:^|\.)(encoder|decoder)\.layers\.", invertible="encoder.")
 
 
-def _layers(order: str, prefix: str, block: str, feed_forward: str = "output_adapters") -> Family:
-    return _family(order, prefix, block, "attention_adapters", feed_forward)
+def _layers(order: str, prefix: str, block: str, invertible: str | None = "") -> Family:
+    return replace(_family(order, prefix, block, "attention_adapters", "output_adapters"), invertible=invertible)
 
 
 def _bert(prefix: str) -> Family:
@@ -169,9 +170,9 @@ FAMILIES = {
     "clip": _clip(),
     "clip_text_model": _clip("text_model"),
     "clip_vision_model": _clip("vision_model"),
-    **dict.fromkeys(
-        ("modernbert", "gemma2", "gemma3_text", "qwen2", "qwen3"), _layers(HOOKED, "model.", "layers.{block}")
-    ),
+    **dict.fromkeys(("modernbert", "qwen2", "qwen3"), _layers(HOOKED, "model.", "layers.{block}")),
+    # Their embeddings are scaled on the way to the first block; `adapters` couples them before that.
+    **dict.fromkeys(("gemma2", "gemma3_text"), _layers(HOOKED, "model.", "layers.{block}", invertible=None)),
 }
 """By model type. DeBERTa, BEiT, GPT-J, Whisper, X-MOD and PLBart, which `adapters` knows too, have none here."""
 
@@ -189,7 +190,10 @@ def family_of(modules: Mapping[str, nn.Module], interface: Interface | None = No
     model_type = model_type_of(modules)
     if interface is not None and model_type is not None:
         prefix = getattr(modules[""], "base_model_prefix", "")
-        return model_type, _layers(HOOKED, f"{prefix}." if prefix else "", f"{interface.model_layers}.{{block}}")
+        known = FAMILIES.get(model_type)
+        invertible = known.invertible if known and known.order == HOOKED else None
+        block = f"{interface.model_layers}.{{block}}"
+        return model_type, _layers(HOOKED, f"{prefix}." if prefix else "", block, invertible)
     if model_type not in FAMILIES:
         raise CheckpointError(
             f"{speaker()}: model must be of a type whose places in adapters are known, got {model_type!r}; known are "

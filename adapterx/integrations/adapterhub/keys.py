@@ -30,7 +30,7 @@ class Sorted:
 
     Attributes:
         places: by place, under the names of our modules.
-        invertible: of the invertible adapter, by `adapters`' names.
+        invertible: of the invertible adapter, under the names of ours.
         shared: what all modules share, under the names of our modules.
         keys: for messages, by place and name.
     """
@@ -57,6 +57,7 @@ def sort_tensors(
         CheckpointError: a key is none of an adapter of this name in such a model, or keys contradict each other.
     """
     found, prefixes, strange = Sorted(), set(), []
+    invertible = invertible_names() if options["inv_adapter"] else {}
     names, common = dict(parameter_names(options)), shared_names(options)
     for key, tensor in tensors.items():
         location, mark, parameter = _split(key, name)
@@ -67,8 +68,8 @@ def sort_tensors(
                 continue
             prefixes.add(known[0])
             _put(found, known[1], own, tensor, key, source)
-        elif mark == "invertible_adapters":
-            found.invertible[parameter] = tensor
+        elif mark == "invertible_adapters" and parameter in invertible:
+            found.invertible[invertible[parameter]] = tensor
         elif mark == "shared_parameters" and parameter in common:
             found.shared |= dict.fromkeys(common[parameter], tensor)
         else:
@@ -135,6 +136,13 @@ _PHM = (
     ("phm_rule_left", "rule.left"),
     ("phm_rule_right", "rule.right"),
 )
+
+
+def invertible_names() -> dict[str, str]:
+    """Return what `adapters` calls each parameter of an invertible adapter (NICE), and what we call it."""
+    layers = {"0.weight": "down_proj.weight", "0.bias": "down_proj.bias", "1.f.weight": "slope"}
+    layers |= {"2.weight": "up_proj.weight", "2.bias": "up_proj.bias"}
+    return {f"{net.upper()}.{theirs}": f"{net}.{ours}" for net in ("f", "g") for theirs, ours in layers.items()}
 
 
 def shared_names(options: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

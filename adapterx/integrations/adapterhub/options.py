@@ -46,7 +46,8 @@ def options_of(document: Mapping[str, Any], source: Path) -> dict[str, Any]:
     if method not in (None, "bottleneck"):
         raise _refused(source, "architecture", "be that of a bottleneck adapter (None)", method)
     options = {key: value for key, value in given.items() if key not in ("architecture", "invertible_adapter")}
-    if legacy := given.get("invertible_adapter"):  # how the first versions said it
+    # How the first versions said it; those for tasks had none, whatever they said.
+    if (legacy := given.get("invertible_adapter")) and document.get("type") != "text_task":
         options["inv_adapter"], options["inv_adapter_reduction_factor"] = _legacy_invertible(legacy, source)
     if unknown := sorted(options.keys() - DEFAULTS.keys()):
         raise CheckpointError(
@@ -182,8 +183,9 @@ def branch_of(options: Mapping[str, Any], placement: str, added_to: str, source:
     Raises:
         CheckpointError: an option has a value that an adapter of ours cannot have.
     """
-    if options["inv_adapter"]:
-        raise _refused(source, "inv_adapter", "be None for an adapter of ours", options["inv_adapter"])
+    kind, factor = options["inv_adapter"], options["inv_adapter_reduction_factor"]
+    if kind not in (None, "nice"):
+        raise _refused(source, "inv_adapter", "be None or 'nice', adapters itself cannot run others", kind)
     after = None
     if options["ln_after"]:
         after = "sum" if options["adapter_residual_before_ln"] and not options["is_parallel"] else "branch"
@@ -196,6 +198,8 @@ def branch_of(options: Mapping[str, Any], placement: str, added_to: str, source:
         "scaling": "learned_per_channel" if scaling == "channel" else scaling,
         "dropout": options["dropout"],
         "init": "he" if options["init_weights"] == "mam_adapter" else "houlsby",
+        "invertible": kind,
+        **({"invertible_reduction_factor": factor} if kind else {}),
         "norm_before": options["ln_before"],
         "norm_after": after,
         "gating": options["use_gating"],

@@ -16,7 +16,7 @@ from adapterx.integrations.adapterhub.described import Described
 from adapterx.integrations.adapterhub.families import Family, Place
 from adapterx.integrations.adapterhub.files import ADAPTER, read_document, read_tensors
 from adapterx.integrations.adapterhub.keys import Sorted, sort_tensors
-from adapterx.planning import check_dtype, check_name, plan_attachment
+from adapterx.planning import Plan, check_dtype, check_name, plan_attachment
 from adapterx.records import Attachment
 
 
@@ -68,6 +68,7 @@ def load_adapter(
     _check_fit(found, expected, described, folder)
     generator = torch.Generator(device="cpu").manual_seed(0)
     plan = plan_attachment(model, described.config, name, generator=generator, dtype=dtype)
+    _copy_invertible(plan, found, folder)
     for target in plan.report.targets:
         own, new = plan.adapters[target.module].state_dict(), found.places[described.places[target.module]]
         for key, tensor in own.items():
@@ -98,6 +99,18 @@ def _name_of(document: Mapping[str, Any], folder: Path) -> str:
             f"{speaker()}: name of {folder / ADAPTER.document} must be one without dots, got {name!r}"
         )
     return name
+
+
+def _copy_invertible(plan: Plan, found: Sorted, folder: Path) -> None:
+    """Copy the invertible adapter, which must fit exactly."""
+    own = {} if plan.invertible is None else plan.invertible.state_dict()
+    shapes = [{key: tuple(tensor.shape) for key, tensor in tensors.items()} for tensors in (own, found.invertible)]
+    if shapes[0] != shapes[1]:
+        raise CheckpointError(
+            f"{speaker()}: the invertible adapter in {folder} must have the shapes {shapes[0]}, got {shapes[1]}"
+        )
+    for key, tensor in own.items():
+        tensor.copy_(found.invertible[key])
 
 
 def _spread(found: Sorted, places: Iterable[Place], options: Mapping[str, Any], folder: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adapterx.adapters import adapters
 from adapterx.checkpoint.adapter import resolve_name
 from adapterx.config import POSITIONS, AdapterConfig
+from adapterx.couplings import INVERTIBLES
 from adapterx.errors import CheckpointError, TargetError, speaker, speaking_as
 from adapterx.host import ADAPTERS, base_modules
 from adapterx.integrations.adapterhub.blocks import factor_of, numbers_of
@@ -17,7 +18,7 @@ from adapterx.integrations.adapterhub.described import OPTION_OF_POSITION
 from adapterx.integrations.adapterhub.families import HOOKED, Family, Place, family_of
 from adapterx.integrations.adapterhub.files import ADAPTER, write_files
 from adapterx.integrations.adapterhub.interface import KNOWN
-from adapterx.integrations.adapterhub.keys import parameter_names, shared_names
+from adapterx.integrations.adapterhub.keys import invertible_names, parameter_names, shared_names
 from adapterx.integrations.adapterhub.options import Surroundings, branch_of, placement_of
 from adapterx.integrations.adapterhub.vocabulary import ACTIVATIONS, DEFAULTS, PHM, PHM_INITS, SAME_NAME
 from adapterx.phm import PHMConfig
@@ -66,6 +67,14 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
         own = modules[target.module]._modules[ADAPTERS][name].state_dict(keep_vars=True)
         location = f"{family.prefix}{family.key_of_place(places[target.module])}.adapters.{name}"
         tensors |= {f"{location}.{theirs}": own[ours] for theirs, ours in names if ours in own and ours not in common}
+    if attachment.invertible and family.invertible is None:
+        raise _unsayable("invertible", f"be None for {model_type!r} in AdapterHub", attachment.config.invertible)
+    if attachment.invertible:
+        coupling = modules[attachment.invertible[0]]._modules[INVERTIBLES][name].state_dict(keep_vars=True)
+        location = f"{family.prefix}{family.invertible}invertible_adapters.{name}"
+        tensors |= {
+            f"{location}.{theirs}": coupling[ours] for theirs, ours in invertible_names().items() if ours in coupling
+        }
     for theirs, (ours, *_) in shared_names(options).items():
         if ours in own:
             tensors[f"{family.prefix}shared_parameters.{name}.{theirs}"] = own[ours]
@@ -132,6 +141,8 @@ def _options(attachment: Attachment, places: Mapping[str, Place], around: Surrou
 
 
 def _branch(config: AdapterConfig) -> dict[str, Any]:
+    if config.invertible not in (None, "nice"):
+        raise _unsayable("invertible", "be None or 'nice', AdapterHub cannot run others", config.invertible)
     activation = _THEIR_NAMES.get(config.activation, config.activation)
     if activation not in (*ACTIVATIONS, *SAME_NAME):
         raise _unsayable("activation", "be one that AdapterHub knows", config.activation)
@@ -140,6 +151,8 @@ def _branch(config: AdapterConfig) -> dict[str, Any]:
         "scaling": "channel" if config.scaling == "learned_per_channel" else config.scaling,
         "dropout": config.dropout,
         "init_weights": _INITS[config.init],
+        "inv_adapter": config.invertible,
+        "inv_adapter_reduction_factor": config.invertible_reduction_factor if config.invertible else None,
         "ln_before": config.norm_before,
         "ln_after": config.norm_after is not None,
         "adapter_residual_before_ln": config.norm_after == "sum",
