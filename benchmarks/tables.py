@@ -219,7 +219,10 @@ def many_adapters_table() -> str:
     found = {name: float(row["median"]) for (name,), row in latest(rows, ("implementation",)).items()}
     if not found:
         return "Not measured yet."
-    lines = ["| for one adapter | among the first 100, ms | among the last 100 of 1,000, ms |", "|---|---|---|"]
+    lines = [
+        "| for one adapter, processor time | among the first 100, ms | among the last 100 of 1,000, ms |",
+        "|---|---|---|",
+    ]
     told = {"attach": "attach", "switch": "switch to it", "mixed": "open `mixed` for 32 sequences", "detach": "detach"}
     for action, words in told.items():
         first, last = found[f"{action} #1 to #100"], found[f"{action} #901 to #1000"]

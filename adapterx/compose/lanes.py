@@ -4,7 +4,8 @@
 regions of the batch, each with a row of items: names of adapters, or compositions of other kinds, which join results.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from types import UnionType
 from typing import NamedTuple
@@ -37,31 +38,36 @@ class Lanes(NamedTuple):
             known: names of adapters.
             names_of: the names in an item.
         """
-        merged: dict[tuple, list[int] | None] = {}
-        for region, items in self.lanes:
-            kept = tuple(item for item in items if any(name in known for name in names_of(item)))
-            key = kept, region.tokens
-            if region.rows is None:
-                merged[key] = None
-            else:
-                merged.setdefault(key, []).extend(region.rows)
-        return Lanes(
-            tuple(
-                Lane(Region(None if rows is None else tuple(rows), tokens), items)
-                for (items, tokens), rows in merged.items()
-            ),
-            self.extent,
-        )
+        kept = [
+            Lane(region, tuple(item for item in items if any(name in known for name in names_of(item))))
+            for region, items in self.lanes
+        ]
+        return Lanes(_merged(kept), self.extent)
 
 
+def _merged(lanes: Sequence[Lane]) -> tuple[Lane, ...]:
+    """Return the lanes, those of the same items and tokens as one."""
+    merged: dict[tuple, list[int] | None] = {}
+    for region, items in lanes:
+        key = items, region.tokens
+        if region.rows is None:
+            merged[key] = None
+        else:
+            merged.setdefault(key, []).extend(region.rows)
+    return tuple(
+        Lane(Region(None if rows is None else tuple(rows), tokens), items) for (items, tokens), rows in merged.items()
+    )
+
+
+@lru_cache(maxsize=64)  # every module of a model asks
 def lanes_of(part: Item | None) -> Lanes:
-    """Return the lanes of a composition.
+    """Return the lanes of a composition, one for the same items in several regions of the same tokens.
 
     Raises:
         ConfigError: parts of it need other numbers of sequences or of tokens than what is around them has.
     """
     rows, tokens = _needed(part, BatchSplit | Parallel), _needed(part, Split)
-    return Lanes(tuple(_lanes(part, Region(), rows, tokens)), Extent(rows, tokens))
+    return Lanes(_merged(_lanes(part, Region(), rows, tokens)), Extent(rows, tokens))
 
 
 def _needed(part: Item | None, kind: UnionType | type[Split]) -> int | None:
