@@ -28,7 +28,7 @@ def table() -> str:
 def _cell(row: dict[str, str] | None) -> str:
     if row is None:
         return ""
-    return _CELLS.get(row["outcome"], row["difference"].replace("e-0", "e-"))
+    return _CELLS.get(row["outcome"], row["difference"].replace("e-0", "e-").replace("0.0e+00", "0"))
 
 
 def _summary(rows: list[dict[str, str]]) -> str:
