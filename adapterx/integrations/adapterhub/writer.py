@@ -67,14 +67,8 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
         own = modules[target.module]._modules[ADAPTERS][name].state_dict(keep_vars=True)
         location = f"{family.prefix}{family.key_of_place(places[target.module])}.adapters.{name}"
         tensors |= {f"{location}.{theirs}": own[ours] for theirs, ours in names if ours in own and ours not in common}
-    if attachment.invertible and family.invertible is None:
-        raise _unsayable("invertible", f"be None for {model_type!r} in AdapterHub", attachment.config.invertible)
     if attachment.invertible:
-        coupling = modules[attachment.invertible[0]]._modules[INVERTIBLES][name].state_dict(keep_vars=True)
-        location = f"{family.prefix}{family.invertible}invertible_adapters.{name}"
-        tensors |= {
-            f"{location}.{theirs}": coupling[ours] for theirs, ours in invertible_names().items() if ours in coupling
-        }
+        tensors |= _coupling(attachment, modules, model_type, family)
     for theirs, (ours, *_) in shared_names(options).items():
         if ours in own:
             tensors[f"{family.prefix}shared_parameters.{name}.{theirs}"] = own[ours]
@@ -88,6 +82,18 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
         "name": name,
     }
     write_files(Path(folder), ADAPTER, document, tensors)
+
+
+def _coupling(
+    attachment: Attachment, modules: Mapping[str, nn.Module], model_type: str, family: Family
+) -> dict[str, Tensor]:
+    """Return the tensors of the invertible adapter by their key in AdapterHub."""
+    if family.invertible is None:
+        raise _unsayable("invertible", f"be None for {model_type!r} in AdapterHub", attachment.config.invertible)
+    name = attachment.name
+    own = modules[attachment.invertible[0]]._modules[INVERTIBLES][name].state_dict(keep_vars=True)
+    location = f"{family.prefix}{family.invertible}invertible_adapters.{name}"
+    return {f"{location}.{theirs}": own[ours] for theirs, ours in invertible_names().items() if ours in own}
 
 
 def places_of(attachment: Attachment, modules: Mapping[str, nn.Module], family: Family) -> dict[str, Place]:
