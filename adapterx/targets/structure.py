@@ -9,14 +9,18 @@ from adapterx.errors import TargetError, speaker
 from adapterx.targets.sizes import has_matrix, in_out_sizes, own_children, own_modules, suits
 from adapterx.targets.sublayers import Block, inspect_block
 
-# Models whose own backward pass fails, with adapters or without.
+# Models whose own backward pass fails or knows no adapters, or that keep no residual stream.
 _HOPELESS = {
     "ReformerModel": "Reformer runs its blocks again in a backward pass of its own, which does not know adapters",
     "RwkvModel": "the backward pass of its recurrence fails",
     "MegaModel": "its attentions add to the residual stream themselves, through gates",
+    "Gemma3nTextModel": "its blocks predict and correct several streams at once; target_modules=('o_proj',) would go "
+    "behind its attentions",
     "XcodecModel": "it runs its Transformer without gradients; adapt its semantic_model",
 }
 
+# Parts of models that run without gradients: adapters there would learn nothing.
+_WITHOUT_GRADIENTS = ("BltPatcher",)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
@@ -102,8 +106,9 @@ def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str
     names = list(modules)
     places = {name: number for number, name in enumerate(names)}
     found: dict[str, _List] = {}
+    still = [name for name, module in modules.items() if name and type(module).__name__ in _WITHOUT_GRADIENTS]
     for name, module in modules.items():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(_is_below(name, part) for part in still):
             continue
         blocks = {}
         for index, key in enumerate(module._modules):
@@ -122,6 +127,7 @@ def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str
         return [e for e in chosen if all(_is_plain(modules, block) for block in e.blocks.values())], []
     kept = [entry for entry in chosen if entry in mixing or _accompanies(entry, mixing)]
     notes = [f"{entry.name} was left out: its modules mix no tokens" for entry in chosen if entry not in kept]
+    notes += [f"{name} was left out: the model runs it without gradients" for name in still]
     return kept, notes + _outside(modules, kept)
 
 

@@ -20,6 +20,7 @@ IN_PART = "works where it ran"
 MEANING = {
     "works": "the right modules, proven by the oracle; everything below holds",
     IN_PART: "likewise, but parts of the model could not be run with made-up inputs",
+    "right": "the right modules by the oracle; the rest of the proof has not been run",
     "refused": "in words; blocks are there, their sublayers cannot be told for certain",
     NO_BLOCKS: "refused: the model has no blocks with attention (convolutional networks and the like)",
     "not run": "adapters are attached, the model could not be run with made-up inputs, so nothing is proven",

@@ -93,7 +93,11 @@ def _shrink_stages(config, changes):
         re.fullmatch(r"stage\d+", f) and int(f[5:]) > changes.get("num_hidden_layers", 99) for f in features
     ):
         count = len(features)
-        changes |= {"num_hidden_layers": max(2, count), "out_features": [f"stage{i + 1}" for i in range(count)]}
+        names = [f"stage{i + 1}" for i in range(max(2, count) - count, max(2, count))]
+        changes |= {
+            "num_hidden_layers": max(2, count),
+            "out_features": names,
+        }
         changes["out_indices"] = None
     if per_layer := values.get("per_layer_config"):
         layers = changes.get("num_hidden_layers", 99)
@@ -334,6 +338,15 @@ def without_drop(config):
     }
 
 
+def _with_sane_weights(model):
+    """Give what a model leaves as memory held it some numbers."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and not parameter.abs().max() < 1e3:
+                parameter.normal_(0, 0.02)
+    return model
+
+
 def build(model_type, config_class, device="cpu", start=0):
     """Return (model, number of the attempt), or raise the last error."""
     cls, last = model_class(config_class), []
@@ -354,7 +367,7 @@ def build(model_type, config_class, device="cpu", start=0):
             if device == "meta":
                 return probe.eval(), number
             torch.manual_seed(0)
-            return cls(config).eval(), number
+            return _with_sane_weights(cls(config)).eval(), number
         except Exception as error:
             last.append(error)
     raise RuntimeError(" | ".join(f"{type(e).__name__}: {str(e)[:150]}" for e in last) or "no attempt is left")

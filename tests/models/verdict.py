@@ -44,6 +44,9 @@ def _is_inside_another(sub, subs):
 
 
 def _is_wanted(sub, lists, positions):
+    names = ".".join([sub["block"], *sub["right"]])
+    if not re.search(r"(^|\.)\d+(\.|$)", names):
+        return False  # no part of a repeated block
     attends = sub["attends"] or sub["kind"] == "attention"
     at_position = "feed_forward" in positions if sub["kind"] == "either" else sub["kind"] in positions
     return at_position and (attends or list_of(sub["block"]) in lists)
@@ -83,6 +86,8 @@ def _says(note, sub):
         return any(right == name or right.startswith(f"{name}.") for right in rights)
     head, _, words = note.partition(": ")
     where, module = head.partition("[")[0], words.split(" ")[0]
+    if any(list_of(right) == where for right in sub["right"]):  # an element of the list itself
+        return True
     match = re.match(rf"(?:.*\.)?{re.escape(where)}\.\d+", block)
     if match is None:
         return False
@@ -104,6 +109,8 @@ def prove(model, facts, runnable, mode):
     before = outputs(parts)
     report = attach(model, AdapterConfig(bottleneck_dim=4, **MODES[mode]), "proof", seed=0)
     try:
+        if not parts:
+            return report, []
         return report, _problems(model, report, facts, parts, before)
     finally:
         if any("adapterx" in name.split(".") for name, _ in model.named_modules()):
@@ -117,7 +124,7 @@ def _problems(model, report, facts, parts, before):
     sum((tensor * torch.randn(tensor.shape, generator=generator)).sum() for tensor in found).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     stray = [n for n, p in model.named_parameters() if p.grad is not None and ".adapterx." not in f".{n}"]
-    idle = [t.module for t in report.targets if t.module in set(facts["ran"]) and not _learns(model, t.module)]
+    idle = [t.module for t in report.targets if _got_tokens(facts, t.module) and not _learns(model, t.module)]
     problems += [f"{name} got gradients" for name in stray[:3]] + [f"{name} learns nothing" for name in idle[:3]]
     with torch.no_grad():
         for parameter in trained.values():
@@ -136,6 +143,11 @@ def _problems(model, report, facts, parts, before):
     if not same(outputs(parts), after):
         problems.append("loaded adapters differ")
     return problems
+
+
+def _got_tokens(facts, module):
+    shapes = facts["shapes"].get(module)
+    return shapes is not None and shapes[1] is not None and 0 not in shapes[1]
 
 
 def _learns(model, module):
