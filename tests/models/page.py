@@ -18,7 +18,7 @@ NOT_A_TYPE = "cannot be built"
 NO_BLOCKS = "no Transformer blocks"
 IN_PART = "works where it ran"
 MEANING = {
-    "works": "the right modules, proven by the oracle; everything below holds",
+    "works": "the right modules, proven by the oracle; everything said above holds",
     IN_PART: "likewise, but parts of the model could not be run with made-up inputs",
     "right": "the right modules by the oracle; the rest of the proof has not been run",
     "refused": "in words; blocks are there, their sublayers cannot be told for certain",
