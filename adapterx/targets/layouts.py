@@ -86,32 +86,19 @@ _COHERE = _LLAMA._replace(feed_forward=Sublayer("mlp.down_proj", "mlp", residual
 # These norm a sublayer's output too, before it is added to the stream.
 _GEMMA2 = _LLAMA._replace(feed_forward=Sublayer("mlp.down_proj", "mlp", residual="pre_feedforward_layernorm"))
 _OLMO2 = Layout("layers", Sublayer("self_attn.o_proj", "self_attn"), Sublayer("mlp.down_proj", "mlp"))
-_BART = (
-    Layout(
-        "encoder.layers",
-        Sublayer("self_attn.out_proj", "self_attn", "self_attn_layer_norm"),
-        Sublayer("fc2", "fc1", "final_layer_norm"),
-    ),
-    Layout(
-        "decoder.layers",
-        Sublayer("self_attn.out_proj", "self_attn", "self_attn_layer_norm"),
-        Sublayer("fc2", "fc1", "final_layer_norm"),
-        Sublayer("encoder_attn.out_proj", "encoder_attn", "encoder_attn_layer_norm"),
-    ),
-)
-_MBART = (  # BART with its norms before each sublayer
-    Layout(
-        "encoder.layers",
-        Sublayer("self_attn.out_proj", "self_attn", residual="self_attn_layer_norm"),
-        Sublayer("fc2", "fc1", residual="final_layer_norm"),
-    ),
-    Layout(
-        "decoder.layers",
-        Sublayer("self_attn.out_proj", "self_attn", residual="self_attn_layer_norm"),
-        Sublayer("fc2", "fc1", residual="final_layer_norm"),
-        Sublayer("encoder_attn.out_proj", "encoder_attn", residual="encoder_attn_layer_norm"),
-    ),
-)
+
+
+def _bart(norms: str) -> tuple[Layout, ...]:
+    """Return the layouts of encoder and decoder; `norms`, a field of `Sublayer`, says where the norms stand."""
+    attention = Sublayer("self_attn.out_proj", "self_attn", **{norms: "self_attn_layer_norm"})
+    feed_forward = Sublayer("fc2", "fc1", **{norms: "final_layer_norm"})
+    cross_attention = Sublayer("encoder_attn.out_proj", "encoder_attn", **{norms: "encoder_attn_layer_norm"})
+    return (
+        Layout("encoder.layers", attention, feed_forward),
+        Layout("decoder.layers", attention, feed_forward, cross_attention),
+    )
+
+
 _T5 = (
     Layout(
         "encoder.block",
@@ -155,8 +142,8 @@ _FAMILIES = {
     "gemma2 gemma3_text": (_GEMMA2,),
     "olmo2": (_OLMO2,),
     "cohere": (_COHERE,),
-    "bart": _BART,
-    "mbart": _MBART,
+    "bart": _bart("norm"),
+    "mbart": _bart("residual"),
     "t5 mt5 umt5": _T5,
     "vit": _VIT,
     "clip clip_text_model clip_vision_model": (_CLIP,),

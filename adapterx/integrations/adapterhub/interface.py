@@ -1,7 +1,7 @@
 """What AdapterHub's plugin interface hooks into a model: read from a file, or known for its own model types."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +69,6 @@ def _sublayer(model_type: str, position: str) -> Sublayer:
     return getattr(tables[0], position)
 
 
-_GEMMA = Interface(
-    model_layers="layers",
-    layer_self_attn="self_attn",
-    attn_o_proj="o_proj",
-    layer_output_proj="mlp.down_proj",
-    layer_pre_self_attn="input_layernorm",
-    layer_pre_ffn="pre_feedforward_layernorm",
-    layer_ln_1="post_attention_layernorm",
-    layer_ln_2="post_feedforward_layernorm",
-)
 _QWEN = Interface(
     model_layers="layers",
     layer_self_attn="self_attn",
@@ -86,6 +76,12 @@ _QWEN = Interface(
     layer_output_proj="mlp.down_proj",
     layer_pre_self_attn="input_layernorm",
     layer_pre_ffn="post_attention_layernorm",
+)
+_GEMMA = replace(  # which norms its sublayers' outputs too
+    _QWEN,
+    layer_pre_ffn="pre_feedforward_layernorm",
+    layer_ln_1="post_attention_layernorm",
+    layer_ln_2="post_feedforward_layernorm",
 )
 _MODERNBERT = Interface(
     model_layers="layers",
