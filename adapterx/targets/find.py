@@ -89,11 +89,14 @@ def block_of(name: str, blocks: Mapping[str, int]) -> int | None:
         name: qualified name of the module.
         blocks: name and index of the blocks, as `find_blocks` returns them.
     """
+    block = enclosing_block(name, blocks)
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None) if block is None else blocks[block]
+
+
+def enclosing_block(name: str, blocks: Mapping[str, int]) -> str | None:
+    """Return the name of the innermost block that a module is in, or is; arguments as in `block_of`."""
     parts = name.split(".")
-    for depth in range(len(parts), 0, -1):
-        if (prefix := ".".join(parts[:depth])) in blocks:
-            return blocks[prefix]
-    return next((int(part) for part in parts if part.isdecimal()), None)
+    return next((path for depth in range(len(parts), 0, -1) if (path := ".".join(parts[:depth])) in blocks), None)
 
 
 def _wide_enough(targets: list[Target], config: AdapterConfig) -> tuple[tuple[Target, ...], tuple[str, ...]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from adapterx.errors import TargetError, speaker
-from adapterx.targets.find import Target, find_blocks
+from adapterx.targets.find import Target, enclosing_block, find_blocks
 from adapterx.targets.sizes import norm_size
 
 
@@ -20,9 +20,9 @@ def find_norms(modules: Mapping[str, nn.Module], targets: Sequence[Target]) -> t
         TargetError: no adapted module is in a block, or these blocks have no such norm.
     """
     blocks = find_blocks(modules)
-    adapted = {block for target in targets if (block := _enclosing(target.module, blocks)) is not None}
+    adapted = {block for target in targets if (block := enclosing_block(target.module, blocks)) is not None}
     found = tuple(
-        name for name, module in modules.items() if _enclosing(name, blocks) in adapted - {None} and _is_norm(module)
+        name for name, module in modules.items() if enclosing_block(name, blocks) in adapted and _is_norm(module)
     )
     if not found:
         where = ", ".join(sorted(adapted)[:4]) if adapted else "no block"
@@ -31,12 +31,6 @@ def find_norms(modules: Mapping[str, nn.Module], targets: Sequence[Target]) -> t
             f"weights, got adapted modules in {where}"
         )
     return found
-
-
-def _enclosing(name: str, blocks: Mapping[str, int]) -> str | None:
-    """Return the name of the innermost block that a module is in."""
-    parts = name.split(".")
-    return next((path for depth in range(len(parts), 0, -1) if (path := ".".join(parts[:depth])) in blocks), None)
 
 
 def _is_norm(module: nn.Module) -> bool:

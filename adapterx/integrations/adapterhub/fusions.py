@@ -21,7 +21,7 @@ from adapterx.fusion import FusionConfig
 from adapterx.host import base_modules
 from adapterx.integrations.adapterhub.families import Family, Place, family_of
 from adapterx.integrations.adapterhub.files import FUSION, read_document, read_tensors, write_files
-from adapterx.integrations.adapterhub.writer import places_of
+from adapterx.integrations.adapterhub.writer import described_model, places_of
 
 _OPTIONS = ("key", "query", "query_before_ln", "regularization", "residual_before", "temperature", "value")
 _NAMED = {
@@ -178,7 +178,7 @@ def save_fusion(model: nn.Module, folder: str | Path, fuse: Fuse | str | None = 
     if stacked := [part for part in parts if not isinstance(part, str)]:
         raise CheckpointError(f"{speaker()}: the parts of a fusion must be names for AdapterHub, got {stacked[0]!r}")
     found = {path: hung[key] for path, hung in fusion_sets(model).items() if key in hung}
-    own, described = next(iter(found.values())).config, getattr(modules[""], "config", None)
+    own = next(iter(found.values())).config
     _check_parts(model, parts, own)
     model_type, family = family_of(modules)
     places = places_of(adapters(model)[parts[-1]], modules, family)
@@ -191,10 +191,7 @@ def save_fusion(model: nn.Module, folder: str | Path, fuse: Fuse | str | None = 
     document = {
         "adapter_names": list(parts),
         "config": options | {"value_before_softmax": True, "dropout_prob": own.dropout or None},
-        "hidden_size": getattr(described, "hidden_size", None),
-        "model_class": type(model).__name__,
-        "model_name": getattr(described, "_name_or_path", None) or None,
-        "model_type": model_type,
         "name": key,
+        **described_model(model, model_type),
     }
     write_files(Path(folder), FUSION, document, tensors)

@@ -72,16 +72,19 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
     for theirs, (ours, *_) in shared_names(options).items():
         if ours in own:
             tensors[f"{family.prefix}shared_parameters.{name}.{theirs}"] = own[ours]
-    config = getattr(modules[""], "config", None)
-    document = {
-        "config": options,
+    document = {"config": options, "name": name, **described_model(model, model_type)}
+    write_files(Path(folder), ADAPTER, document, tensors)
+
+
+def described_model(model: nn.Module, model_type: str | None) -> dict[str, Any]:
+    """Return what every document of AdapterHub says of the model."""
+    config = getattr(model, "config", None)
+    return {
         "hidden_size": getattr(config, "hidden_size", None),
         "model_class": type(model).__name__,
         "model_name": getattr(config, "_name_or_path", None) or None,
         "model_type": model_type,
-        "name": name,
     }
-    write_files(Path(folder), ADAPTER, document, tensors)
 
 
 def _coupling(
