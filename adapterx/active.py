@@ -264,11 +264,16 @@ def mixed(model: nn.Module, names: Sequence[str | Composition | None]) -> Iterat
     """
     with speaking_as("mixed"):
         composition = _batch_of(names)
-        used = adapter_names_in(composition)
-        check_known(model, used)
-        check_runnable(composition, facts_of(model, used))
+        check_fits(model, composition)
     with picked(model, composition, Shared("mixed", in_block=True)):
         yield model
+
+
+def check_fits(model: nn.Module, composition: Composition) -> None:
+    """Raise UnknownAdapterError or ConfigError unless the model can run a composition."""
+    used = adapter_names_in(composition)
+    check_known(model, used)
+    check_runnable(composition, facts_of(model, used))
 
 
 @contextmanager

@@ -8,14 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adapterx.active import picked
-from adapterx.adapters import check_known
+from adapterx.active import check_fits, picked
 from adapterx.compose import Composition, Parallel, adapter_names_in, parse_composition
 from adapterx.compose.batch import Shared
 from adapterx.compose.naming import fusions_in
-from adapterx.compose.nesting import check_runnable
 from adapterx.errors import ConfigError, speaking_as
-from adapterx.facts import facts_of
 from adapterx.host import base_modules, switchable_modules
 from adapterx.replicas import are_replicas, is_cache, leaves, map_tensors, repeat_inputs, repeat_rows, share_of_rows
 from adapterx.targets import find_blocks
@@ -50,9 +47,7 @@ def fan_out(model: nn.Module, names: Sequence[str | Composition | None]) -> Iter
     """
     with speaking_as("fan_out"):
         copies = _checked(names)
-        used = adapter_names_in(copies)
-        check_known(model, used)
-        check_runnable(copies, facts_of(model, used))
+        check_fits(model, copies)
     fan = FanOut(model, copies.parts)
     shared = Shared("fan_out", in_block=True, in_shares=True)
     with picked(model, copies, shared), ExitStack() as hooks:
@@ -161,7 +156,7 @@ class FanOut:
         for name in blocks:
             block = modules[name]
             if not any(hung.keys() & used for hung in switchable_modules(block)):
-                run = _SharedRun(name, self)
+                run = _SharedRun(name, block, self)
                 yield block.register_forward_pre_hook(run.cut, with_kwargs=True)
                 # Before the hooks of those who note the outputs of blocks.
                 yield block.register_forward_hook(run.repeat, with_kwargs=True, prepend=True)
@@ -180,12 +175,13 @@ class FanOut:
 class _SharedRun:
     """The hooks of one block: cut what it receives to the rows of one name, and repeat what it returns."""
 
-    def __init__(self, name: str, fan: FanOut) -> None:
+    def __init__(self, name: str, block: nn.Module, fan: FanOut) -> None:
         self.name, self.fan = name, fan
+        self.entry = _entry_of(block)
         self.sizes: tuple[int, int] | None = None  # sequences and tokens, while the block runs for one name
         self.caches: list[Any] = []
 
-    def cut(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def cut(self, _block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Forward pre-hook: return the arguments of one name; None where the names differ, or may differ."""
         self.sizes, copies = None, len(self.fan.names)
         try:
@@ -194,7 +190,7 @@ class _SharedRun:
             return None
         rows = hidden_states.shape[0]
         others = list(leaves((args, kwargs)))
-        caches = [leaf for leaf in others if _has_no_entry(leaf, block)]
+        caches = [leaf for leaf in others if _has_no_entry(leaf, self.entry)]
         tensors = [leaf for leaf in others if isinstance(leaf, Tensor)]
         batched = [tensor for tensor in tensors if tensor.dim() and tensor.shape[0] % rows == 0]
         if hidden_states.dim() < 3 or rows % copies or len(caches) + len(tensors) < len(others):
@@ -210,7 +206,7 @@ class _SharedRun:
         self.fan.shared.append(self.name)
         return map_tensors(args, take), map_tensors(kwargs, take)
 
-    def repeat(self, block: nn.Module, _args: tuple, _kwargs: dict[str, Any], output: Any) -> Any:
+    def repeat(self, _block: nn.Module, _args: tuple, _kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook: return the output for all names, and let what the block has cached serve all of them."""
         if self.sizes is None:
             return None
@@ -221,8 +217,7 @@ class _SharedRun:
             return repeat_rows(tensor, copies) if fits else tensor
 
         for cache in self.caches:
-            index = _entry_of(block)
-            cache.layers[index] = map_tensors(cache.layers[index], repeat, caches=True)
+            cache.layers[self.entry] = map_tensors(cache.layers[self.entry], repeat, caches=True)
         self.sizes, self.caches = None, []
         return map_tensors(output, repeat)
 
@@ -233,12 +228,9 @@ def _entry_of(block: nn.Module) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _has_no_entry(value: Any, block: nn.Module) -> bool:
-    """Tell whether a value is a cache that grows as it is filled, and that holds nothing of this block yet."""
-    if not is_cache(value) or type(value).__name__ != "DynamicCache":
-        return False
-    index = _entry_of(block)
-    if index is None:
+def _has_no_entry(value: Any, index: int | None) -> bool:
+    """Tell whether a value is a cache that grows as it is filled, and that holds nothing yet at this index."""
+    if index is None or not is_cache(value) or type(value).__name__ != "DynamicCache":
         return False
     entry = vars(value.layers[index]).values() if index < len(value.layers) else ()
     return not any(isinstance(item, Tensor) and item.dim() > 1 and item.numel() for item in entry)

@@ -98,4 +98,4 @@ def share_of_rows(tensor: Tensor, number: int, copies: int) -> Tensor:
 def are_replicas(tensors: Sequence[Tensor], copies: int) -> bool:
     """Tell whether in each of these tensors all shares of the rows are equal; on a GPU this waits once."""
     shares = [tensor.unflatten(0, (copies, tensor.shape[0] // copies)) for tensor in tensors]
-    return all(bool(equal) for equal in torch.stack([(each == each[:1]).all() for each in shares]).tolist())
+    return bool(torch.stack([(each == each[:1]).all() for each in shares]).all())
