@@ -4,6 +4,7 @@ import inspect
 import itertools
 
 import torch
+from tiny_special import INPUTS
 
 BATCH, LENGTH = 2, 12
 _MOST_TRIES = 24
@@ -11,6 +12,8 @@ _MOST_TRIES = 24
 
 def candidates(model):
     """Yield keyword arguments for the model's forward, the likeliest first."""
+    if (special := INPUTS.get(type(model).__name__)) is not None:
+        yield special(model)
     parameters = inspect.signature(model.forward).parameters
     required = [
         n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)

@@ -5,6 +5,7 @@ import inspect
 import re
 
 import torch
+from tiny_special import CLASSES, CONFIGS, NAMES
 from transformers import PretrainedConfig as PreTrainedConfig
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -105,7 +106,14 @@ def _shrink_stages(config, changes):
 
 
 def _config_values(config):
-    return {**_plain(config), **shrink(config)}
+    changes = shrink(config)
+    return {**_plain(config), **changes, **special(config.model_type, changes)}
+
+
+def special(model_type, changes):
+    """Return what a type needs beyond what generic rules made of its configuration."""
+    found = CONFIGS.get(model_type, {})
+    return found(changes) if callable(found) else found
 
 
 def _plain(config):
@@ -141,8 +149,8 @@ def _shrink_value(name, value, factor):
 
 
 def _shrink_number(name, value, factor):
-    if name in SPECIAL_NAMES:
-        return min(value, SPECIAL_NAMES[name])
+    if name in NAMES:
+        return min(value, NAMES[name])
     if name.endswith(("token_id", "token_index", "_token")) or name.endswith("_id") or name.endswith("token_idx"):
         return value if value < VOCABULARY else VOCABULARY - 1 - (value % 40)
     if "vocab" in name:
@@ -168,85 +176,6 @@ def _shrink_number(name, value, factor):
     return None
 
 
-SPECIAL_NAMES = {
-    "n_group": 1,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "num_expert_group": 1,
-    "hidden_size_per_layer_input": 8,
-    "vocab_size_per_layer_input": VOCABULARY,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "num_fpn_layers": 1,
-    "mamba_n_heads": 8,
-    "mamba_d_head": 8,
-    "mamba_d_state": 16,
-    "max_position_embeddings": 512,
-    "num_nextn_predict_layers": 1,
-    "num_hidden_groups": 1,
-    "moe_intermediate_size": 48,
-    "first_num_layers": 1,
-    "num_kv_shared_layers": 0,
-    "num_local_experts": 4,
-    "num_experts": 4,
-    "max_source_positions": 1500,
-    "router_n_groups": 1,
-    "moe_layer_start_index": 1,
-}
-# What generic shrinking gets wrong, by model type; a callable gets the keyword arguments.
-SPECIAL_TYPES = {
-    "bamba": {"attn_layer_indices": [1]},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2},
-    "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe", "mlp"], "num_hidden_layers": 4},
-    "recurrent_gemma": {"num_hidden_layers": 3},
-    "deepseek_v2": {"num_experts_per_tok": 2},
-    "autoformer": {"prediction_length": 4},
-    "informer": {"prediction_length": 4},
-    "time_series_transformer": {"prediction_length": 4},
-    "esm": {"vocab_size": 64, "pad_token_id": 1},
-    "step3p5": {"sliding_window": 8},
-    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "hunyuan_v1_dense": {"head_dim": 8},
-    "hunyuan_v1_moe": {"head_dim": 8},
-    "ministral": {"head_dim": 8},
-    "nemotron": {"num_key_value_heads": 4},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
-    "longcat_flash": {"num_key_value_heads": 4},
-    "xmod": {"default_language": "en_XX"},
-    "pop2piano": {"use_cache": False},
-    "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_experts": 4, "num_experts_per_tok": 2},
-    "kimi_linear": {"num_experts_per_token": 2, "num_expert_group": 1, "topk_group": 1},
-    "zamba": {
-        "num_hidden_layers": 3,
-        "layers_block_type": ["mamba", "hybrid", "mamba"],
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-    },
-    "zamba2": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"], "num_mem_blocks": 1},
-    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 48},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
-    "moonshine_streaming": {"encoder_num_key_value_heads": 4},
-    "t5gemma2_text": {"dropout_rate": 0.0},
-    "t5gemma2_encoder": {"dropout_rate": 0.0},
-    "t5gemma2_decoder": {"dropout_rate": 0.0},
-    "ernie4_5_vl_moe_text": {"moe_num_experts": 4, "moe_k": 2},
-    "esmfold2": {},
-    "gemma3n_text": {"intermediate_size": 48, "num_kv_shared_layers": 0, "laurel_rank": 8},
-    "pix2struct_text_model": {"initializer_range": 0.02},
-    "jamba": {
-        "num_hidden_layers": 4,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "expert_layer_period": 2,
-        "expert_layer_offset": 1,
-    },
-}
-
-
 def all_types():
     """Return model type or class name to configuration class, sub-configurations included."""
     found = {}
@@ -269,6 +198,9 @@ def all_types():
 
 def model_class(config_class):
     """Return the bare model class of a configuration class, or None."""
+    if (named := CLASSES.get(getattr(config_class, "model_type", ""))) is not None:
+        module, name = named.split(":")
+        return getattr(importlib.import_module(f"transformers.models.{module}"), name, None)
     mapping = modeling_auto.MODEL_MAPPING
     if config_class in mapping:
         cls = mapping[config_class]
@@ -293,17 +225,15 @@ def model_class(config_class):
 
 def configs(model_type, config_class):
     """Yield tiny configurations of one type, the smallest first."""
-    special = SPECIAL_TYPES.get(model_type, {})
     try:
         base = config_class()
     except Exception:
-        base = config_class(**special)
+        base = config_class(**special(model_type, {}))
     attempts = [lambda: shrink(base), lambda: shrink(base, 2), lambda: only_layers(base)]
     for attempt in attempts:
         try:
             changes = attempt()
-            extra = special(changes) if callable(special) else special
-            config = config_class(**{**without_drop(base), **changes, **extra})
+            config = config_class(**{**without_drop(base), **changes, **special(model_type, changes)})
             config._attn_implementation = "eager"
             yield config
         except Exception as error:  # the next attempt may do
@@ -314,7 +244,8 @@ def only_layers(config):
     changes = {}
     for name, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
-            changes[name] = {**_plain(value), **only_layers(value)}
+            inner = only_layers(value)
+            changes[name] = {**_plain(value), **inner, **special(value.model_type, inner)}
         elif isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
             if _LAYERS.fullmatch(name) or name in ("first_k_dense_replace",):
                 changes[name] = min(value, 2)
