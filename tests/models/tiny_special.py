@@ -31,7 +31,7 @@ NAMES = {
     "router_n_groups": 1,
     "moe_layer_start_index": 1,
 }
-# What generic shrinking gets wrong, by model type: keyword arguments of the configuration, whether it stands alone or in
+# What generic shrinking gets wrong, by model type: keyword arguments of a configuration, whether it stands alone or in
 # another one; a callable gets what generic shrinking made and returns what to change.
 CONFIGS = {
     "bamba": {"attn_layer_indices": [1]},
