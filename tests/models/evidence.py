@@ -7,6 +7,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
+def floats(value):
+    """Return the floating-point tensors in what a model returns."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for item in value for tensor in floats(item)] if isinstance(value, (tuple, list)) else []
+
+
 def leaves(values):
     """Return the arguments with gradients asked of what is floating-point, so that the stream can be followed."""
     return {
@@ -24,7 +33,9 @@ def first_that_runs(module, choices):
         values = leaves(values)
         try:
             with Recorder(module) as recorder:
-                module(**values)
+                returned = floats(module(**values))
+            if returned and not any(tensor.isfinite().any() for tensor in returned):
+                raise ArithmeticError("the model returns no finite number")
             return values, recorder
         except Exception as error:  # the next arguments may do
             first = first or error
@@ -40,7 +51,7 @@ def collect(model):
     """Return (facts as JSON holds them, runnable parts as (name, module, arguments))."""
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    facts = {"subs": [], "ran": set(), "errors": [], "shapes": {}, "attempt": 0}
+    facts = {"subs": [], "ran": set(), "errors": [], "shapes": {}}
     runnable = []
     for name, part in parts_of(model):
         if name and name in facts["ran"]:
@@ -60,7 +71,26 @@ def collect(model):
         if _note(facts, name, block, values, recorder, only_with_sublayers=True):
             runnable.append((name, block, values))
     facts["ran"] = sorted(facts["ran"])
+    facts["learns"] = _learning(model, runnable)
     return facts, runnable
+
+
+def weighted_sum(returned):
+    """Return a number to differentiate: weights of their own, because squares of what is normed do not change."""
+    generator = torch.Generator().manual_seed(5)
+    return sum((value.float() * torch.randn(value.shape, generator=generator)).sum() for value in returned)
+
+
+def _learning(model, runnable):
+    """Return the modules whose own parameters get gradients: below a quantizer, for one, none do."""
+    for _, part, values in runnable:
+        returned = [value for value in floats(part(**values)) if value.requires_grad]
+        if returned:
+            weighted_sum(returned).backward()
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    reached = [n for n, p in parameters if p.grad is not None and p.grad.nan_to_num().abs().max() > 0]
+    model.zero_grad(set_to_none=True)
+    return sorted({name[:end] for name in reached for end, letter in enumerate(name) if letter == "."} | {""})
 
 
 def _note(facts, name, part, values, recorder, only_with_sublayers=False):

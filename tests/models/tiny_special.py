@@ -79,6 +79,10 @@ CONFIGS = {
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
     },
+    # the eager attention of these takes a mask of booleans, gets one of numbers, and returns NaN
+    "nemotron3_5_asr": {"attn_implementation": "sdpa"},
+    "nemotron_asr_streaming": {"attn_implementation": "sdpa"},
+    "nemotron_asr_streaming_encoder": {"attn_implementation": "sdpa"},
 }
 
 # The class of a model, where the type's name does not lead to it: "module:class" under transformers.models.

@@ -233,8 +233,10 @@ def configs(model_type, config_class):
     for attempt in attempts:
         try:
             changes = attempt()
-            config = config_class(**{**without_drop(base), **changes, **special(model_type, changes)})
-            config._attn_implementation = "eager"
+            extra = {"attn_implementation": "eager", **special(model_type, changes)}
+            attention = extra.pop("attn_implementation")
+            config = config_class(**{**without_drop(base), **changes, **extra})
+            config._attn_implementation = attention
             yield config
         except Exception as error:  # the next attempt may do
             yield error

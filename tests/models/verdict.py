@@ -4,6 +4,7 @@ import re
 import tempfile
 
 import torch
+from evidence import floats, weighted_sum
 
 from adapterx import AdapterConfig, attach, detach, load_adapter, save_adapter
 
@@ -119,12 +120,11 @@ def prove(model, facts, runnable, mode):
 
 def _problems(model, report, facts, parts, before):
     problems = [] if same(outputs(parts), before) else ["new adapters change the output"]
-    generator = torch.Generator().manual_seed(5)  # weights of their own: squares of what is normed do not change
-    found = [tensor.float() for tensor in outputs(parts, grad=True)]
-    sum((tensor * torch.randn(tensor.shape, generator=generator)).sum() for tensor in found).backward()
+    weighted_sum(outputs(parts, grad=True)).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     stray = [n for n, p in model.named_parameters() if p.grad is not None and ".adapterx." not in f".{n}"]
-    idle = [t.module for t in report.targets if _got_tokens(facts, t.module) and not _learns(model, t.module)]
+    reached = [t.module for t in report.targets if _got_tokens(facts, t.module) and t.module in facts["learns"]]
+    idle = [name for name in reached if not _learns(model, name)]
     problems += [f"{name} got gradients" for name in stray[:3]] + [f"{name} learns nothing" for name in idle[:3]]
     with torch.no_grad():
         for parameter in trained.values():
@@ -161,17 +161,8 @@ def outputs(parts, grad=False):
     with torch.set_grad_enabled(grad):
         for part, values in parts:
             torch.manual_seed(1)
-            found += tensors(part(**values))
+            found += floats(part(**values))
     return found
-
-
-def tensors(value):
-    """Return the floating-point tensors in what a model returns; those that need no gradient stand for themselves."""
-    if isinstance(value, torch.Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for item in value for t in tensors(item)] if isinstance(value, (tuple, list)) else []
 
 
 def same(found, expected):
