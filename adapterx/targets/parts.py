@@ -17,7 +17,7 @@ from adapterx.targets.sizes import (
     reads_all_projections,
 )
 
-_ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+_ATTENTION = re.compile(r"att(n|ention)|(?-i:MLA$)", re.IGNORECASE)  # multi-head latent attention
 # State-space and recurrent mixers stand where attention stands; a block may have one beside its attention.
 _MIXER = re.compile(r"mamba|mixer|ssm_|recurrent|retention|delta_?net|temporal_block|m?s?lstm", re.IGNORECASE)
 _CONVOLUTION = re.compile(r"conv")  # counts as the mixer of a block that has no other
