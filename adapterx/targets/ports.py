@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from adapterx.errors import TargetError, speaker
-from adapterx.targets.sizes import in_out_sizes, module_sizes, norm_size
+from adapterx.targets.sizes import module_sizes, norm_size, width_received
 
 COPIES = "adapterx_copies"
 """The child of a base module that holds its trained copies."""
@@ -103,8 +103,7 @@ class Input:
         own_input, hidden_size = module_sizes(modules, name)
         if self.source is None:
             return own_input, hidden_size
-        # A sublayer has no size of its own; it reads the residual stream, which its output projection writes.
-        return (in_out_sizes(modules[self.source]) or (hidden_size, hidden_size))[0], hidden_size
+        return width_received(modules, self.source, name, hidden_size), hidden_size
 
     def start(self, call: Call) -> Tensor:
         """Return the hidden states that the first adapter receives."""

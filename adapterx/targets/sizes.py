@@ -82,6 +82,19 @@ def module_sizes(modules: Mapping[str, nn.Module], name: str) -> tuple[int, int]
     return sizes
 
 
+def width_received(modules: Mapping[str, nn.Module], sublayer: str, output: str, hidden_size: int) -> int:
+    """Return the width of what a sublayer receives, whose output projection `output` returns `hidden_size`.
+
+    A sublayer has no size of its own; it reads the residual stream, which its output projection writes. Only where none
+    of its other projections could read that, as in a first block that narrows, it reads what all of them read.
+    """
+    if (sizes := in_out_sizes(modules[sublayer])) is not None:
+        return sizes[0]
+    inner = [in_out_sizes(module) for module in own_modules(modules[sublayer]) if module is not modules[output]]
+    widths = {sizes[0] for sizes in inner if sizes is not None}
+    return widths.pop() if len(widths) == 1 else hidden_size
+
+
 def _refuse_unsuitable(modules: Mapping[str, nn.Module], name: str) -> None:
     module, parent = modules[name], modules.get(name.rpartition(".")[0])
     kind = type(module).__name__

@@ -45,6 +45,12 @@ EXPECTED = {
     "deepseek_v3": {  # a dense block first; routed and shared experts behind one adapter
         "layers.*": {"attention": [("self_attn.o_proj", "self_attn")], "feed_forward": [GATED, ("mlp", None)]},
     },
+    "longcat_flash": {  # two attentions and two feed-forwards in lists, a mixture of experts beside them
+        "layers.*": {
+            "attention": [("self_attn.*.o_proj", "self_attn.*")],
+            "feed_forward": [("mlp", None), ("mlps.*.down_proj", "mlps.*.up_proj")],
+        }
+    },
     "jetmoe": {"layers.*": {"attention": [("self_attention", None)], "feed_forward": [("mlp", None)]}},
     "qwen3_next": {
         "layers.*": {
@@ -302,6 +308,39 @@ def test_parallel_adapters_read_the_tokens_of_a_mixture_in_a_row():
         expected = expected + own + up
     assert (model(states) - expected).abs().max() <= 1e-12
     assert (expected - states).abs().max() > 0
+
+
+def test_parallel_adapters_of_a_first_block_read_what_it_narrows():
+    class Attention(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, 8) for _ in range(3))
+            self.out_proj = nn.Linear(8, 8)
+
+        def forward(self, states):
+            scores = self.q_proj(states) @ self.k_proj(states).transpose(1, 2)
+            return self.out_proj(scores.softmax(-1) @ self.v_proj(states))
+
+    class Block(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.norm, self.attn = nn.LayerNorm(width), Attention(width)
+            self.ffn_norm, self.fc1, self.fc2 = nn.LayerNorm(8), nn.Linear(8, 32), nn.Linear(32, 8)
+
+        def forward(self, states):
+            mixed = self.attn(self.norm(states))
+            states = mixed if mixed.shape != states.shape else states + mixed
+            return states + self.fc2(self.fc1(self.ffn_norm(states)).relu())
+
+    model = nn.Sequential(Block(20), Block(8))
+    states = torch.randn(2, 3, 20)
+    before = model(states)
+    targets = attach(model, AdapterConfig(bottleneck_dim=4, placement="parallel")).targets
+    assert [(t.module, t.input_module, t.input_size, t.hidden_size) for t in targets if t.position == "attention"] == [
+        ("0.attn.out_proj", "0.attn", 20, 8),
+        ("1.attn.out_proj", "1.attn", 8, 8),
+    ]
+    assert torch.equal(model(states), before)
 
 
 def test_tokens_in_another_order_are_refused_at_the_first_forward_pass():
