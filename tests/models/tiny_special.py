@@ -51,7 +51,7 @@ CONFIGS = {
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
-    "longcat_flash": {"num_key_value_heads": 4},
+    "longcat_flash": {"num_key_value_heads": 4, "qk_head_dim": 16},
     "xmod": {"default_language": "en_XX"},
     "pop2piano": {"use_cache": False},
     "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_experts": 4, "num_experts_per_tok": 2},
@@ -83,16 +83,167 @@ CONFIGS = {
     "nemotron3_5_asr": {"attn_implementation": "sdpa"},
     "nemotron_asr_streaming": {"attn_implementation": "sdpa"},
     "nemotron_asr_streaming_encoder": {"attn_implementation": "sdpa"},
+    "llama4_vision_model": {
+        "image_size": 56,
+        "intermediate_size": 128,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+        "vision_output_dim": 32,
+    },
+    "pvt": {"image_size": 64, "num_encoder_blocks": 4},
+    "bros": {
+        "hidden_size": 64,
+        "dim_bbox_sinusoid_emb_2d": 16,
+        "dim_bbox_sinusoid_emb_1d": 2,
+        "dim_bbox_projection": 16,
+    },
+    "qwen2_5_omni_dit": {"attn_implementation": "sdpa"},  # it has no eager one
+    "tvp": {"max_img_size": 64, "visual_prompt_size": 8, "num_frames": 2},
+    "seggpt": {"image_size": [128, 64]},
+    "swin2sr": {"embed_dim": 24, "num_heads": [2, 2], "depths": [2, 2], "image_size": 16},
+    "xclip_vision_model": {"image_size": 64},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
 }
 
 # The class of a model, where the type's name does not lead to it: "module:class" under transformers.models.
-CLASSES = {}
+CLASSES = {"lw_detr_vit": "lw_detr.modeling_lw_detr:LwDetrViTBackbone"}
 
 
 def _noise(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(4))
 
 
+def _ids(*shape):
+    return torch.randint(3, 80, shape, generator=torch.Generator().manual_seed(3))
+
+
+def _patch_row(model):
+    """Return the patches of two images in one row, as MiniCPM-V packs them, and how many each image has."""
+    size = model.config.patch_size
+    return {"pixel_values": _noise(1, 3, size, 32 * size), "target_sizes": torch.tensor([[4, 4], [4, 4]])}
+
+
+def _grid(model):
+    """Return the patches of two images in one row, as Qwen2-VL packs them, with how far they are merged."""
+    return {
+        "pixel_values": _noise(32, 3 * model.config.patch_size**2),
+        "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]]),
+        "merge_sizes": torch.tensor([1, 2]),
+    }
+
+
+def _feature_maps(model):
+    return {
+        "vision_features": [_noise(2, model.config.hidden_size, 4, 4)],
+        "text_features": _noise(2, 6, model.config.hidden_size),
+        "vision_pos_embeds": [_noise(2, model.config.hidden_size, 4, 4)],
+    }
+
+
+def _queried(model):
+    width = model.config.hidden_size
+    return {
+        "vision_features": _noise(2, 16, width),
+        "text_features": _noise(2, 6, width),
+        "vision_pos_encoding": _noise(2, 16, width),
+        "spatial_shapes": torch.tensor([[4, 4]]),
+    }
+
+
+def _half(size):
+    """Return height and width of a picture that stands above another one of its size."""
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return height // 2, width
+
+
+def _series(model):
+    """Return a past and a future of a series that lags behind itself."""
+    config = model.config
+    past, features = config.context_length + max(config.lags_sequence), config.num_time_features
+    return {
+        "past_values": _noise(2, past),
+        "past_time_features": _noise(2, past, features),
+        "past_observed_mask": torch.ones(2, past),
+        "future_values": _noise(2, config.prediction_length),
+        "future_time_features": _noise(2, config.prediction_length, features),
+    }
+
+
+def _denoising(model):
+    """Return what the diffusion transformer of Qwen2.5-Omni denoises."""
+    config = model.config
+    return {
+        "hidden_states": _noise(2, 12, config.mel_dim),
+        "condition_vector": _noise(2, 20, config.mel_dim),
+        "speaker_embedding": _noise(2, 12, config.enc_emb_dim),
+        "quantized_code": _ids(2, 12 // config.repeats) % config.num_embeds,
+        "time_step": torch.tensor(0.5),
+    }
+
+
 # Inputs that made-up ones do not reach, by the name of the class of a model or of a part of one: a callable gets the
 # model and returns the keyword arguments of its forward; it is tried before all others.
-INPUTS = {}
+INPUTS = {
+    "Blip2QFormerModel": lambda model: {
+        "query_embeds": _noise(2, 8, model.config.hidden_size),
+        "encoder_hidden_states": _noise(2, 5, model.config.encoder_hidden_size),
+    },
+    "BrosModel": lambda model: {"input_ids": _ids(2, 12), "bbox": _noise(2, 12, 4)},
+    "FunAsrNanoEncoder": lambda model: {
+        "input_features": _noise(2, 12, model.config.input_size),
+        "input_features_mask": torch.ones(2, 12, dtype=torch.long),
+    },
+    "Gemma3nAudioEncoder": lambda model: {
+        "audio_mel": _noise(2, 64, model.config.input_feat_size),
+        "audio_mel_mask": torch.zeros(2, 64, dtype=torch.bool),
+    },
+    "Gemma4AudioModel": lambda model: {"input_features": _noise(2, 64, 128)},
+    "Gemma4VisionModel": lambda model: {
+        "pixel_values": _noise(2, 36, 3 * model.config.patch_size**2),
+        "pixel_position_ids": torch.cartesian_prod(torch.arange(6), torch.arange(6)).expand(2, -1, -1),
+    },
+    "GraniteSpeech5Encoder": lambda model: {"input_features": _noise(2, 40, 4 * model.config.num_mel_bins)},
+    "GraniteSpeech5ForCTC": lambda model: {
+        "input_features": _noise(2, 40, 4 * model.config.encoder_config.num_mel_bins)
+    },
+    "Idefics2PerceiverResampler": lambda model: {
+        "context": _noise(2, 12, model.config.hidden_size),
+        "attention_mask": torch.ones(2, 12, dtype=torch.long),
+    },
+    "MiniCPMOcrVisionModel": _patch_row,
+    "MiniCPMV4_6VisionModel": _patch_row,
+    "MiniCPMV4_7VisionModel": _patch_row,
+    "MuseGlimmerAssistantModel": lambda model: {
+        "noise_embeds": _noise(2, model.config.block_size, model.config.hidden_size),
+        "context_hidden_states": _noise(2, 6, model.config.hidden_size * len(model.config.target_layer_ids)),
+    },
+    "Qwen2_5OmniToken2WavDiTModel": _denoising,
+    "Sam3DetrEncoder": _feature_maps,
+    "Sam3LiteTextDetrEncoder": _feature_maps,
+    "SegGptModel": lambda model: dict.fromkeys(
+        ("pixel_values", "prompt_pixel_values", "prompt_masks"), _noise(2, 3, *_half(model.config.image_size))
+    ),
+    "TimeSeriesTransformerModel": _series,
+    "TimesFmModel": lambda model: {
+        "past_values": _noise(2, 4 * model.config.patch_length),
+        "past_values_padding": torch.zeros(2, 4 * model.config.patch_length),
+        "freq": torch.zeros(2, 1, dtype=torch.long),
+    },
+    "TvpModel": lambda model: {  # its positions are made for one video
+        "input_ids": _ids(1, 12),
+        "pixel_values": _noise(1, model.config.num_frames, 3, model.config.max_img_size, model.config.max_img_size),
+    },
+    "UdopModel": lambda model: {
+        "input_ids": _ids(2, 12),
+        "bbox": torch.rand(2, 12, 4, generator=torch.Generator().manual_seed(4)),
+        "pixel_values": _noise(2, 3, model.config.image_size, model.config.image_size),
+        "decoder_input_ids": _ids(2, 5),
+    },
+    "UnlimitedOcrVisionEncoder": lambda model: {"patch_embeds": _noise(2, model.config.hidden_size, 4, 4)},
+    "VideoLlama3VisionModel": _grid,
+    "XCLIPVisionModel": lambda model: {
+        "pixel_values": _noise(2 * model.config.num_frames, 3, model.config.image_size, model.config.image_size)
+    },
+    "Sam3DetrDecoder": _queried,
+    "Sam3LiteTextDetrDecoder": _queried,
+}
