@@ -354,7 +354,8 @@ def _walk(graph, call, found, first=True):
                     pending += graph.data(graph.chain(operand)[-1])
             continue
         skip, chain, branches = residual
-        additions += [(last, chain, branch) for branch in branches]
+        # What was computed before the block began is a condition that it was given, no sublayer of it.
+        additions += [(last, chain, branch) for branch in branches if branch._sequence_nr() > floor]
         if not first:  # streams inside a sublayer
             names = {c for branch in branches for n in graph.chain(branch) for c in graph.by_output.get(n, ())}
             pending += [c.inputs[0] for c in names if c.inputs]
