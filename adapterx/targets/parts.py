@@ -56,9 +56,10 @@ def mixers_of(modules: Mapping[str, nn.Module], projections: list[Projection]) -
 
 
 def _looks_like_attention(name: str, module: nn.Module) -> bool:
-    own = name.rpartition(".")[2]
-    named = _ATTENTION.search(own) or _ATTENTION.search(type(module).__name__)
-    return named is not None and _NORM.search(own) is None
+    own, kind = name.rpartition(".")[2], type(module).__name__
+    # A class may bear the name of the attention whose feed-forward sublayer it is.
+    by_class = _ATTENTION.search(kind) is not None and _FEED_FORWARD.fullmatch(own) is None
+    return (by_class or _ATTENTION.search(own) is not None) and _NORM.search(own) is None
 
 
 def _looks_like_mixer(name: str, module: nn.Module) -> bool:

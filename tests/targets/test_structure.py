@@ -387,6 +387,13 @@ def test_weights_of_convolutions_are_no_experts():
     assert [target.module for target in find(model, positions=("feed_forward",))[0]] == ["0.mlp.narrow", "1.mlp.narrow"]
 
 
+def test_the_feed_forward_of_a_block_that_is_named_after_its_attention():
+    if "edgetam_video" not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no edgetam_video")
+    targets, _, _ = find(tiny("edgetam_video"), positions=("feed_forward",))
+    assert "memory_attention.layers.0.mlp.down_proj" in [target.module for target in targets]
+
+
 def test_lists_without_mixing_are_passed_over_and_named():
     model = nn.Module()
     model.config = type("Config", (), {"model_type": "toy"})
