@@ -244,7 +244,9 @@ def _values(model, name):
 
 
 def block_candidates(block, width, head_size):
-    """Yield positional and keyword arguments for one block of a model that cannot be run whole."""
+    """Yield keyword arguments for one block of a model that cannot be run whole."""
+    if (special := INPUTS.get(type(block).__name__)) is not None:
+        yield special(block)
     parameters = inspect.signature(block.forward).parameters
     rows = LENGTH
     for shape in ((BATCH, rows, width), (rows, width), (BATCH, 4, 4, width), (BATCH, width, 4, 4)):

@@ -102,6 +102,33 @@ CONFIGS = {
     "seggpt": {"image_size": [128, 64]},
     "swin2sr": {"embed_dim": 24, "num_heads": [2, 2], "depths": [2, 2], "image_size": 16},
     "xclip_vision_model": {"image_size": 64},
+    **{f"{name}_vision_model": {"image_size": 64, "num_pos_feats": 16} for name in ("sam", "sam_hq")},
+    **{f"{name}_prompt_encoder": {"image_size": 64, "image_embedding_size": 4} for name in ("sam", "sam_hq")},
+    **{
+        f"{name}_prompt_encoder": {"image_size": 128}
+        for name in ("sam2", "sam2_video", "edgetam", "edgetam_video")
+    },
+    **{f"{name}_prompt_encoder": {"image_size": 112} for name in ("sam3_tracker", "sam3_tracker_video")},
+    "sam2_hiera_det_model": {
+        "image_size": [128, 128],
+        "hidden_size": 16,
+        "embed_dim_per_stage": [16, 32, 64, 128],
+        "blocks_per_stage": [1, 1, 2, 1],
+        "global_attention_blocks": [3],
+    },
+    "sam2_vision_model": {
+        "backbone_channel_list": [128, 64, 32, 16],
+        "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+    },
+    "sam2_video": {"image_size": 128, "memory_attention_num_layers": 2, "memory_attention_rope_feat_sizes": [8, 8]},
+    "edgetam_video": {"image_size": 128, "memory_attention_rope_feat_sizes": [8, 8]},
+    "sam3_vit_model": {"image_size": 112, "pretrain_image_size": 56, "window_size": 4},
+    "sam3_vision_model": {"backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]},
+    "sam3_tracker_video": {
+        "image_size": 112,
+        "memory_attention_num_layers": 2,
+        "memory_attention_rope_feat_sizes": [8, 8],
+    },
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
 }
 
@@ -147,6 +174,53 @@ def _queried(model):
         "text_features": _noise(2, 6, width),
         "vision_pos_encoding": _noise(2, 16, width),
         "spatial_shapes": torch.tensor([[4, 4]]),
+    }
+
+
+def _points(model):
+    """Return an image with a point on it, and whether it belongs to what is searched."""
+    size = model.prompt_encoder.config.image_size if hasattr(model.prompt_encoder, "config") else 0
+    size = size or model.config.prompt_encoder_config.image_size
+    return {
+        "pixel_values": _noise(2, 3, size, size),
+        "input_points": torch.tensor([[[[5.0, 7.0]]]] * 2),
+        "input_labels": torch.ones(2, 1, 1, dtype=torch.long),
+    }
+
+
+def _two_ways(block):
+    """Return what a block of SAM's mask decoder receives: points, and an image."""
+    width = block.layer_norm1.weight.shape[0]
+    return {
+        "queries": _noise(2, 1, 5, width),
+        "keys": _noise(2, 1, 16, width),
+        "query_point_embedding": _noise(2, 1, 5, width),
+        "key_point_embedding": _noise(2, 1, 16, width),
+        "attention_similarity": None,
+    }
+
+
+def _memory(block):
+    """Return an image, and what a video model remembers of the ones before."""
+    attention = block.self_attn
+    angles = (torch.ones(16, attention.head_dim), torch.zeros(16, attention.head_dim))
+    again = {"rope_position_embeddings_k": angles, "rope_k_repeat": 1} if "EdgeTam" in type(block).__name__ else {}
+    return {
+        "queries": _noise(2, 1, 16, block.layer_norm1.weight.shape[0]),
+        "keys": _noise(2, 1, 16, block.cross_attn_image.kv_in_dim),
+        "key_point_embedding": _noise(2, 1, 16, block.cross_attn_image.kv_in_dim),
+        "rope_position_embeddings": angles,
+        **again,
+    }
+
+
+def _geometry(block):
+    width = block.layer_norm1.weight.shape[0]
+    return {
+        "prompt_feats": _noise(2, 5, width),
+        "vision_feats": _noise(2, 16, width),
+        "vision_pos_encoding": _noise(2, 16, width),
+        "prompt_mask": None,
     }
 
 
@@ -220,6 +294,24 @@ INPUTS = {
     "Qwen2_5OmniToken2WavDiTModel": _denoising,
     "Sam3DetrEncoder": _feature_maps,
     "Sam3LiteTextDetrEncoder": _feature_maps,
+    "SamModel": _points,
+    "SamHQModel": _points,
+    "Sam2Model": _points,
+    "Sam3TrackerModel": _points,
+    "EdgeTamModel": _points,
+    "Sam2VideoTwoWayAttentionBlock": _two_ways,
+    "EdgeTamVideoTwoWayAttentionBlock": _two_ways,
+    "Sam3TrackerVideoTwoWayAttentionBlock": _two_ways,
+    "Sam2VideoMemoryAttentionLayer": _memory,
+    "EdgeTamVideoMemoryAttentionLayer": _memory,
+    "Sam3TrackerVideoMemoryAttentionLayer": _memory,
+    "Sam3GeometryEncoderLayer": _geometry,
+    "Sam3LiteTextGeometryEncoderLayer": _geometry,
+    "EdgeTamVideoPerceiverEncoderLayer": lambda block: {
+        "latents": _noise(2, 4, block.layer_norm_latents.weight.shape[0]),
+        "input_features": _noise(2, 16, block.layer_norm_latents.weight.shape[0]),
+        "positional_encoding": None,
+    },
     "SegGptModel": lambda model: dict.fromkeys(
         ("pixel_values", "prompt_pixel_values", "prompt_masks"), _noise(2, 3, *_half(model.config.image_size))
     ),
