@@ -57,21 +57,93 @@ CONFIGS = {
     "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_experts": 4, "num_experts_per_tok": 2},
     "kimi_linear": {"num_experts_per_token": 2, "num_expert_group": 1, "topk_group": 1},
     "zamba": {
-        "num_hidden_layers": 3,
-        "layers_block_type": ["mamba", "hybrid", "mamba"],
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
     },
-    "zamba2": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"], "num_mem_blocks": 1},
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "hybrid_layer_ids": [1, 3],
+        "num_mem_blocks": 1,
+        "mamba_headdim": 8,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+    },
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 48},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
-    "moonshine_streaming": {"encoder_num_key_value_heads": 4},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "moonshine_streaming": {"num_key_value_heads": 4},
     "t5gemma2_text": {"dropout_rate": 0.0},
     "t5gemma2_encoder": {"dropout_rate": 0.0},
     "t5gemma2_decoder": {"dropout_rate": 0.0},
     "ernie4_5_vl_moe_text": {"moe_num_experts": 4, "moe_k": 2},
-    "gemma3n_text": {"intermediate_size": 48, "num_kv_shared_layers": 0, "laurel_rank": 8},
+    "gemma3n_text": {
+        "intermediate_size": 48,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": None,
+    },
     "pix2struct_text_model": {"initializer_range": 0.02},
+    "pixtral": {"image_size": 64, "patch_size": 16},
+    "seamless_m4t": {"max_source_positions": 64},
+    "seamless_m4t_v2": {"max_source_positions": 64},
+    "vjepa2": {"crop_size": 64, "frames_per_clip": 4},
+    "chameleon": {
+        "vocabulary_map": {"<image>": 127}
+        | {"IMGIMG" + "".join(chr(ord("A") + int(d)) for d in str(i)) + "Z": 40 + i for i in range(32)}
+    },
+    "emu3": {
+        "vocabulary_map": {"<image>": 127, "<|extra_200|>": 126}
+        | {f"<|visual token {i:06d}|>": 40 + i for i in range(32)}
+    },
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "gemma4_assistant": {
+        "text_config": {
+            "vocab_size": 128,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+            "num_kv_shared_layers": 2,
+        }
+    },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+        "layer_types": ["linear_attention", "indexed_attention"],
+        "num_hidden_layers": 2,
+    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
+    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "sparse"], "num_local_experts": 4},
+    "glm5_next_text": {"index_topk": 16, "index_kpool": 4},
+    "mistral_large4_text": {
+        "kv_source_layers": [0, 1],
+        "no_rope_layers": [1, 0],
+        "indexer_types": ["full", "shared"],
+        "mlp_layer_types": ["dense", "sparse"],
+    },
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "muse_spark_audio": {"patch_sizes": [16, 6], "hidden_sizes": [16, 32], "depths": [1, 1], "num_hidden_layers": 2},
+    "neomme": {"head_dim": 16, "rope_parameters": None},
+    "fun_asr_nano": lambda changes: {
+        "adaptor_config": changes["adaptor_config"]
+        | {"intermediate_size": changes["text_config"]["hidden_size"] // 4}
+    },
     "jamba": {
         "num_hidden_layers": 4,
         "attn_layer_period": 2,
@@ -133,7 +205,11 @@ CONFIGS = {
 }
 
 # The class of a model, where the type's name does not lead to it: "module:class" under transformers.models.
-CLASSES = {"lw_detr_vit": "lw_detr.modeling_lw_detr:LwDetrViTBackbone"}
+CLASSES = {
+    "lw_detr_vit": "lw_detr.modeling_lw_detr:LwDetrViTBackbone",
+    "musicgen": "musicgen.modeling_musicgen:MusicgenForConditionalGeneration",
+    "musicgen_melody": "musicgen_melody.modeling_musicgen_melody:MusicgenMelodyForConditionalGeneration",
+}
 
 
 def _noise(*shape):

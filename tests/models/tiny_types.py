@@ -54,7 +54,7 @@ def shrink(config, factor=1):
         if isinstance(value, bool) or value is None:
             continue
         new = _shrink_value(name, value, factor)
-        if _KV_HEADS.fullmatch(name) and value == getattr(config, "num_attention_heads", None):
+        if _KV_HEADS.fullmatch(name) and value == vars(config).get("num_attention_heads"):
             new = min(value, 4)
         if new is not None and new != value:
             changes[name] = new
@@ -120,7 +120,7 @@ def _plain(config):
     values = {
         k: v
         for k, v in config.to_dict().items()
-        if k not in ("transformers_version", "torch_dtype", "dtype", "_name_or_path")
+        if k not in ("transformers_version", "torch_dtype", "dtype", "_name_or_path", "per_layer_config")
     }
     return values
 
