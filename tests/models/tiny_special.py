@@ -61,6 +61,8 @@ CONFIGS = {
         "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
     },
     "zamba2": {
         "num_hidden_layers": 4,
@@ -99,8 +101,25 @@ CONFIGS = {
     },
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "gemma4": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "position_embedding_size": 64,
+        },
+        "audio_config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "output_proj_dims": 32,
+        },
     },
     "gemma4_assistant": {
         "text_config": {
@@ -129,6 +148,15 @@ CONFIGS = {
     },
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
+    "dots3_note_text": {
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 16,
+        "swa_qk_nope_head_dim": 8,
+        "swa_v_head_dim": 8,
+    },
     "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "sparse"], "num_local_experts": 4},
     "glm5_next_text": {"index_topk": 16, "index_kpool": 4},
     "mistral_large4_text": {
@@ -136,6 +164,32 @@ CONFIGS = {
         "no_rope_layers": [1, 0],
         "indexer_types": ["full", "shared"],
         "mlp_layer_types": ["dense", "sparse"],
+    },
+    "hunyuan_vl_text": {"head_dim": 8},
+    "Qwen3OmniMoeTalkerConfig": {"spatial_merge_size": 2},
+    "granite4_vision": lambda changes: {
+        "vision_config": changes["vision_config"] | {"hidden_size": 64, "image_size": 64, "patch_size": 16},
+        "qformer_config": changes["qformer_config"] | {"hidden_size": 64, "encoder_hidden_size": 64},
+        "deepstack_layer_map": [[-1, 0]],
+        "downsample_rate": "1/2",
+        "spatial_target_layers": [1],
+    },
+    "apertus1p5": {"image_token_offset": 40, "audio_token_offset": 72},
+    "mimi": {"upsample_groups": 32},
+    "bridgetower": {"hidden_size": 64},
+    "bridgetower_text_model": {"hidden_size": 64, "num_hidden_layers": 3},
+    "bridgetower_vision_model": {"hidden_size": 64, "num_hidden_layers": 3, "image_size": 64},
+    "perceiver": {
+        "num_self_attends_per_block": 2,
+        "num_latents": 8,
+        "d_latents": 32,
+        "num_self_attention_heads": 4,
+        "num_cross_attention_heads": 4,
+    },
+    "deepseek_ocr2_sam_vision_model": {
+        "image_size": 256,
+        "global_attn_indexes": [1],
+        "downsample_channels": [16, 32],
     },
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
     "muse_spark_audio": {"patch_sizes": [16, 6], "hidden_sizes": [16, 32], "depths": [1, 1], "num_hidden_layers": 2},
@@ -331,6 +385,20 @@ def _denoising(model):
     }
 
 
+def _shared_states(model):
+    """Return the keys and values of the model that an assistant of Gemma 4 drafts for."""
+    config = model.config.get_text_config()
+    states = {
+        kind: (_noise(2, config.num_key_value_heads, 6, layer.self_attn.head_dim),) * 2
+        for kind, layer in zip(config.layer_types, model.model.layers, strict=True)
+    }
+    return {
+        "inputs_embeds": _noise(2, 1, 2 * model.backbone_hidden_size),
+        "position_ids": torch.full((2, 1), 5),
+        "shared_kv_states": states,
+    }
+
+
 # Inputs that made-up ones do not reach, by the name of the class of a model or of a part of one: a callable gets the
 # model and returns the keyword arguments of its forward; it is tried before all others.
 INPUTS = {
@@ -347,7 +415,13 @@ INPUTS = {
         "audio_mel": _noise(2, 64, model.config.input_feat_size),
         "audio_mel_mask": torch.zeros(2, 64, dtype=torch.bool),
     },
+    "Dots3NoteAudioModel": lambda model: {
+        "input_features": _noise(2, model.config.feature_size, 64),
+        "chunk_sample_lengths": torch.tensor([64, 64]) * model.config.hop_length,
+    },
+    "Gemma4AssistantForCausalLM": _shared_states,
     "Gemma4AudioModel": lambda model: {"input_features": _noise(2, 64, 128)},
+    "Gemma4UnifiedAssistantForCausalLM": _shared_states,
     "Gemma4VisionModel": lambda model: {
         "pixel_values": _noise(2, 36, 3 * model.config.patch_size**2),
         "pixel_position_ids": torch.cartesian_prod(torch.arange(6), torch.arange(6)).expand(2, -1, -1),
@@ -363,6 +437,29 @@ INPUTS = {
     "MiniCPMOcrVisionModel": _patch_row,
     "MiniCPMV4_6VisionModel": _patch_row,
     "MiniCPMV4_7VisionModel": _patch_row,
+    "Molmo2Adapter": lambda model: {
+        "image_features": _noise(2, 9, model.config.hidden_size * len(model.config.vision_feature_layer)),
+        "pooled_patches_idx": torch.arange(16).view(4, 4),
+    },
+    "Molmo2VisionModel": lambda model: {
+        "pixel_values": _noise(2, model.config.num_position_embeddings, 3 * model.config.patch_size**2)
+    },
+    "MuseSparkAudioModel": lambda model: {"input_values": _noise(2, 20 * model.config.samples_per_token)},
+    "MusicgenMelodyForConditionalGeneration": lambda model: {
+        "input_ids": _ids(2, 12),
+        "input_features": _noise(2, 20, model.config.num_chroma),
+        "decoder_input_ids": _ids(2 * model.config.decoder.num_codebooks, 5),
+    },
+    "PerceiverModel": lambda model: {"inputs": _noise(2, 12, model.config.d_model)},
+    "SeamlessM4TCodeHifiGan": lambda model: {
+        "input_ids": _ids(2, 12),
+        "spkr_id": torch.tensor([[0]]),
+        "lang_id": torch.tensor([[0]]),
+    },
+    "T5Gemma2Decoder": lambda model: {
+        "input_ids": _ids(2, 12),
+        "encoder_hidden_states": _noise(2, 5, model.config.hidden_size),
+    },
     "MuseGlimmerAssistantModel": lambda model: {
         "noise_embeds": _noise(2, model.config.block_size, model.config.hidden_size),
         "context_hidden_states": _noise(2, 6, model.config.hidden_size * len(model.config.target_layer_ids)),
