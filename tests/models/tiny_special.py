@@ -195,8 +195,7 @@ CONFIGS = {
     "muse_spark_audio": {"patch_sizes": [16, 6], "hidden_sizes": [16, 32], "depths": [1, 1], "num_hidden_layers": 2},
     "neomme": {"head_dim": 16, "rope_parameters": None},
     "fun_asr_nano": lambda changes: {
-        "adaptor_config": changes["adaptor_config"]
-        | {"intermediate_size": changes["text_config"]["hidden_size"] // 4}
+        "adaptor_config": changes["adaptor_config"] | {"intermediate_size": changes["text_config"]["hidden_size"] // 4}
     },
     "jamba": {
         "num_hidden_layers": 4,
@@ -230,10 +229,7 @@ CONFIGS = {
     "xclip_vision_model": {"image_size": 64},
     **{f"{name}_vision_model": {"image_size": 64, "num_pos_feats": 16} for name in ("sam", "sam_hq")},
     **{f"{name}_prompt_encoder": {"image_size": 64, "image_embedding_size": 4} for name in ("sam", "sam_hq")},
-    **{
-        f"{name}_prompt_encoder": {"image_size": 128}
-        for name in ("sam2", "sam2_video", "edgetam", "edgetam_video")
-    },
+    **{f"{name}_prompt_encoder": {"image_size": 128} for name in ("sam2", "sam2_video", "edgetam", "edgetam_video")},
     **{f"{name}_prompt_encoder": {"image_size": 112} for name in ("sam3_tracker", "sam3_tracker_video")},
     "sam2_hiera_det_model": {
         "image_size": [128, 128],
