@@ -31,6 +31,24 @@ NAMES = {
     "router_n_groups": 1,
     "moe_layer_start_index": 1,
 }
+# A backbone without attention, for models that want one of timm by default.
+_RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16, 24, 32],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage2", "stage3", "stage4"],
+}
+_INTRACLASS = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]} | {
+    f"{name}_{ratio}ratio": [[high or size, wide or size], [1, 1], [(high or size) // 2, (wide or size) // 2]]
+    for name, high, wide in (
+        ("vertical_long_to_small_conv", 0, 1),
+        ("horizontal_small_to_long_conv", 1, 0),
+        ("symmetric_conv_long", 0, 0),
+    )
+    for ratio, size in (("long", 7), ("mid", 5), ("short", 3))
+}
 # What generic shrinking gets wrong, by model type: keyword arguments of a configuration, whether it stands alone or in
 # another one; a callable gets what generic shrinking made and returns what to change.
 CONFIGS = {
@@ -88,8 +106,42 @@ CONFIGS = {
     },
     "pix2struct_text_model": {"initializer_range": 0.02},
     "pixtral": {"image_size": 64, "patch_size": 16},
-    "seamless_m4t": {"max_source_positions": 64},
-    "seamless_m4t_v2": {"max_source_positions": 64},
+    "seamless_m4t": {"max_source_positions": 64, "upsample_initial_channel": 32},
+    "seamless_m4t_v2": {"max_source_positions": 64, "upsample_initial_channel": 32},
+    "detr": {"backbone_config": _RESNET},
+    "conditional_detr": {"backbone_config": _RESNET},
+    "dab-detr": {"backbone_config": _RESNET},
+    "deformable_detr": {"backbone_config": _RESNET},
+    "table-transformer": {"backbone_config": _RESNET},
+    "omdet-turbo": {
+        "backbone_config": _RESNET,
+        "apply_layernorm_after_vision_backbone": False,
+        "decoder_hidden_dim": 64,
+        "num_queries": 10,
+        "encoder_in_channels": [16, 24, 32],
+        "vision_features_channels": [32, 32, 32],
+    },
+    "efficientloftr": {"out_features": [8, 8, 16, 32], "num_attention_heads": 8, "num_key_value_heads": 8},
+    "lw_detr": lambda changes: {
+        "backbone_config": changes["backbone_config"] | {"image_size": 128},
+        "projector_scale_factors": [1.0],
+        "num_queries": 10,
+    },
+    "vitmatte": lambda changes: {
+        "backbone_config": changes["backbone_config"] | {"num_channels": 4, "image_size": 64},
+        "convstream_hidden_sizes": [8, 16, 32],
+        "fusion_hidden_sizes": [32, 16, 8, 8],
+    },
+    "pp_ocrv5_server_det": {"intraclass_block_config": _INTRACLASS},
+    "pp_ocrv6_medium_det": {"intraclass_block_config": _INTRACLASS},
+    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "image_size": 64, "hidden_dim": 640},
+    "align": {"projection_dim": 160},
+    "align_vision_model": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "image_size": 64},
+    "vibevoice_acoustic_tokenizer": {"num_filters": 2},
+    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 2},
+    "vibevoice_acoustic_tokenizer_decoder": {"num_filters": 2},
+    "qwen2_5_omni_bigvgan": {"upsample_initial_channel": 64},
+    "dots3_note_audio_encoder": {"downsample_hidden_size": 8, "conv_output_size": 32},
     "vjepa2": {"crop_size": 64, "frames_per_clip": 4},
     "chameleon": {
         "vocabulary_map": {"<image>": 127}
@@ -258,6 +310,7 @@ CONFIGS = {
 CLASSES = {
     "lw_detr_vit": "lw_detr.modeling_lw_detr:LwDetrViTBackbone",
     "musicgen": "musicgen.modeling_musicgen:MusicgenForConditionalGeneration",
+    "voxtral_realtime_text": "voxtral_realtime.modeling_voxtral_realtime:VoxtralRealtimeTextModel",
     "musicgen_melody": "musicgen_melody.modeling_musicgen_melody:MusicgenMelodyForConditionalGeneration",
 }
 
@@ -381,6 +434,15 @@ def _denoising(model):
     }
 
 
+def _characters(model):
+    """Return six states of text with the two characters of each, which units are made of."""
+    return {
+        "inputs_embeds": _noise(2, 6, model.config.hidden_size),
+        "char_input_ids": _ids(2, 12),
+        "char_count_per_id": torch.full((2, 6), 2),
+    }
+
+
 def _shared_states(model):
     """Return the keys and values of the model that an assistant of Gemma 4 drafts for."""
     config = model.config.get_text_config()
@@ -446,12 +508,26 @@ INPUTS = {
         "input_features": _noise(2, 20, model.config.num_chroma),
         "decoder_input_ids": _ids(2 * model.config.decoder.num_codebooks, 5),
     },
+    "OmDetTurboForObjectDetection": lambda model: {
+        "pixel_values": _noise(2, 3, 64, 64),
+        "classes_input_ids": _ids(4, 6),
+        "classes_attention_mask": torch.ones(4, 6, dtype=torch.long),
+        "tasks_input_ids": _ids(2, 6),
+        "tasks_attention_mask": torch.ones(2, 6, dtype=torch.long),
+        "classes_structure": torch.tensor([2, 2]),
+    },
     "PerceiverModel": lambda model: {"inputs": _noise(2, 12, model.config.d_model)},
     "SeamlessM4TCodeHifiGan": lambda model: {
         "input_ids": _ids(2, 12),
-        "spkr_id": torch.tensor([[0]]),
-        "lang_id": torch.tensor([[0]]),
+        "spkr_id": torch.tensor([[0], [1]]),
+        "lang_id": torch.tensor([[0], [1]]),
     },
+    "SeamlessM4Tv2CodeHifiGan": lambda model: {
+        "input_ids": _ids(2, 12),
+        "speaker_id": torch.tensor([[0], [1]]),
+        "lang_id": torch.tensor([[0], [1]]),
+    },
+    "SeamlessM4Tv2TextToUnitForConditionalGeneration": _characters,
     "T5Gemma2Decoder": lambda model: {
         "input_ids": _ids(2, 12),
         "encoder_hidden_states": _noise(2, 5, model.config.hidden_size),
@@ -502,6 +578,10 @@ INPUTS = {
     },
     "UnlimitedOcrVisionEncoder": lambda model: {"patch_embeds": _noise(2, model.config.hidden_size, 4, 4)},
     "VideoLlama3VisionModel": _grid,
+    "VoxtralRealtimeTextModel": lambda model: {
+        "input_ids": _ids(2, 12),
+        "t_cond": _noise(1, 1, model.config.hidden_size),
+    },
     "XCLIPVisionModel": lambda model: {
         "pixel_values": _noise(2 * model.config.num_frames, 3, model.config.image_size, model.config.image_size)
     },

@@ -91,7 +91,7 @@ def _shrink_stages(config, changes):
     values = vars(config)
     features = values.get("_out_features") or values.get("out_features")
     if features and any(
-        re.fullmatch(r"stage\d+", f) and int(f[5:]) > changes.get("num_hidden_layers", 99) for f in features
+        re.fullmatch(r"stage\d+", str(f)) and int(f[5:]) > changes.get("num_hidden_layers", 99) for f in features
     ):
         count = len(features)
         names = [f"stage{i + 1}" for i in range(max(2, count) - count, max(2, count))]
@@ -275,7 +275,7 @@ def _with_sane_weights(model):
     """Give what a model leaves as memory held it some numbers."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point() and not parameter.abs().max() < 1e3:
+            if parameter.is_floating_point() and parameter.numel() and not parameter.abs().max() < 1e3:
                 parameter.normal_(0, 0.02)
     return model
 
