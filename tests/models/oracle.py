@@ -364,6 +364,9 @@ def _walk(graph, call, found, first=True):
     for node, chain, branch in additions:
         for terms, labels in graph.terms(branch):
             key = terms[0]
+            old = found.get((node, key))
+            if old is not None and not (first and len(call.module) > len(old.block)):
+                continue
             goals = set(chain)
             if chain[-1].name() == "CatBackward0":
                 goals = goals.union(*(graph.chain(n) for n in graph.data(chain[-1])))
@@ -374,12 +377,9 @@ def _walk(graph, call, found, first=True):
             own = " ".join(label[len(call.module) :] for label in labels)
             if ("att" in own and kind == "feed_forward") or ("mlp" in own and kind == "attention"):
                 kind = "either"  # additive attention, without a product of two; a convolution behind an mlp
-            entry = Sublayer(
+            found[(node, key)] = Sublayer(
                 call.module, labels, kind, sources, any("Softmax" in n.name() or "ScaledDot" in n.name() for n in nodes)
             )
-            old = found.get((node, key))
-            if old is None or (first and len(call.module) > len(old.block)):
-                found[(node, key)] = entry
 
 
 def _kind(graph, nodes):
