@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from adapterx.errors import TargetError, speaker
+from adapterx.targets.projections import common_parent
 from adapterx.targets.sizes import has_matrix, in_out_sizes, own_children, own_modules, suits
 from adapterx.targets.sublayers import Block, inspect_block
 
@@ -19,8 +20,10 @@ _HOPELESS = {
     "XcodecModel": "it runs its Transformer without gradients; adapt its semantic_model",
 }
 
-# Parts of models that run without gradients: adapters there would learn nothing.
+# Parts of models that run without gradients, by class, or by the class of what runs them and their name in it: adapters
+# there would learn nothing.
 _WITHOUT_GRADIENTS = ("BltPatcher",)
+_RUN_WITHOUT_GRADIENTS = {"Xcodec2Model": "semantic_encoder", "NeuCodecModel": "semantic_encoder"}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
@@ -106,7 +109,7 @@ def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str
     names = list(modules)
     places = {name: number for number, name in enumerate(names)}
     found: dict[str, _List] = {}
-    still = [name for name, module in modules.items() if name and type(module).__name__ in _WITHOUT_GRADIENTS]
+    still = [name for name, module in modules.items() if _runs_without_gradients(modules, name, module)]
     for name, module in modules.items():
         if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(_is_below(name, part) for part in still):
             continue
@@ -129,6 +132,14 @@ def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str
     notes = [f"{entry.name} was left out: its modules mix no tokens" for entry in chosen if entry not in kept]
     notes += [f"{name} was left out: the model runs it without gradients" for name in still]
     return kept, notes + _outside(modules, kept)
+
+
+def _runs_without_gradients(modules: Mapping[str, nn.Module], name: str, module: nn.Module) -> bool:
+    if not name:
+        return False
+    parent, _, own = name.rpartition(".")
+    runner = _RUN_WITHOUT_GRADIENTS.get(type(modules.get(parent)).__name__)
+    return type(module).__name__ in _WITHOUT_GRADIENTS or runner == own
 
 
 def _outside(modules: Mapping[str, nn.Module], lists: list[_List]) -> list[str]:
@@ -237,6 +248,10 @@ def _left_out(entry: _List, positions: tuple[str, ...]) -> list[str]:
         for sublayer in block.sublayers:
             if sublayer.position not in positions:
                 notes.setdefault(f"{sublayer.output} ({sublayer.position}) is left out", []).append(index)
+        for position, candidates in block.unclear.items():
+            if position not in positions:
+                name = common_parent([candidate.name for candidate in candidates])
+                notes.setdefault(f"{name} ({position}) is left out", []).append(index)
         for name in block.others:
             notes.setdefault(f"{name} belongs to none of these sublayers and is left out", []).append(index)
         for name in block.experts if "feed_forward" in positions else ():
