@@ -317,14 +317,20 @@ def sublayers(model, calls, given=(), root=False):
         if not element or call.output is None or not graph.matrices[call.module]:
             continue
         _walk(graph, call, found)
+    blocks = [call for call in calls if is_element(call.module, modules)]
     for call in calls:  # models that add in their own loop (XLM), streams inside a sublayer (MobileBERT)
         if call.output is not None and graph.matrices[call.module] and not is_element(call.module, modules):
-            _walk(graph, call, found, first=False)
+            around = [block for block in blocks if block.order <= call.order and call.end <= block.end]
+            _walk(graph, call, found, first=False, scope=around[-1] if around else call)
     return list(found.values())
 
 
-def _walk(graph, call, found, first=True):
-    """Follow a block's output back to its input, and note the residual additions on the way."""
+def _walk(graph, call, found, first=True, scope=None):
+    """Follow a block's output back to its input, and note the residual additions on the way.
+
+    What reads the stream is sought among what runs in `scope`: what feeds a sublayer may stand beside its output
+    projection (LXMERT's intermediate modules).
+    """
     start = call.inputs[0] if call.inputs else None
     floor = start._sequence_nr() if start is not None else -1
     node, additions, steps = call.output, [], 0
@@ -352,6 +358,10 @@ def _walk(graph, call, found, first=True):
                     labels = graph.labels(graph.chain(operand))
                     found.setdefault((last, operand), Sublayer(call.module, labels, "either", optional=True))
                     pending += graph.data(graph.chain(operand)[-1])
+            elif not first:  # what projects the stream at its end
+                returned = [c for n in graph.chain(node) for c in graph.by_output.get(n, ())]
+                ends = [c for c in returned if c.module.rpartition(".")[0] == call.module]
+                pending += [c.inputs[0] for c in ends if hasattr(graph.modules[c.module], "in_features")]
             continue
         skip, chain, branches = residual
         # What was computed before the block began is a condition that it was given, no sublayer of it.
@@ -371,7 +381,8 @@ def _walk(graph, call, found, first=True):
             if chain[-1].name() == "CatBackward0":
                 goals = goals.union(*(graph.chain(n) for n in graph.data(chain[-1])))
             nodes = graph.reaches(terms[0], goals, _floor(goals)) or set()
-            inner = [c for c in graph.calls[call.order : call.end] if c.inputs and c.inputs[0] is not None]
+            around = scope or call
+            inner = [c for c in graph.calls[around.order : around.end] if c.inputs and c.inputs[0] is not None]
             sources = {c.module for c in inner if graph.reads(c.inputs[0], goals)}
             kind = _kind(graph, nodes - goals)
             own = " ".join(label[len(call.module) :] for label in labels)

@@ -89,7 +89,9 @@ def _says(note, sub):
     where, module = head.partition("[")[0], words.split(" ")[0]
     if any(list_of(right) == where for right in sub["right"]):  # an element of the list itself
         return True
-    match = re.match(rf"(?:.*\.)?{re.escape(where)}\.\d+", block)
+    # What a model adds in its own loop stands in no block; its name says to which it belongs.
+    names = (re.match(rf"(?:.*\.)?{re.escape(where)}\.\d+", name) for name in [block, *rights])
+    match = next(filter(None, names), None)
     if match is None:
         return False
     if not sub["right"] or "no attention sublayer" in note:
