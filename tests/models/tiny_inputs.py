@@ -31,7 +31,7 @@ def candidates(model):
         *([*required, n, *towers] for n in main),
         [*required, "input_ids", "pixel_values"],
     ]
-    if own in parameters:
+    if isinstance(own, str) and own in parameters:
         sets.insert(2, [*required, own, *towers])
     sets += [
         required,

@@ -54,7 +54,11 @@ _INTRACLASS = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]} | {
 CONFIGS = {
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2},
-    "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe", "mlp"], "num_hidden_layers": 4},
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "attention", "moe", "mlp"],
+        "num_hidden_layers": 4,
+        "n_groups": 2,
+    },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "autoformer": {"prediction_length": 4},
@@ -95,7 +99,7 @@ CONFIGS = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "t5gemma2_text": {"dropout_rate": 0.0},
-    "t5gemma2_encoder": {"dropout_rate": 0.0},
+    "t5gemma2_encoder": {"dropout_rate": 0.0, "mm_tokens_per_image": 16},
     "t5gemma2_decoder": {"dropout_rate": 0.0},
     "ernie4_5_vl_moe_text": {"moe_num_experts": 4, "moe_k": 2},
     "gemma3n_text": {
@@ -279,6 +283,24 @@ CONFIGS = {
     "seggpt": {"image_size": [128, 64]},
     "swin2sr": {"embed_dim": 24, "num_heads": [2, 2], "depths": [2, 2], "image_size": 16},
     "xclip_vision_model": {"image_size": 64},
+    "clap_audio_model": {
+        "hidden_size": 192,
+        "spec_size": 64,
+        "num_mel_bins": 16,
+        "window_size": 2,
+        "depths": [2, 2],
+        "num_attention_heads": [4, 8],
+    },
+    "instructblip": {"image_token_index": 100},
+    "instructblipvideo": {"video_token_index": 100},
+    "swin": {"embed_dim": 24, "hidden_size": 192},
+    "xcodec2": {"quantization_dim": 64},
+    "neucodec": {"quantization_dim": 64},
+    "phi4_multimodal_audio": {"input_size": 80, "ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32},
+    "pp_doclayout_v2": {"decoder_in_channels": [32, 32, 32], "num_queries": 20},
+    "pp_doclayout_v3": {"decoder_in_channels": [32, 32, 32], "num_queries": 20, "x4_feat_dim": 128},
+    "rf_detr": {"num_queries": 10},
+    "clvp_encoder": {"hidden_size": 128, "num_attention_heads": 4},
     **{f"{name}_vision_model": {"image_size": 64, "num_pos_feats": 16} for name in ("sam", "sam_hq")},
     **{f"{name}_prompt_encoder": {"image_size": 64, "image_embedding_size": 4} for name in ("sam", "sam_hq")},
     **{f"{name}_prompt_encoder": {"image_size": 128} for name in ("sam2", "sam2_video", "edgetam", "edgetam_video")},
@@ -400,6 +422,32 @@ def _geometry(block):
         "vision_feats": _noise(2, 16, width),
         "vision_pos_encoding": _noise(2, 16, width),
         "prompt_mask": None,
+    }
+
+
+def _codec(model):
+    return {
+        "input_values": _noise(2, 1, 10 * model.config.hop_length),
+        "input_features": _noise(2, 10, model.config.semantic_model_config.feature_projection_input_dim),
+    }
+
+
+def _windows(config):
+    """Return the size of an image that windows of patches fill."""
+    return 2 * config.patch_size * config.num_windows
+
+
+def _with_tokens(ids, token, count):
+    """Return words behind `count` tokens that stand for an image."""
+    return torch.cat([torch.full((ids.shape[0], count), token), ids], dim=1)
+
+
+def _questions(model):
+    """Return what InstructBLIP asks of an image, in words and in learned queries, and the image."""
+    return {
+        "input_ids": _ids(2, 7),
+        "query_embeds": _noise(2, 4, model.config.hidden_size),
+        "encoder_hidden_states": _noise(2, 5, model.config.encoder_hidden_size),
     }
 
 
@@ -556,6 +604,49 @@ INPUTS = {
         "latents": _noise(2, 4, block.layer_norm_latents.weight.shape[0]),
         "input_features": _noise(2, 16, block.layer_norm_latents.weight.shape[0]),
         "positional_encoding": None,
+    },
+    "VoxtralRealtimeModel": lambda model: {
+        "input_ids": _ids(2, 10),
+        "input_features": _noise(2, model.config.audio_config.num_mel_bins, 80),
+    },
+    "Nemotron3_5TranscribeAudioModel": lambda model: {"input_features": _noise(2, 64, 128)},
+    "Phi4MultimodalAudioModel": lambda model: {"hidden_states": _noise(2, 64, model.config.input_size), "mask": None},
+    "RfDetrModel": lambda model: {"pixel_values": _noise(2, 3, *[_windows(model.config.backbone_config)] * 2)},
+    "T5Gemma2Model": lambda model: {"input_ids": _ids(2, 12), "decoder_input_ids": _ids(2, 5)},
+    "Xcodec2Model": _codec,
+    "NeuCodecModel": _codec,
+    "ClapModel": lambda model: {"input_ids": _ids(2, 12), "input_features": _noise(2, 1, 256, 16)},
+    "ClapAudioModel": lambda model: {"input_features": _noise(2, 1, 256, 16)},
+    "ClvpModelForConditionalGeneration": lambda model: {
+        "input_ids": _ids(2, 12),
+        "input_features": _noise(2, model.config.decoder_config.feature_size, 20),
+    },
+    "EvollaModel": lambda model: {
+        "input_ids": _ids(2, 12),
+        "protein_input_ids": _ids(2, 9) % 20 + 4,
+        "protein_attention_mask": torch.ones(2, 9, dtype=torch.long),
+    },
+    "IdeficsModel": lambda model: {
+        "input_ids": _ids(2, 12),
+        "pixel_values": _noise(2, 1, 3, *[model.config.vision_config.image_size] * 2),
+        "image_attention_mask": torch.ones(2, 12, 1, dtype=torch.long),
+    },
+    "InstructBlipModel": lambda model: {
+        "pixel_values": _noise(2, 3, *[model.config.vision_config.image_size] * 2),
+        "qformer_input_ids": _ids(2, 7),
+        "input_ids": _with_tokens(_ids(2, 6), model.config.image_token_index, model.config.num_query_tokens),
+    },
+    "InstructBlipVideoModel": lambda model: {
+        "pixel_values": _noise(2, 2, 3, *[model.config.vision_config.image_size] * 2),
+        "qformer_input_ids": _ids(2, 7),
+        "input_ids": _with_tokens(_ids(2, 6), model.config.video_token_index, 2 * model.config.num_query_tokens),
+    },
+    "InstructBlipQFormerModel": _questions,
+    "InstructBlipVideoQFormerModel": _questions,
+    "LxmertModel": lambda model: {
+        "input_ids": _ids(2, 12),
+        "visual_feats": _noise(2, 4, model.config.visual_feat_dim),
+        "visual_pos": torch.rand(2, 4, model.config.visual_pos_dim, generator=torch.Generator().manual_seed(4)),
     },
     "SegGptModel": lambda model: dict.fromkeys(
         ("pixel_values", "prompt_pixel_values", "prompt_masks"), _noise(2, 3, *_half(model.config.image_size))
