@@ -610,6 +610,10 @@ INPUTS = {
         "input_features": _noise(2, model.config.audio_config.num_mel_bins, 80),
     },
     "Nemotron3_5TranscribeAudioModel": lambda model: {"input_features": _noise(2, 64, 128)},
+    "OneFormerModel": lambda model: {
+        "pixel_values": _noise(2, 3, 64, 64),
+        "task_inputs": _noise(2, model.config.task_seq_len),
+    },
     "Phi4MultimodalAudioModel": lambda model: {"hidden_states": _noise(2, 64, model.config.input_size), "mask": None},
     "RfDetrModel": lambda model: {"pixel_values": _noise(2, 3, *[_windows(model.config.backbone_config)] * 2)},
     "T5Gemma2Model": lambda model: {"input_ids": _ids(2, 12), "decoder_input_ids": _ids(2, 5)},

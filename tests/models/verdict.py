@@ -30,7 +30,7 @@ def judge(facts, report, positions):
     for number, sub in enumerate(subs):
         if number in hit or sub["optional"] or not _is_wanted(sub, lists, positions):
             continue
-        if _is_inside_another(sub, subs):
+        if _is_inside_another(sub, subs) or _is_alone(sub, subs):
             continue
         if not any(t.module.startswith(f"{right}.") for t in report.targets for right in sub["right"]):
             said = any(_says(note, sub) for note in report.notes)
@@ -42,6 +42,21 @@ def _is_inside_another(sub, subs):
     """Tell whether an addition is a part of what another sublayer computes."""
     others = {right for other in subs if other is not sub for right in other["right"]}
     return any(name.startswith(f"{other}.") for name in sub["right"] for other in others)
+
+
+def _is_alone(sub, subs):
+    """Tell whether an addition without attention, in no block of a list, has no like with another number.
+
+    The task of OneFormer, for one: a perceptron computes it, and positions are added to it.
+    """
+    if sub["attends"] or re.search(r"(^|\.)\d+(\.|$)", sub["block"]):
+        return False
+    likes = {_pattern(name) for name in sub["right"]}
+    return not any(_pattern(name) in likes and name not in sub["right"] for other in subs for name in other["right"])
+
+
+def _pattern(name):
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 def _is_wanted(sub, lists, positions):
