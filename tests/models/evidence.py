@@ -88,7 +88,7 @@ def _learning(model, runnable):
         if returned:
             weighted_sum(returned).backward()
     parameters = list(model.named_parameters(remove_duplicate=False))
-    reached = [n for n, p in parameters if p.grad is not None and p.grad.nan_to_num().abs().max() > 0]
+    reached = [n for n, p in parameters if p.grad is not None and p.grad.nan_to_num().any()]
     model.zero_grad(set_to_none=True)
     return sorted({name[:end] for name in reached for end, letter in enumerate(name) if letter == "."} | {""})
 
