@@ -1,6 +1,9 @@
 """What generic rules get wrong for a model type: configurations, classes and inputs of tiny models."""
 
 import torch
+import transformers
+
+OLD = int(transformers.__version__.split(".")[0]) < 5
 
 # The most that an argument of this name may be.
 NAMES = {
@@ -15,6 +18,7 @@ NAMES = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
+    "qk_head_dim": 16,
     "num_fpn_layers": 1,
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
@@ -49,6 +53,16 @@ _INTRACLASS = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]} | {
     )
     for ratio, size in (("long", 7), ("mid", 5), ("short", 3))
 }
+
+
+def _of(**kinds):
+    """Return what makes a configuration of others that must be given, of types named or arguments given."""
+    parts = {name: kind if isinstance(kind, dict) else {"model_type": kind} for name, kind in kinds.items()}
+    return lambda changes: {} if changes else parts
+
+
+_BERT_DECODER = {"model_type": "bert", "is_decoder": True, "add_cross_attention": True}
+
 # What generic shrinking gets wrong, by model type: keyword arguments of a configuration, whether it stands alone or in
 # another one; a callable gets what generic shrinking made and returns what to change.
 CONFIGS = {
@@ -253,7 +267,19 @@ CONFIGS = {
     "fun_asr_nano": lambda changes: {
         "adaptor_config": changes["adaptor_config"] | {"intermediate_size": changes["text_config"]["hidden_size"] // 4}
     },
+    "encoder-decoder": _of(encoder="bert", decoder=_BERT_DECODER),
+    "speech-encoder-decoder": _of(encoder="wav2vec2", decoder=_BERT_DECODER),
+    "vision-encoder-decoder": _of(encoder="vit", decoder=_BERT_DECODER),
+    "vision-text-dual-encoder": _of(vision_config="vit", text_config="bert"),
+    "rag": _of(question_encoder="dpr", generator="bart"),
+    "mllama_text_model": {"rope_scaling": {"rope_type": "default"}} if OLD else {},
+    "gptsan-japanese": {"num_switch_layers": 2, "num_ext_layers": 1, "num_layers": 3},
+    "speech_to_text_2": {"is_decoder": True},
+    "EvollaModel": {"num_key_value_heads": 4},
+    "transfo-xl": {"cutoffs": [40, 80], "d_embed": 32, "div_val": 2},
+    "retribert": {"position_embedding_type": "absolute"},
     "jamba": {
+        "use_mamba_kernels": False,
         "num_hidden_layers": 4,
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
@@ -334,7 +360,16 @@ CLASSES = {
     "musicgen": "musicgen.modeling_musicgen:MusicgenForConditionalGeneration",
     "voxtral_realtime_text": "voxtral_realtime.modeling_voxtral_realtime:VoxtralRealtimeTextModel",
     "musicgen_melody": "musicgen_melody.modeling_musicgen_melody:MusicgenMelodyForConditionalGeneration",
+    "clvp_encoder": "clvp.modeling_clvp:ClvpEncoder",
+    "clvp_decoder": "clvp.modeling_clvp:ClvpModel",
+    "dia_encoder": "dia.modeling_dia:DiaEncoder",
+    "dia_decoder": "dia.modeling_dia:DiaDecoder",
+    "GotOcr2VisionConfig": "got_ocr2.modeling_got_ocr2:GotOcr2VisionEncoder",
+    "Qwen3OmniMoeCode2WavConfig": "qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeCode2Wav",
 }
+
+# Models that transformers itself fails to give first weights: they keep PyTorch's.
+UNINITIALIZED = ("vit-hybrid", "speech_to_text_2")
 
 
 def _noise(*shape):
@@ -502,6 +537,24 @@ def _shared_states(model):
         "inputs_embeds": _noise(2, 1, 2 * model.backbone_hidden_size),
         "position_ids": torch.full((2, 1), 5),
         "shared_kv_states": states,
+    }
+
+
+def _flattened_patches(model):
+    """Return patches that begin with the numbers of their row and column."""
+    config = getattr(model.config, "vision_config", model.config)
+    places = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0)).expand(2, -1, -1)
+    patches = {"flattened_patches": torch.cat([places, _noise(2, 16, config.patch_embed_hidden_size)], -1)}
+    if hasattr(model.config, "vision_config"):
+        patches["decoder_input_ids"] = _ids(2, 12)
+    return patches
+
+
+def _protein(model):
+    return {
+        "input_ids": _ids(2, 12),
+        "protein_input_ids": _ids(2, 10),
+        "protein_attention_mask": torch.ones(2, 10, dtype=torch.long),
     }
 
 
@@ -682,4 +735,10 @@ INPUTS = {
     },
     "Sam3DetrDecoder": _queried,
     "Sam3LiteTextDetrDecoder": _queried,
+    "AutoformerModel": _series,
+    "InformerModel": _series,
+    "Pix2StructForConditionalGeneration": _flattened_patches,
+    "Pix2StructVisionModel": _flattened_patches,
+    "EvollaModel": _protein,
+    "RelPartialLearnableDecoderLayer": lambda block: {"dec_inp": _noise(12, 2, 32), "r": _noise(12, 1, 32)},
 }

@@ -3,9 +3,10 @@
 import importlib
 import inspect
 import re
+from unittest import mock
 
 import torch
-from tiny_special import CLASSES, CONFIGS, NAMES
+from tiny_special import CLASSES, CONFIGS, NAMES, UNINITIALIZED
 from transformers import PretrainedConfig as PreTrainedConfig
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -70,9 +71,10 @@ def shrink(config, factor=1):
                 changes[name] = (list(dict.fromkeys(value)) * len(kept))[: len(kept)]
     _shrink_stages(config, changes)
     for name in ("rope_parameters", "rope_scaling"):
-        rope = vars(config).get(name)
-        if isinstance(rope, dict) and ("mrope_section" in rope or _reads_sections(type(config))):
-            half = int(4 * factor * rope.get("partial_rotary_factor", 1))
+        rope = vars(config).get(name) or ({"rope_type": "default"} if name in vars(config) else None)
+        if rope and ("mrope_section" in rope or _reads_sections(type(config))):
+            part = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1
+            half = int(4 * factor * part)
             changes[name] = {**rope, "mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}
     return changes
 
@@ -198,7 +200,7 @@ def all_types():
 
 def model_class(config_class):
     """Return the bare model class of a configuration class, or None."""
-    if (named := CLASSES.get(getattr(config_class, "model_type", ""))) is not None:
+    if (named := CLASSES.get(getattr(config_class, "model_type", "") or config_class.__name__)) is not None:
         module, name = named.split(":")
         return getattr(importlib.import_module(f"transformers.models.{module}"), name, None)
     mapping = modeling_auto.MODEL_MAPPING
@@ -280,6 +282,23 @@ def _with_sane_weights(model):
     return model
 
 
+def _instance(cls, config):
+    """Return a model, with PyTorch's own first weights where transformers fails to give it others."""
+    if config.model_type not in UNINITIALIZED:
+        return cls(config)
+    with mock.patch.object(cls, "_init_weights", return_value=None):
+        return cls(config)
+
+
+def _without_memory(cls, config):
+    """Return a model whose weights have no memory; None where its own code reads a weight's value."""
+    try:
+        with torch.device("meta"):
+            return _instance(cls, config)
+    except NotImplementedError:
+        return None
+
+
 def build(model_type, config_class, device="cpu", start=0):
     """Return (model, number of the attempt), or raise the last error."""
     cls, last = model_class(config_class), []
@@ -292,15 +311,14 @@ def build(model_type, config_class, device="cpu", start=0):
             last.append(config)
             continue
         try:
-            with torch.device("meta"):
-                probe = cls(config)
-            size = sum(p.numel() for p in probe.parameters())
+            probe = _without_memory(cls, config)
+            size = sum(p.numel() for p in probe.parameters()) if probe is not None else 0
             if size > MOST_PARAMETERS:
                 raise ValueError(f"{size:,} parameters")
-            if device == "meta":
+            if device == "meta" and probe is not None:
                 return probe.eval(), number
             torch.manual_seed(0)
-            return _with_sane_weights(cls(config)).eval(), number
+            return _with_sane_weights(_instance(cls, config)).eval(), number
         except Exception as error:
             last.append(error)
     raise RuntimeError(" | ".join(f"{type(e).__name__}: {str(e)[:150]}" for e in last) or "no attempt is left")
