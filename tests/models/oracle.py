@@ -106,11 +106,12 @@ def first_tensor(args, kwargs):
     return None
 
 
-def main_output(output):
+def main_output(output, depth=2):
+    """Return the tensor that a module returns first, which may stand in a tuple of a tuple."""
     if isinstance(output, torch.Tensor):
         return output
-    if isinstance(output, (tuple, list)) and output:
-        return output[0] if isinstance(output[0], torch.Tensor) else None
+    if isinstance(output, (tuple, list)) and output and depth:
+        return main_output(output[0], depth - 1)
     if isinstance(output, dict) and output:
         first = next(iter(output.values()))
         return first if isinstance(first, torch.Tensor) else None

@@ -75,7 +75,7 @@ CONFIGS = {
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "deepseek_v2": {"num_experts_per_tok": 2},
-    "autoformer": {"prediction_length": 4},
+    "autoformer": {"prediction_length": 4, "label_length": 2},
     "informer": {"prediction_length": 4},
     "time_series_transformer": {"prediction_length": 4},
     "esm": {"vocab_size": 64, "pad_token_id": 1},
