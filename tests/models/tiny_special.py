@@ -550,14 +550,6 @@ def _flattened_patches(model):
     return patches
 
 
-def _protein(model):
-    return {
-        "input_ids": _ids(2, 12),
-        "protein_input_ids": _ids(2, 10),
-        "protein_attention_mask": torch.ones(2, 10, dtype=torch.long),
-    }
-
-
 # Inputs that made-up ones do not reach, by the name of the class of a model or of a part of one: a callable gets the
 # model and returns the keyword arguments of its forward; it is tried before all others.
 INPUTS = {
@@ -739,6 +731,5 @@ INPUTS = {
     "InformerModel": _series,
     "Pix2StructForConditionalGeneration": _flattened_patches,
     "Pix2StructVisionModel": _flattened_patches,
-    "EvollaModel": _protein,
     "RelPartialLearnableDecoderLayer": lambda block: {"dec_inp": _noise(12, 2, 32), "r": _noise(12, 1, 32)},
 }
