@@ -23,8 +23,9 @@ _MIXER = re.compile(r"mamba|mixer|ssm_|recurrent|retention|delta_?net|temporal_b
 _CONVOLUTION = re.compile(r"conv")  # counts as the mixer of a block that has no other
 _FEED_FORWARD = re.compile(r"mlp|moe|feed_?forward|ffn", re.IGNORECASE)
 _NORM = re.compile(r"norm|^ln", re.IGNORECASE)
-# Norms that compute a scale, ways into a narrow stream, low-rank changes of shared weights.
-_NOT_HERE = re.compile(r"norm|^ln|bottleneck|adapter|lora", re.IGNORECASE)
+# Norms that compute a scale, ways into a narrow stream, low-rank changes of shared weights, weights of several streams.
+_NOT_HERE = re.compile(r"norm|^ln|bottleneck|adapter|lora|hyper_connection", re.IGNORECASE)
+_STREAMS = re.compile(r"hyper_connection", re.IGNORECASE)
 _CROSS = re.compile(r"cross|enc(oder)?_?(dec(oder)?_?)?att|multimodal|multihead_attn", re.IGNORECASE)
 _CROSS_CLASS = re.compile(r"Cross_?Att|EncDec|BiMultiHead", re.IGNORECASE)
 _EXPERTS = re.compile(r"(routed_)?experts?")
@@ -59,7 +60,7 @@ def _looks_like_attention(name: str, module: nn.Module) -> bool:
     own, kind = name.rpartition(".")[2], type(module).__name__
     # A class may bear the name of the attention whose feed-forward sublayer it is.
     by_class = _ATTENTION.search(kind) is not None and _FEED_FORWARD.fullmatch(own) is None
-    return (by_class or _ATTENTION.search(own) is not None) and _NORM.search(own) is None
+    return (by_class or _ATTENTION.search(own) is not None) and not (_NORM.search(own) or _STREAMS.search(own))
 
 
 def _looks_like_mixer(name: str, module: nn.Module) -> bool:
@@ -125,6 +126,11 @@ def has_stacked_weights(module: nn.Module) -> bool:
         if not isinstance(inner, (nn.Conv1d, nn.ConvTranspose1d))
         for parameter in inner._parameters.values()
     )
+
+
+def has_streams(modules: Mapping[str, nn.Module]) -> bool:
+    """Tell whether a block weighs several residual streams: its norms may be as wide as all of them."""
+    return any(_STREAMS.search(name) for name in modules)
 
 
 def norm_sizes(modules: Mapping[str, nn.Module], roots: list[str]) -> Counter:

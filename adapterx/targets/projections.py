@@ -12,17 +12,17 @@ OUTPUT_NAME = re.compile(
 )
 # Those of them that no other projection bears.
 CLEAR_OUTPUT_NAME = re.compile(
-    r"(final|o|out|output)_(proj|lin|dense|projection)|wo|out|output|final|c_proj|proj_out|.*output\.dense|to_out\.0"
+    r"(final|o|o_b|out|output)_(proj|lin|dense|projection)|wo|out|output|final|c_proj|proj_out|.*output\.dense|to_out\.0"
     r"|(.*\.)?output_projection\.\w+",
     re.IGNORECASE,
 )
 INPUT_NAME = re.compile(
-    r"(.*_)?(q|k|v|g|z|b|qkv|kv|qk|query|key|value|pos|position|rel|in|gate|c_attn|query_key_value|wq|wk|wv|query_proj)"
+    r"(.*_)?(?<!^o_)(?<![._]o_)(q|k|v|g|z|b|qkv|kv|qk|query|key|value|pos|position|rel|in|gate|c_attn|query_key_value|wq|wk|wv|query_proj)"
     r"(_proj|_lin|_pos|_layer|_linear|_global|_proj\d)?(_[a-z])?(_proj)?",
     re.IGNORECASE,
 )
 WIDENING_NAME = re.compile(
-    r".*intermediate(\.dense|_dense)?|w_in(\.w_\d)?|linear_up|dense_h_to_4h"
+    r".*intermediate(\.dense|_dense)?|w_in(\.w_\d)?|linear_up|dense_h_to_4h|dense1"
     r"|(.*_)?(fc1|wi|wi_\d|up|in|gate|w1|w3|lin1|linear1|linear_1|c_fc)(_proj|_layer)?",
     re.IGNORECASE,
 )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from adapterx.errors import TargetError, speaker
-from adapterx.targets.projections import common_parent
+from adapterx.targets.projections import OUTPUT_NAME, bears, common_parent
 from adapterx.targets.sizes import has_matrix, in_out_sizes, own_children, own_modules, suits
 from adapterx.targets.sublayers import Block, inspect_block
 
@@ -211,6 +211,7 @@ def _refuse_unclear(modules: Mapping[str, nn.Module], block: Block, positions: t
         if position in positions:
             listed = ", ".join(f"{p.name} ({p.input_size} to {p.output_size})" for p in candidates[:12])
             suitable = [p.name for p in candidates if suits(modules, _join(block.name, p.name))]
+            suitable = [name for name in suitable if bears(name, OUTPUT_NAME)] or suitable
             hint = f"target_modules=({suitable[-1]!r},)" if suitable and suitable[-1] else "target_modules"
             raise TargetError(
                 f"{speaker()}: in block {block.name} several modules could be the {position} output projection; give "

@@ -76,7 +76,7 @@ def inspect_block(name: str, modules: Mapping[str, nn.Module]) -> Block:
     experts = [root for root in parts.experts_of(modules) if not inside(root, roots)]
     norms = parts.norm_sizes(modules, roots)
     block.has_norm = bool(norms)
-    widths = [size for size, _ in norms.most_common()]
+    widths = [] if parts.has_streams(modules) else [size for size, _ in norms.most_common()]
     for root in roots:
         _add_attention(block, modules, root, [p for p in projections if inside(p.name, [root])], widths)
     for root in experts:
@@ -102,7 +102,8 @@ def _add_attention(
     if len(group) == 1 and group[0].name == root:  # torch.nn.MultiheadAttention
         block.sublayers.append(Sublayer(position, root, root))
         return
-    candidates = output_candidates(group, widths or [group[0].input_size])
+    read = [p.input_size for p in group if bears(p.name, INPUT_NAME)] or [group[0].input_size]
+    candidates = output_candidates(group, widths or read[:1])
     if len(candidates) == 1:
         shared = common_parent([p.name for p in group]) if len(group) > 1 else root
         block.sublayers.append(Sublayer(position, candidates[0].name, shared if inside(shared, [root]) else root))

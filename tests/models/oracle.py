@@ -221,7 +221,7 @@ class Graph:
 
     def reads(self, node, goals):
         """Tell whether a node is the stream, normed, or mixed with others by no linear module."""
-        if not goals.isdisjoint(self.chain(node)):
+        if not goals.isdisjoint(self.chain(node)) or self._weighs(node, goals):
             return True
         between = self.reaches(node, goals, _floor(goals))
         if between is None:
@@ -238,6 +238,16 @@ class Graph:
                     stack.append(n)
         calls = (c for n in path for c in self.by_output.get(n, ()))
         return not any(hasattr(self.modules[c.module], "in_features") and "norm" not in c.module for c in calls)
+
+    def _weighs(self, node, goals):
+        """Tell whether a node is the mean of parallel streams, weighed by what is computed from them."""
+        last = self.chain(node)[-1]
+        if not last.name().startswith(("MeanBackward1", "SumBackward1")):
+            return False
+        product = self.chain(self.data(last)[0])[-1]
+        return product.name().startswith("MulBackward") and any(
+            not goals.isdisjoint(self.chain(n)) for n in self.data(product)
+        )
 
     def labels(self, chain):
         found = {

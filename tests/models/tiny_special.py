@@ -213,6 +213,7 @@ CONFIGS = {
         "indexer_head_dim": 8,
         "indexer_budget": 8,
         "indexer_compress_ratio": 2,
+        "linear_num_value_heads": 8,
         "layer_types": ["linear_attention", "indexed_attention"],
         "num_hidden_layers": 2,
     },

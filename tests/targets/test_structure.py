@@ -51,6 +51,21 @@ EXPECTED = {
             "feed_forward": [("mlp", None), ("mlps.*.down_proj", "mlps.*.up_proj")],
         }
     },
+    "deepseek_v4": {  # several residual streams, and an output projection of low rank
+        "layers.*": {"attention": [("self_attn.o_b_proj", "self_attn")], "feed_forward": [("mlp", None)]},
+    },
+    "qwen4_exp_text": {  # several residual streams, weighed by linear modules named after the sublayer they feed
+        "layers.*": {
+            "attention": [("linear_attn.out_proj", "linear_attn"), ("self_attn.o_proj", "self_attn")],
+            "feed_forward": [("mlp", None)],
+        }
+    },
+    "perceiver": {  # a feed-forward sublayer as wide inside as outside
+        "encoder.self_attends.*": {
+            "attention": [("attention.output.dense", "attention")],
+            "feed_forward": [("mlp.dense2", "mlp.dense1")],
+        }
+    },
     "jetmoe": {"layers.*": {"attention": [("self_attention", None)], "feed_forward": [("mlp", None)]}},
     "qwen3_next": {
         "layers.*": {
