@@ -109,6 +109,8 @@ def _add_attention(
         block.sublayers.append(Sublayer(position, candidates[0].name, shared if inside(shared, [root]) else root))
         chosen = candidates[0].name
         block.others += [p.name for p in group if p.name != chosen and re.search(r"out(put)?(_|\.|$)", p.name)]
+        # A memory of neighbouring values, added to what the attention's projection returns (SAN-M).
+        block.others += [name for name in modules if inside(name, [root]) and name.rpartition(".")[2] == "fsmn"]
     elif not candidates and root and parts.has_stacked_weights(modules[root]):  # experts inside an attention
         block.sublayers.append(Sublayer(position, root, None))
         block.experts.append(root)

@@ -112,6 +112,7 @@ def _note(facts, name, part, values, recorder, only_with_sublayers=False):
                 "sources": sorted(map(full, found.sources)),
                 "attends": found.attends,
                 "optional": found.optional,
+                "terms": sorted(map(full, found.terms)),
             }
         )
     for call in recorder.calls:

@@ -47,6 +47,7 @@ class Sublayer:
     sources: set[str] = field(default_factory=set)
     attends: bool = False
     optional: bool = False
+    terms: set[str] = field(default_factory=set)  # what is summed up where a module in `right` returns the sum
 
 
 class Recorder:
@@ -307,6 +308,12 @@ class Graph:
         for operand in self.data(last):
             yield from self.terms(operand)
 
+    def summed(self, node):
+        """Return the modules that return the terms of a sum."""
+        if not node.name().startswith("AddBackward"):
+            return set()
+        return set().union(*(self.labels(self.chain(operand)) for operand in self.data(node)))
+
 
 def _floor(chain):
     """Return the number of the oldest node; what is older cannot lead there."""
@@ -399,9 +406,9 @@ def _walk(graph, call, found, first=True, scope=None):
             own = " ".join(label[len(call.module) :] for label in labels)
             if ("att" in own and kind == "feed_forward") or ("mlp" in own and kind == "attention"):
                 kind = "either"  # additive attention, without a product of two; a convolution behind an mlp
-            found[(node, key)] = Sublayer(
-                call.module, labels, kind, sources, any("Softmax" in n.name() or "ScaledDot" in n.name() for n in nodes)
-            )
+            mixes = any("Softmax" in n.name() or "ScaledDot" in n.name() for n in nodes)
+            summed = graph.summed(terms[-1])
+            found[(node, key)] = Sublayer(call.module, labels, kind, sources, mixes, terms=summed)
 
 
 def _kind(graph, nodes):

@@ -59,6 +59,10 @@ def _pattern(name):
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
+def _numbers(name):
+    return [part for part in name.split(".") if part.isdecimal()]
+
+
 def _is_wanted(sub, lists, positions):
     names = ".".join([sub["block"], *sub["right"]])
     if not re.search(r"(^|\.)\d+(\.|$)", names):
@@ -81,8 +85,22 @@ def _faults(facts, target, mine):
     if shapes and shapes[1] and shapes[1][-1] != target.hidden_size:
         yield f"{target.module} is {shapes[1][-1]} wide, not {target.hidden_size}"
     source = target.input_module
-    if source is not None and not any(source in sub["sources"] or sub["optional"] for sub in mine):
+    if source is None or any(source in sub["sources"] or sub["optional"] for sub in mine):
+        return
+    if not any(_is_term(target.module, source, sub) for sub in facts["subs"]):
         yield f"{target.module} does not receive what {source} receives"
+
+
+def _is_term(module, source, sub):
+    """Tell whether what a module adds to is a term of a sublayer's sum, whose input `source` receives.
+
+    A first block may have no stream that the sum is added to: then its like in another block tells.
+    """
+    terms = [_numbers(term) for term in sub["terms"] if _pattern(term) == _pattern(module)]
+    sources = [_numbers(name) for name in sub["sources"] if _pattern(name) == _pattern(source)]
+    own, read = _numbers(module), _numbers(source)
+    same_block = own[: len(read)] == read
+    return same_block and any(term[: len(name)] == name for term in terms for name in sources)
 
 
 def _is_right_elsewhere(module, subs):

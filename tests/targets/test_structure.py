@@ -229,6 +229,10 @@ def test_the_right_modules(model_type):
         ("bart", "decoder.layers: encoder_attn.out_proj (cross_attention) is left out"),
         ("albert", "encoder runs 1 group of blocks for 2 layers: each adapter serves 2 of them"),
         ("grounding-dino", "encoder.layers[0-1]: fusion_layer.attn (cross_attention) is left out"),
+        (
+            "fun_asr_nano_encoder",
+            "layers[0-1]: self_attn.fsmn belongs to none of these sublayers and is left out",
+        ),
         ("xcodec2", "semantic_encoder was left out: the model runs it without gradients"),
         ("blt", "patcher was left out: the model runs it without gradients"),
         ("swin2sr", "encoder.stages.0.patch_embed was left out: it is in no block"),
