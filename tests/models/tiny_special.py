@@ -44,6 +44,7 @@ _RESNET = {
     "layer_type": "basic",
     "out_features": ["stage2", "stage3", "stage4"],
 }
+_ROTARY = {"num_spatial_rope_pairs_per_axis": 1, "num_uid_rope_pairs": 1}
 _INTRACLASS = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]} | {
     f"{name}_{ratio}ratio": [[high or size, wide or size], [1, 1], [(high or size) // 2, (wide or size) // 2]]
     for name, high, wide in (
@@ -112,6 +113,7 @@ CONFIGS = {
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 48},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "moonshine_streaming": {"num_key_value_heads": 4},
+    "t5_gemma_module": {"dropout_rate": 0.0},
     "t5gemma2_text": {"dropout_rate": 0.0},
     "t5gemma2_encoder": {"dropout_rate": 0.0, "mm_tokens_per_image": 16},
     "t5gemma2_decoder": {"dropout_rate": 0.0},
@@ -131,13 +133,25 @@ CONFIGS = {
     "dab-detr": {"backbone_config": _RESNET},
     "deformable_detr": {"backbone_config": _RESNET},
     "table-transformer": {"backbone_config": _RESNET},
-    "omdet-turbo": {
+    "omdet-turbo": lambda changes: {
         "backbone_config": _RESNET,
         "apply_layernorm_after_vision_backbone": False,
-        "decoder_hidden_dim": 64,
+        "text_config": changes["text_config"] | {"hidden_size": 48},
+        "text_projection_in_dim": 48,
+        "text_projection_out_dim": 48,
+        "class_embed_dim": 48,
         "num_queries": 10,
         "encoder_in_channels": [16, 24, 32],
         "vision_features_channels": [32, 32, 32],
+    },
+    "esmfold2": lambda changes: {
+        "single_inputs_size": changes["atom_encoder"]["output_dim"] + 67,
+        "atom_encoder": changes["atom_encoder"] | _ROTARY,
+        "structure_head": changes["structure_head"]
+        | {
+            "diffusion_module": changes["structure_head"]["diffusion_module"]
+            | {"atom_encoder": changes["structure_head"]["diffusion_module"]["atom_encoder"] | _ROTARY}
+        },
     },
     "efficientloftr": {"out_features": [8, 8, 16, 32], "num_attention_heads": 8, "num_key_value_heads": 8},
     "lw_detr": lambda changes: {
@@ -146,7 +160,8 @@ CONFIGS = {
         "num_queries": 10,
     },
     "vitmatte": lambda changes: {
-        "backbone_config": changes["backbone_config"] | {"num_channels": 4, "image_size": 64},
+        "backbone_config": changes["backbone_config"] | {"num_channels": 4, "image_size": 64, "initializer_range": 0.2},
+        "initializer_range": 0.2,
         "convstream_hidden_sizes": [8, 16, 32],
         "fusion_hidden_sizes": [32, 16, 8, 8],
     },
@@ -358,6 +373,12 @@ CONFIGS = {
 # The class of a model, where the type's name does not lead to it: "module:class" under transformers.models.
 CLASSES = {
     "lw_detr_vit": "lw_detr.modeling_lw_detr:LwDetrViTBackbone",
+    "blip_text_model": "blip.modeling_blip_text:BlipTextModel",
+    "pp_chart2table": "got_ocr2.modeling_got_ocr2:GotOcr2Model",
+    "pp_chart2table_vision": "got_ocr2.modeling_got_ocr2:GotOcr2VisionEncoder",
+    "semantic": "bark.modeling_bark:BarkSemanticModel",
+    "coarse_acoustics": "bark.modeling_bark:BarkCoarseModel",
+    "t5_gemma_module": "t5gemma.modeling_t5gemma:T5GemmaEncoder",
     "musicgen": "musicgen.modeling_musicgen:MusicgenForConditionalGeneration",
     "voxtral_realtime_text": "voxtral_realtime.modeling_voxtral_realtime:VoxtralRealtimeTextModel",
     "musicgen_melody": "musicgen_melody.modeling_musicgen_melody:MusicgenMelodyForConditionalGeneration",
