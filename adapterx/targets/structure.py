@@ -12,12 +12,14 @@ from adapterx.targets.sublayers import Block, inspect_block
 
 # Models whose own backward pass fails or knows no adapters, or that keep no residual stream.
 _HOPELESS = {
-    "ReformerModel": "Reformer runs its blocks again in a backward pass of its own, which does not know adapters",
-    "RwkvModel": "the backward pass of its recurrence fails",
-    "MegaModel": "its attentions add to the residual stream themselves, through gates",
+    "ReformerModel": "Reformer runs its blocks again in a backward pass of its own, which does not know adapters; "
+    "target_modules would not learn either",
+    "RwkvModel": "the backward pass of its recurrence fails, wherever target_modules would put them",
+    "MegaModel": "its attentions add to the residual stream themselves, through gates; target_modules=('fc2',) would "
+    "go behind its feed-forwards",
     "Gemma3nTextModel": "its blocks predict and correct several streams at once; target_modules=('o_proj',) would go "
     "behind its attentions",
-    "XcodecModel": "it runs its Transformer without gradients; adapt its semantic_model",
+    "XcodecModel": "it runs its Transformer without gradients; attach to its semantic_model instead",
 }
 
 # Parts of models that run without gradients, by class, or by the class of what runs them and their name in it: adapters
