@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import nn
 
-from adapterx.targets.projections import Projection, holds, inside, partner_of
+from adapterx.targets.projections import CLEAR_OUTPUT_NAME, INPUT_NAME, Projection, bears, holds, inside, partner_of
 from adapterx.targets.sizes import (
     CONTAINERS,
     has_matrix,
@@ -54,6 +54,24 @@ def mixers_of(modules: Mapping[str, nn.Module], projections: list[Projection]) -
     mixers = list(_outermost(modules, projections, _looks_like_mixer, 1))
     roots += [root for root in mixers if not inside(root, roots) and not holds(root, roots)]
     return roots or list(_outermost(modules, projections, _looks_like_convolution, 1))
+
+
+def aside_of(roots: list[str], projections: list[Projection]) -> list[str]:
+    """Return what a block computes beside its stream, around an attention that reads more than the stream is wide.
+
+    The shared Transformer of Zamba reads the stream and the embeddings in a row, and adds to what its mixer reads.
+    """
+    found = []
+    for root in roots:
+        parent = root.rpartition(".")[0]
+        read = [p.input_size for p in projections if inside(p.name, [root]) and bears(p.name, INPUT_NAME)]
+        wide = max(
+            (p.output_size for p in projections if inside(p.name, [root]) and bears(p.name, CLEAR_OUTPUT_NAME)),
+            default=0,
+        )
+        if parent and read and min(read) > wide > 0 and not all(inside(other, [parent]) for other in roots):
+            found.append(parent)
+    return found
 
 
 def _looks_like_attention(name: str, module: nn.Module) -> bool:

@@ -73,6 +73,9 @@ def inspect_block(name: str, modules: Mapping[str, nn.Module]) -> Block:
     block = Block(name)
     projections = parts.projections_of(modules)
     roots = parts.mixers_of(modules, projections)
+    aside = parts.aside_of(roots, projections)
+    roots = [root for root in roots if not inside(root, aside)]
+    projections = [p for p in projections if not inside(p.name, aside)]
     experts = [root for root in parts.experts_of(modules) if not inside(root, roots)]
     norms = parts.norm_sizes(modules, roots)
     block.has_norm = bool(norms)

@@ -240,6 +240,13 @@ class Graph:
         calls = (c for n in path for c in self.by_output.get(n, ()))
         return not any(hasattr(self.modules[c.module], "in_features") and "norm" not in c.module for c in calls)
 
+    def reads_with_more(self, node, goals):
+        """Tell whether a node is the stream with something added to it, normed (the mixers of Zamba)."""
+        last = self.chain(node)[-1]
+        return last.name().startswith("AddBackward") and any(
+            not goals.isdisjoint(self.chain(n)) for n in self.data(last)
+        )
+
     def _weighs(self, node, goals):
         """Tell whether a node is the mean of parallel streams, weighed by what is computed from them."""
         last = self.chain(node)[-1]
@@ -402,6 +409,7 @@ def _walk(graph, call, found, first=True, scope=None):
             around = scope or call
             inner = [c for c in graph.calls[around.order : around.end] if c.inputs and c.inputs[0] is not None]
             sources = {c.module for c in inner if graph.reads(c.inputs[0], goals)}
+            sources |= {c.module for c in inner if c.module in labels and graph.reads_with_more(c.inputs[0], goals)}
             kind = _kind(graph, nodes - goals)
             own = " ".join(label[len(call.module) :] for label in labels)
             if ("att" in own and kind == "feed_forward") or ("mlp" in own and kind == "attention"):

@@ -415,6 +415,15 @@ def test_the_feed_forward_of_a_block_that_is_named_after_its_attention():
     assert "memory_attention.layers.0.mlp.down_proj" in [target.module for target in targets]
 
 
+def test_what_adds_to_no_stream_is_left_out_and_named():
+    targets, _, notes = find(tiny("zamba"))  # its shared Transformer adds to what the mixers read
+    assert {without_indices(target.module) for target in targets} == {
+        "layers.*.mamba.out_proj",
+        "layers.*.mamba_decoder.mamba.out_proj",
+    }
+    assert "layers[1, 3]: shared_transf belongs to none of these sublayers and is left out" in notes
+
+
 def test_lists_without_mixing_are_passed_over_and_named():
     model = nn.Module()
     model.config = type("Config", (), {"model_type": "toy"})
