@@ -45,6 +45,8 @@ _RESNET = {
     "out_features": ["stage2", "stage3", "stage4"],
 }
 _ROTARY = {"num_spatial_rope_pairs_per_axis": 1, "num_uid_rope_pairs": 1}
+_NO_OTHER = {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False} if OLD else {}
+_BACKBONE = {"backbone_config": _RESNET, **_NO_OTHER}
 _INTRACLASS = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]} | {
     f"{name}_{ratio}ratio": [[high or size, wide or size], [1, 1], [(high or size) // 2, (wide or size) // 2]]
     for name, high, wide in (
@@ -94,6 +96,7 @@ CONFIGS = {
     "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_experts": 4, "num_experts_per_tok": 2},
     "kimi_linear": {"num_experts_per_token": 2, "num_expert_group": 1, "topk_group": 1},
     "zamba": {
+        "use_mamba_kernels": False,
         "num_hidden_layers": 4,
         "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
         "attn_layer_period": 2,
@@ -128,13 +131,13 @@ CONFIGS = {
     "pixtral": {"image_size": 64, "patch_size": 16},
     "seamless_m4t": {"max_source_positions": 64, "upsample_initial_channel": 32},
     "seamless_m4t_v2": {"max_source_positions": 64, "upsample_initial_channel": 32},
-    "detr": {"backbone_config": _RESNET},
-    "conditional_detr": {"backbone_config": _RESNET},
-    "dab-detr": {"backbone_config": _RESNET},
-    "deformable_detr": {"backbone_config": _RESNET},
-    "table-transformer": {"backbone_config": _RESNET},
+    "detr": _BACKBONE,
+    "conditional_detr": _BACKBONE,
+    "dab-detr": _BACKBONE,
+    "deformable_detr": _BACKBONE,
+    "table-transformer": _BACKBONE,
     "omdet-turbo": lambda changes: {
-        "backbone_config": _RESNET,
+        **_BACKBONE,
         "apply_layernorm_after_vision_backbone": False,
         "text_config": changes["text_config"] | {"hidden_size": 48},
         "text_projection_in_dim": 48,
@@ -287,6 +290,29 @@ CONFIGS = {
     "speech-encoder-decoder": _of(encoder="wav2vec2", decoder=_BERT_DECODER),
     "vision-encoder-decoder": _of(encoder="vit", decoder=_BERT_DECODER),
     "vision-text-dual-encoder": _of(vision_config="vit", text_config="bert"),
+    "musicgen": _of(text_encoder="t5", audio_encoder="encodec", decoder="musicgen_decoder"),
+    "musicgen_melody": _of(text_encoder="t5", audio_encoder="encodec", decoder="musicgen_melody_decoder"),
+    "phi4_multimodal": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_token_id": 117,
+        },
+        "audio_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_blocks": 2,
+            "num_attention_heads": 4,
+            "ext_pw_out_channel": 32,
+            "depthwise_separable_out_channel": 32,
+            "nemo_conv_channels": 32,
+            "audio_token_id": 116,
+        },
+    }
+    if OLD
+    else {},
     "rag": _of(question_encoder="dpr", generator="bart"),
     "mllama_text_model": {"rope_scaling": {"rope_type": "default"}} if OLD else {},
     "gptsan-japanese": {"num_switch_layers": 2, "num_ext_layers": 1, "num_layers": 3},
@@ -321,7 +347,8 @@ CONFIGS = {
         "dim_bbox_projection": 16,
     },
     "qwen2_5_omni_dit": {"attn_implementation": "sdpa"},  # it has no eager one
-    "tvp": {"max_img_size": 64, "visual_prompt_size": 8, "num_frames": 2},
+    "superglue": {"keypoint_encoder_sizes": [16, 32], "gnn_layers_types": ["self", "cross"]} if OLD else {},
+    "tvp": {"type_vocab_size": 2, "max_img_size": 64, "visual_prompt_size": 8, "num_frames": 2},
     "seggpt": {"image_size": [128, 64]},
     "swin2sr": {"embed_dim": 24, "num_heads": [2, 2], "depths": [2, 2], "image_size": 16},
     "xclip_vision_model": {"image_size": 64},
@@ -345,6 +372,7 @@ CONFIGS = {
     "clvp_encoder": {"hidden_size": 128, "num_attention_heads": 4},
     **{f"{name}_vision_model": {"image_size": 64, "num_pos_feats": 16} for name in ("sam", "sam_hq")},
     **{f"{name}_prompt_encoder": {"image_size": 64, "image_embedding_size": 4} for name in ("sam", "sam_hq")},
+    **{f"{name}PromptEncoderConfig": {"image_size": 64} for name in ("Sam", "SamHQ")},  # without a type in 4.57
     **{f"{name}_prompt_encoder": {"image_size": 128} for name in ("sam2", "sam2_video", "edgetam", "edgetam_video")},
     **{f"{name}_prompt_encoder": {"image_size": 112} for name in ("sam3_tracker", "sam3_tracker_video")},
     "sam2_hiera_det_model": {
@@ -372,6 +400,8 @@ CONFIGS = {
 
 # The class of a model, where the type's name does not lead to it: "module:class" under transformers.models.
 CLASSES = {
+    "instructblip_qformer": "instructblip.modeling_instructblip:InstructBlipQFormerModel",
+    "instructblipvideo_qformer": "instructblipvideo.modeling_instructblipvideo:InstructBlipVideoQFormerModel",
     "lw_detr_vit": "lw_detr.modeling_lw_detr:LwDetrViTBackbone",
     "blip_text_model": "blip.modeling_blip_text:BlipTextModel",
     "pp_chart2table": "got_ocr2.modeling_got_ocr2:GotOcr2Model",
@@ -438,7 +468,7 @@ def _queried(model):
 def _points(model):
     """Return an image with a point on it, and whether it belongs to what is searched."""
     size = model.prompt_encoder.config.image_size if hasattr(model.prompt_encoder, "config") else 0
-    size = size or model.config.prompt_encoder_config.image_size
+    size = getattr(model.config.vision_config, "image_size", 0) or size or model.config.prompt_encoder_config.image_size
     return {
         "pixel_values": _noise(2, 3, size, size),
         "input_points": torch.tensor([[[[5.0, 7.0]]]] * 2),
@@ -536,6 +566,7 @@ def _denoising(model):
         "speaker_embedding": _noise(2, 12, config.enc_emb_dim),
         "quantized_code": _ids(2, 12 // config.repeats) % config.num_embeds,
         "time_step": torch.tensor(0.5),
+        **({"apply_cfg": False} if OLD else {}),
     }
 
 

@@ -109,7 +109,7 @@ def _shrink_stages(config, changes):
 
 def _config_values(config):
     changes = shrink(config)
-    return {**_plain(config), **changes, **special(config.model_type, changes)}
+    return {**_plain(config), **changes, **special(config.model_type or type(config).__name__, changes)}
 
 
 def special(model_type, changes):
