@@ -84,9 +84,12 @@ def weighted_sum(returned):
 def _learning(model, runnable):
     """Return the modules whose own parameters get gradients: below a quantizer, for one, none do."""
     for _, part, values in runnable:
-        returned = [value for value in floats(part(**values)) if value.requires_grad]
-        if returned:
-            weighted_sum(returned).backward()
+        try:
+            returned = [value for value in floats(part(**values)) if value.requires_grad]
+            if returned:  # some models keep what they computed from their weights: the graph must stay
+                weighted_sum(returned).backward(retain_graph=True)
+        except (AssertionError, RuntimeError):
+            continue  # the backward pass of Reformer and RWKV
     parameters = list(model.named_parameters(remove_duplicate=False))
     reached = [n for n, p in parameters if p.grad is not None and p.grad.nan_to_num().any()]
     model.zero_grad(set_to_none=True)

@@ -155,7 +155,7 @@ def prove(model, facts, runnable, mode):
 
 def _problems(model, report, facts, parts, before):
     problems = [] if same(outputs(parts), before) else ["new adapters change the output"]
-    weighted_sum(outputs(parts, grad=True)).backward()
+    weighted_sum(outputs(parts, grad=True)).backward(retain_graph=True)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     stray = [n for n, p in model.named_parameters() if p.grad is not None and ".adapterx." not in f".{n}"]
     reached = [t.module for t in report.targets if _got_tokens(facts, t.module) and t.module in facts["learns"]]
