@@ -19,6 +19,8 @@ _HOPELESS = {
     "go behind its feed-forwards",
     "Gemma3nTextModel": "its blocks predict and correct several streams at once; target_modules=('o_proj',) would go "
     "behind its attentions",
+    "EfficientLoFTRModel": "perceptrons join what its attentions return with the residual stream, before it is added; "
+    "target_modules=('fc2',) would go behind these",
     "XcodecModel": "it runs its Transformer without gradients; attach to its semantic_model instead",
 }
 

@@ -266,7 +266,9 @@ def test_what_is_narrower_than_the_bottleneck_is_left_out_and_named():
     assert "is left out: it is 16 wide, less than the bottleneck" in notes[-1]
 
 
-@pytest.mark.parametrize("model_type", ["lightglue", "patchtsmixer", "convnext", "levit"])
+@pytest.mark.parametrize(
+    "model_type", ["lightglue", "patchtsmixer", "convnext", "levit", "efficientloftr", "gemma3n_text"]
+)
 def test_a_refusal_names_target_modules_that_work(model_type):
     model = tiny(model_type, "cpu")
     with pytest.raises(TargetError) as refusal:
