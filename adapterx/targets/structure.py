@@ -27,6 +27,7 @@ _HOPELESS = {
 # Parts of models that run without gradients, by class, or by the class of what runs them and their name in it: adapters
 # there would learn nothing.
 _WITHOUT_GRADIENTS = ("BltPatcher",)
+_KEPT_BETWEEN_CALLS = ("OmDetTurboLanguageBackbone",)  # a second step of training would go back through the first
 _RUN_WITHOUT_GRADIENTS = {"Xcodec2Model": "semantic_encoder", "NeuCodecModel": "semantic_encoder"}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
@@ -114,8 +115,11 @@ def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str
     places = {name: number for number, name in enumerate(names)}
     found: dict[str, _List] = {}
     still = [name for name, module in modules.items() if _runs_without_gradients(modules, name, module)]
+    kept_back = [name for name, module in modules.items() if type(module).__name__ in _KEPT_BETWEEN_CALLS]
     for name, module in modules.items():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(_is_below(name, part) for part in still):
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(
+            _is_below(name, part) for part in still + kept_back
+        ):
             continue
         blocks = {}
         for index, key in enumerate(module._modules):
@@ -135,6 +139,7 @@ def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str
     kept = [entry for entry in chosen if entry in mixing or _accompanies(entry, mixing)]
     notes = [f"{entry.name} was left out: its modules mix no tokens" for entry in chosen if entry not in kept]
     notes += [f"{name} was left out: the model runs it without gradients" for name in still]
+    notes += [f"{name} was left out: the model keeps what it returned for its next call" for name in kept_back]
     return kept, notes + _outside(modules, kept)
 
 
