@@ -529,6 +529,20 @@ def _with_tokens(ids, token, count):
     return torch.cat([torch.full((ids.shape[0], count), token), ids], dim=1)
 
 
+def _classes(model):
+    """Return two images and texts; the model, which remembers by their tokens what texts gave, forgets from now on."""
+    for cache in (model.language_cache_class, model.language_cache_prompt):
+        cache.put = lambda key, value: None
+    return {
+        "pixel_values": _noise(2, 3, 64, 64),
+        "classes_input_ids": _ids(4, 6),
+        "classes_attention_mask": torch.ones(4, 6, dtype=torch.long),
+        "tasks_input_ids": _ids(2, 6),
+        "tasks_attention_mask": torch.ones(2, 6, dtype=torch.long),
+        "classes_structure": torch.tensor([2, 2]),
+    }
+
+
 def _questions(model):
     """Return what InstructBLIP asks of an image, in words and in learned queries, and the image."""
     return {
