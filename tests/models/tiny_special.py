@@ -400,6 +400,8 @@ CONFIGS = {
 
 # The class of a model, where the type's name does not lead to it: "module:class" under transformers.models.
 CLASSES = {
+    "granite_speech_encoder": "granite_speech.modeling_granite_speech:GraniteSpeechCTCEncoder",
+    "idefics_vision": "idefics.vision:IdeficsVisionTransformer",
     "instructblip_qformer": "instructblip.modeling_instructblip:InstructBlipQFormerModel",
     "instructblipvideo_qformer": "instructblipvideo.modeling_instructblipvideo:InstructBlipVideoQFormerModel",
     "lw_detr_vit": "lw_detr.modeling_lw_detr:LwDetrViTBackbone",
