@@ -395,7 +395,7 @@ CONFIGS = {
         "memory_attention_num_layers": 2,
         "memory_attention_rope_feat_sizes": [8, 8],
     },
-    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, **({"use_cache": False} if OLD else {})},
 }
 
 # The class of a model, where the type's name does not lead to it: "module:class" under transformers.models.
