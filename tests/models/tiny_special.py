@@ -595,20 +595,6 @@ def _characters(model):
     }
 
 
-def _classes(model):
-    """Return a picture and the names of two classes and a task for each, which the model may not remember."""
-    for memory in (model.language_cache_class, model.language_cache_prompt):
-        memory.has = lambda key: False  # what it remembers bears the weights, and the graph, of an earlier call
-    return {
-        "pixel_values": _noise(2, 3, 64, 64),
-        "classes_input_ids": _ids(4, 6),
-        "classes_attention_mask": torch.ones(4, 6, dtype=torch.long),
-        "tasks_input_ids": _ids(2, 6),
-        "tasks_attention_mask": torch.ones(2, 6, dtype=torch.long),
-        "classes_structure": torch.tensor([2, 2]),
-    }
-
-
 def _shared_states(model):
     """Return the keys and values of the model that an assistant of Gemma 4 drafts for."""
     config = model.config.get_text_config()
