@@ -45,7 +45,8 @@ _RESNET = {
     "out_features": ["stage2", "stage3", "stage4"],
 }
 _ROTARY = {"num_spatial_rope_pairs_per_axis": 1, "num_uid_rope_pairs": 1}
-_NO_OTHER = {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False} if OLD else {}
+_NO_OTHER = dict.fromkeys(("use_timm_backbone", "use_pretrained_backbone"), False) if OLD else {}
+_NO_OTHER |= dict.fromkeys(("backbone", "backbone_kwargs"), None) if OLD else {}
 _BACKBONE = {"backbone_config": _RESNET, **_NO_OTHER}
 _INTRACLASS = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]} | {
     f"{name}_{ratio}ratio": [[high or size, wide or size], [1, 1], [(high or size) // 2, (wide or size) // 2]]
@@ -65,6 +66,22 @@ def _of(**kinds):
 
 
 _BERT_DECODER = {"model_type": "bert", "is_decoder": True, "add_cross_attention": True}
+
+
+def _prompted(size, video=False, **more):
+    """Return what gives a SAM small images; its encoder of prompts must know their size, and has not always a type."""
+    memory = {
+        "image_size": size,
+        "memory_attention_num_layers": 2,
+        "memory_attention_rope_feat_sizes": [8, 8],
+    }
+
+    def change(changes):
+        prompts = {**changes.get("prompt_encoder_config", {}), "image_size": size, **more}
+        return {"prompt_encoder_config": prompts, **(memory if video else {})}
+
+    return change
+
 
 # What generic shrinking gets wrong, by model type: keyword arguments of a configuration, whether it stands alone or in
 # another one; a callable gets what generic shrinking made and returns what to change.
@@ -371,10 +388,9 @@ CONFIGS = {
     "rf_detr": {"num_queries": 10},
     "clvp_encoder": {"hidden_size": 128, "num_attention_heads": 4},
     **{f"{name}_vision_model": {"image_size": 64, "num_pos_feats": 16} for name in ("sam", "sam_hq")},
-    **{f"{name}_prompt_encoder": {"image_size": 64, "image_embedding_size": 4} for name in ("sam", "sam_hq")},
-    **{f"{name}PromptEncoderConfig": {"image_size": 64} for name in ("Sam", "SamHQ")},  # without a type in 4.57
-    **{f"{name}_prompt_encoder": {"image_size": 128} for name in ("sam2", "sam2_video", "edgetam", "edgetam_video")},
-    **{f"{name}_prompt_encoder": {"image_size": 112} for name in ("sam3_tracker", "sam3_tracker_video")},
+    **dict.fromkeys(("sam", "sam_hq"), _prompted(64, image_embedding_size=4)),
+    "sam2": _prompted(128),
+    "sam3_tracker": _prompted(112),
     "sam2_hiera_det_model": {
         "image_size": [128, 128],
         "hidden_size": 16,
@@ -386,15 +402,11 @@ CONFIGS = {
         "backbone_channel_list": [128, 64, 32, 16],
         "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
     },
-    "sam2_video": {"image_size": 128, "memory_attention_num_layers": 2, "memory_attention_rope_feat_sizes": [8, 8]},
-    "edgetam_video": {"image_size": 128, "memory_attention_rope_feat_sizes": [8, 8]},
+    "sam2_video": _prompted(128, video=True),
+    "edgetam_video": _prompted(128, video=True),
     "sam3_vit_model": {"image_size": 112, "pretrain_image_size": 56, "window_size": 4},
     "sam3_vision_model": {"backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]},
-    "sam3_tracker_video": {
-        "image_size": 112,
-        "memory_attention_num_layers": 2,
-        "memory_attention_rope_feat_sizes": [8, 8],
-    },
+    "sam3_tracker_video": _prompted(112, video=True),
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, **({"use_cache": False} if OLD else {})},
 }
 
@@ -469,12 +481,11 @@ def _queried(model):
 
 def _points(model):
     """Return an image with a point on it, and whether it belongs to what is searched."""
-    size = model.prompt_encoder.config.image_size if hasattr(model.prompt_encoder, "config") else 0
-    size = getattr(model.config.vision_config, "image_size", 0) or size or model.config.prompt_encoder_config.image_size
+    size = model.config.prompt_encoder_config.image_size
     return {
-        "pixel_values": _noise(2, 3, size, size),
-        "input_points": torch.tensor([[[[5.0, 7.0]]]] * 2),
-        "input_labels": torch.ones(2, 1, 1, dtype=torch.long),
+        "pixel_values": _noise(1, 3, size, size),
+        "input_points": torch.tensor([[[[5.0, 7.0]]]]),
+        "input_labels": torch.ones(1, 1, 1, dtype=torch.long),
     }
 
 
