@@ -15,6 +15,7 @@ ROWS, PAGE = Path(__file__).parent / "rows", ROOT / "docs" / "models.md"
 MODES = ("houlsby", "pfeiffer", "parallel")
 FIELDS = ("type", *MODES, "modules", "words")
 NOT_A_TYPE = "cannot be built"
+NO_CLASS = "no model class of its own"
 NO_BLOCKS = "no Transformer blocks"
 IN_PART = "works where it ran"
 MEANING = {
@@ -38,10 +39,14 @@ def rows_of(folder):
 
 def _row(name, found):
     if found["status"] != "built":
-        return {"type": name, **dict.fromkeys(MODES, NOT_A_TYPE), "modules": "", "words": _short(found.get("why", ""))}
+        return {"type": name, **dict.fromkeys(MODES, NOT_A_TYPE), "modules": "", "words": _short(_reason(found))}
     row = {"type": name, **{mode: _verdict(found, found[mode]) for mode in MODES}}
     words = next((found[mode]["words"] for mode in MODES if row[mode] not in ("works", IN_PART)), "")
     return row | {"modules": " ".join(found["houlsby"].get("modules", ())), "words": _short(words)}
+
+
+def _reason(found):
+    return NO_CLASS if found["status"] == "no model" else found.get("why", found["status"])
 
 
 def _verdict(found, mode):
@@ -85,7 +90,12 @@ def page(versions):
     for version, rows in versions.items():
         built = [row for row in rows if row["houlsby"] != NOT_A_TYPE]
         lines += ["", f"## transformers {version}", ""]
-        lines += [f"{len(built)} types and sub-configurations; {len(rows) - len(built)} cannot be built here.", ""]
+        parts = sum(row["words"] == NO_CLASS for row in rows)
+        lines += [
+            f"{len(built)} types and sub-configurations. {parts} more have no model class of their own (parts, "
+            f"settings); {len(rows) - len(built) - parts} cannot be built here, most for want of optional packages.",
+            "",
+        ]
         lines += ["| type | Houlsby | Pfeiffer | parallel | modules |", "|---|---|---|---|---|"]
         for row in built:
             modules = f"`{row['modules']}`" if row["modules"] else row["words"]
@@ -103,9 +113,9 @@ that only 5.x closes; its rows are here because many still run it.
 An oracle that knows nothing of the rule judges where the adapters hang: it runs the model and walks the autograd
 graph from each block's output back to its input; what is added to the residual stream there must have an adapter, or
 a word in the report (`Attachment.notes`), and nothing else may have one. Parallel adapters must read what their
-sublayer reads. **works** means besides: new adapters leave the output as it is bit for bit, gradients reach every
-adapter and nothing else, a step of training changes the output, saved and loaded adapters give the same output, and
-`detach` restores the model.
+sublayer reads. **works** means besides: new adapters leave the output as it is bit for bit, gradients reach nothing
+else and every adapter (save where the model itself lets none through, as the quantizer of a codec), a step of training
+changes the output, saved and loaded adapters give the same output, and `detach` restores the model.
 
 A star in the module names stands for any index.
 """
