@@ -10,6 +10,7 @@ from adapterx.targets.projections import OUTPUT_NAME, bears, common_parent
 from adapterx.targets.sizes import has_matrix, in_out_sizes, own_children, own_modules, suits
 from adapterx.targets.sublayers import Block, inspect_block
 
+_JOINED = "perceptrons join what its attentions return with the residual stream, before it is added"
 # Models whose own backward pass fails or knows no adapters, or that keep no residual stream.
 _HOPELESS = {
     "ReformerModel": "Reformer runs its blocks again in a backward pass of its own, which does not know adapters; "
@@ -19,8 +20,9 @@ _HOPELESS = {
     "go behind its feed-forwards",
     "Gemma3nTextModel": "its blocks predict and correct several streams at once; target_modules=('o_proj',) would go "
     "behind its attentions",
-    "EfficientLoFTRModel": "perceptrons join what its attentions return with the residual stream, before it is added; "
-    "target_modules=('fc2',) would go behind these",
+    "EfficientLoFTRModel": f"{_JOINED}; target_modules=('fc2',) would go behind these",
+    "LightGlue": f"{_JOINED}; target_modules=('fc2',) would go behind these",
+    "SuperGlue": f"{_JOINED}; target_modules=('mlp.1',) would go behind these",
     "XcodecModel": "it runs its Transformer without gradients; attach to its semantic_model instead",
 }
 

@@ -268,7 +268,7 @@ def test_what_is_narrower_than_the_bottleneck_is_left_out_and_named():
 
 
 @pytest.mark.parametrize(
-    "model_type", ["lightglue", "patchtsmixer", "convnext", "levit", "efficientloftr", "gemma3n_text"]
+    "model_type", ["lightglue", "superglue", "patchtsmixer", "convnext", "levit", "efficientloftr", "gemma3n_text"]
 )
 def test_a_refusal_names_target_modules_that_work(model_type):
     model = tiny(model_type, "cpu")
