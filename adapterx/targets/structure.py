@@ -26,11 +26,14 @@ _HOPELESS = {
     "XcodecModel": "it runs its Transformer without gradients; attach to its semantic_model instead",
 }
 
-# Parts of models that run without gradients, by class, or by the class of what runs them and their name in it: adapters
-# there would learn nothing.
-_WITHOUT_GRADIENTS = ("BltPatcher",)
-_KEPT_BETWEEN_CALLS = ("OmDetTurboLanguageBackbone",)  # a second step of training would go back through the first
-_RUN_WITHOUT_GRADIENTS = {"Xcodec2Model": "semantic_encoder", "NeuCodecModel": "semantic_encoder"}
+# Parts of models where adapters would learn nothing, or once only: by class, or by the class around and the name there.
+_NO_GRADIENTS = "the model runs it without gradients"
+_LEFT_OUT = {
+    "BltPatcher": _NO_GRADIENTS,
+    "NeuCodecModel.semantic_encoder": _NO_GRADIENTS,
+    "Xcodec2Model.semantic_encoder": _NO_GRADIENTS,
+    "OmDetTurboLanguageBackbone": "the model keeps what it returned for its next call",
+}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
@@ -116,12 +119,9 @@ def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str
     names = list(modules)
     places = {name: number for number, name in enumerate(names)}
     found: dict[str, _List] = {}
-    still = [name for name, module in modules.items() if _runs_without_gradients(modules, name, module)]
-    kept_back = [name for name, module in modules.items() if type(module).__name__ in _KEPT_BETWEEN_CALLS]
+    unused = _without_use(modules)
     for name, module in modules.items():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(
-            _is_below(name, part) for part in still + kept_back
-        ):
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(_is_below(name, part) for part in unused):
             continue
         blocks = {}
         for index, key in enumerate(module._modules):
@@ -140,17 +140,20 @@ def _find_lists(modules: Mapping[str, nn.Module]) -> tuple[list[_List], list[str
         return [e for e in chosen if all(_is_plain(modules, block) for block in e.blocks.values())], []
     kept = [entry for entry in chosen if entry in mixing or _accompanies(entry, mixing)]
     notes = [f"{entry.name} was left out: its modules mix no tokens" for entry in chosen if entry not in kept]
-    notes += [f"{name} was left out: the model runs it without gradients" for name in still]
-    notes += [f"{name} was left out: the model keeps what it returned for its next call" for name in kept_back]
+    notes += [f"{name} was left out: {reason}" for name, reason in unused.items()]
     return kept, notes + _outside(modules, kept)
 
 
-def _runs_without_gradients(modules: Mapping[str, nn.Module], name: str, module: nn.Module) -> bool:
-    if not name:
-        return False
-    parent, _, own = name.rpartition(".")
-    runner = _RUN_WITHOUT_GRADIENTS.get(type(modules.get(parent)).__name__)
-    return type(module).__name__ in _WITHOUT_GRADIENTS or runner == own
+def _without_use(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return name and reason of the parts of a model where adapters would be of no use."""
+    found = {}
+    for name, module in modules.items():
+        parent, _, own = name.rpartition(".")
+        around = f"{type(modules.get(parent)).__name__}.{own}"
+        reason = _LEFT_OUT.get(type(module).__name__) or _LEFT_OUT.get(around)
+        if name and reason:
+            found[name] = reason
+    return found
 
 
 def _outside(modules: Mapping[str, nn.Module], lists: list[_List]) -> list[str]:
