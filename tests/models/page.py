@@ -22,7 +22,7 @@ MEANING = {
     "works": "the right modules, proven by the oracle; everything said above holds",
     IN_PART: "likewise, but parts of the model could not be run with made-up inputs",
     "right": "the right modules by the oracle; the rest of the proof has not been run",
-    "refused": "in words; blocks are there, their sublayers cannot be told for certain",
+    "refused": "in words: there are blocks, but their sublayers cannot be told for certain, or cannot be served",
     NO_BLOCKS: "refused: the model has no blocks with attention (convolutional networks and the like)",
     "not run": "adapters are attached, the model could not be run with made-up inputs, so nothing is proven",
     "fails": "right modules, and a part of the proof fails: see the words in the row",
@@ -52,7 +52,8 @@ def _reason(found):
 def _verdict(found, mode):
     verdict = mode["verdict"]
     if verdict == "refused":
-        return "refused" if found["blocks"] or mode.get("late") else NO_BLOCKS
+        blocks = found["blocks"] or mode.get("late") or "cannot be adapted" in mode["words"]
+        return "refused" if blocks else NO_BLOCKS
     return {"works, seen in part": IN_PART, "failed": "fails"}.get(verdict, verdict)
 
 
