@@ -101,6 +101,7 @@ CONFIGS = {
     "esm": {"vocab_size": 64, "pad_token_id": 1},
     "step3p5": {"sliding_window": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "cpmant": {"dim_ff": 48},
     "videoprism_vision_model": {"image_size": 72, "num_frames": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 8},
