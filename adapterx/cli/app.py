@@ -153,7 +153,8 @@ def _check_choice(option: str, given: str, *known: str) -> None:
 @_command
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="Folder of an adapter of AdapterHub or adapterx.", show_default=False, **PATH)
+        Path,
+        typer.Argument(help="Folder of an adapter or a fusion of AdapterHub or adapterx.", show_default=False, **PATH),
     ],
     target: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False, **PATH)],
     to: Annotated[str | None, _option("adapterx or adapterhub (default: the one that SOURCE is not of).")] = None,
@@ -161,7 +162,10 @@ def convert(
     name: Annotated[str | None, _option("Name of the adapter in TARGET (default: the one that it has).")] = None,
     other_base: OtherBase = False,
 ) -> None:
-    """Turn an adapter of AdapterHub into one of adapterx or the other way round, with the head beside it."""
+    """Turn an adapter of AdapterHub into one of adapterx or the other way round, with the head beside it.
+
+    A fusion takes the adapters along that it fuses, from folders of their names inside its own or beside it.
+    """
     if to is not None:
         _check_choice("to", to, *LIBRARIES)
     check_folder(target)
@@ -171,7 +175,8 @@ def convert(
 @_command
 def info(
     target: Annotated[
-        str | None, typer.Argument(help="A run folder, an adapter folder, or a base model.", show_default=False)
+        str | None,
+        typer.Argument(help="The folder of a run, an adapter or a fusion, or a base model.", show_default=False),
     ] = None,
 ) -> None:
     """Tell what is installed, what a folder holds, or which modules of a model would be adapted."""

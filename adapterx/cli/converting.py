@@ -1,11 +1,12 @@
-"""`adapterx convert`: an adapter of AdapterHub, with its head, becomes one of adapterx, or the other way round."""
+"""`adapterx convert`: an adapter or a fusion of AdapterHub becomes one of adapterx, or the other way round."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from adapterx.checkpoint import format_of, load_adapter, load_head, save_adapter, save_head
+from adapterx.checkpoint import format_of, load_adapter, load_fusion, load_head, save_adapter, save_fusion, save_head
 from adapterx.checkpoint.document import read_json
 from adapterx.checkpoint.formats import ADAPTERHUB, OWN
 from adapterx.cli.models import load_base, quiet_transformers
@@ -15,19 +16,23 @@ from adapterx.integrations import adapterhub
 from adapterx.targets.layouts import model_type_of
 
 LIBRARIES = (OWN, ADAPTERHUB)
-_HEAD = "head_config.json"
+_ADAPTER, _HEAD = "adapter_config.json", "head_config.json"
+_FUSION = {OWN: "fusion_config.json", ADAPTERHUB: "adapter_fusion_config.json"}
 
 
 def convert_folder(
     source: Path, target: Path, *, to: str | None, base: str | None, name: str | None, check_base: bool
 ) -> dict[str, Any]:
-    """Write the adapter in a folder, and the head beside it, as the other library saves them.
+    """Write the adapter or the fusion in a folder, and the heads beside adapters, as the other library saves them.
+
+    The adapters of a fusion are looked for in folders of their names, inside its folder or else beside it; they are
+    written inside the new folder.
 
     Args:
-        source: what `save_adapter` of either library wrote.
+        source: what `save_adapter` or `save_fusion` of either library wrote.
         target: made if it is not there.
         to: `"adapterx"` or `"adapterhub"`; None takes the one that `source` is not of.
-        base: the base model; None takes the one that `source` names.
+        base: the base model; None takes the one that `source`, or the first adapter of the fusion, names.
         name: the adapter's name in the new folder; None keeps it.
         check_base: whether the base model must be that of the adapter, as far as its folder tells.
 
@@ -35,41 +40,99 @@ def convert_folder(
         What was converted, for a table.
 
     Raises:
-        CheckpointError: the folder holds no adapter, or one that the other library cannot have, in words.
-        ConfigError: no base model is named, or there is nothing to convert.
+        CheckpointError: the folder holds neither, or what the other library cannot have, in words; or an adapter of
+            the fusion is missing.
+        ConfigError: no base model is named, there is nothing to convert, or a fusion is to be renamed.
     """
     library = _library_of(source)
+    parts = _parts_of_fusion(source, library)
+    if parts and name is not None:
+        raise ConfigError(f"{speaker()}: name must not be given for a fusion, whose adapters keep their names")
     to = to or next(other for other in LIBRARIES if other != library)
     if to == library:
         raise ConfigError(f"{speaker()}: to must be another library than that of {source}, which is {library}")
     if target.exists() and target.samefile(source):
         raise ConfigError(f"{speaker()}: target must be another folder than {source}")
     quiet_transformers()
-    model = load_base(base or _recorded_base(source, library), whole=True)
+    first = next(iter(parts.values())) if parts else source
+    model = load_base(base or _recorded_base(first, library), whole=True)
+    for part, folder in (parts or {name: source}).items():
+        read = adapterhub.load_adapter if library == ADAPTERHUB else load_adapter
+        report = read(model, folder, part, active=not parts, check_base=check_base)
+    written = {"written for": to, "folder": str(target)}
+    if not parts:
+        facts = {"adapter": report.name, "modules": len(report.targets), **written}
+        return facts | _write_adapter(model, report.name, source, target, library)
+    (adapterhub.load_fusion if library == ADAPTERHUB else load_fusion)(model, source)
+    with tempfile.TemporaryDirectory() as trial:  # all that is refused is refused before anything is written
+        _write_fusion(model, parts, Path(trial), library)
+    return {"fusion": ", ".join(parts), **written} | _write_fusion(model, parts, target, library)
+
+
+def _write_adapter(model: nn.Module, name: str, source: Path, target: Path, library: str) -> dict[str, str]:
+    """Write an attached adapter and the head beside it; return what there is to say of the head."""
+    (save_adapter if library == ADAPTERHUB else adapterhub.save_adapter)(model, target, name)
+    return {"head": _convert_head(source, target, model, name, library)} if (source / _HEAD).exists() else {}
+
+
+def _write_fusion(model: nn.Module, parts: dict[str, Path], target: Path, library: str) -> dict[str, str]:
+    """Write the fusion of a model and its adapters; return what there is to say of their heads."""
+    (save_fusion if library == ADAPTERHUB else adapterhub.save_fusion)(model, target)
+    heads = {}
+    for name, folder in parts.items():
+        for words in _write_adapter(model, name, folder, target / name, library).values():
+            heads[f"head of {name}"] = words
+    return heads
+
+
+def _parts_of_fusion(source: Path, library: str) -> dict[str, Path]:
+    """Return name and folder of the adapters of a fusion; nothing where the folder holds an adapter."""
+    path = source / _FUSION[library]
+    if not path.exists():
+        return {}
+    names = _fused_names(read_json(path), library)
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{speaker()}: {path} must fuse adapters by their names, got {names!r}")
+    found = {}
+    for name in names:
+        places = [folder for folder in (source / name, source.parent / name) if (folder / _ADAPTER).exists()]
+        if not places:
+            raise CheckpointError(
+                f"{speaker()}: source fuses {', '.join(names)}; {name} must stand in {source / name} or "
+                f"{source.parent / name}, neither holds an adapter"
+            )
+        found[name] = places[0]
+    return found
+
+
+def _fused_names(document: dict[str, Any], library: str) -> list[Any]:
     if library == ADAPTERHUB:
-        report = adapterhub.load_adapter(model, source, name, check_base=check_base)
-        save_adapter(model, target)
+        names = document.get("adapter_names", document.get("name"))
+        names = names.split(",") if isinstance(names, str) else names
     else:
-        report = load_adapter(model, source, name, check_base=check_base)
-        adapterhub.save_adapter(model, target)
-    facts = {"adapter": report.name, "modules": len(report.targets), "written for": to, "folder": str(target)}
-    if (source / _HEAD).exists():
-        facts["head"] = _convert_head(source, target, model, report.name, library)
-    return facts
+        composition = document.get("composition")
+        names = composition.get("parts") if isinstance(composition, dict) else None
+    return names if isinstance(names, list) else []
 
 
 def _library_of(source: Path) -> str:
+    """Return which library wrote the adapter or the fusion in a folder."""
     library = format_of(source)
+    fused = [own for own, document in _FUSION.items() if (source / document).exists()]
+    if library is not None and fused:
+        raise CheckpointError(f"{speaker()}: source must hold an adapter or a fusion, {source} holds both")
+    if fused:
+        library = fused[0]
     if library not in LIBRARIES:
         found = f"that of {library}" if library else "none"
         raise CheckpointError(
-            f"{speaker()}: source must hold an adapter of adapterx or AdapterHub, {source} has {found}"
+            f"{speaker()}: source must hold an adapter or a fusion of adapterx or AdapterHub, {source} has {found}"
         )
     return library
 
 
 def _recorded_base(source: Path, library: str) -> str:
-    document = read_json(source / "adapter_config.json")
+    document = read_json(source / _ADAPTER)
     described = document.get("base_model") if library == OWN else {"name": document.get("model_name")}
     found = described.get("name") if isinstance(described, dict) else None
     if not isinstance(found, str) or not found:

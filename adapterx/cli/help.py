@@ -42,6 +42,7 @@ EXAMPLES = {
     "convert": (
         "# an adapter of AdapterHub\nadapterx convert downloads/sst-2 adapters/sst-2 --base bert-base-uncased",
         "# back, for the library adapters\nadapterx convert adapters/sst-2 hub/sst-2",
+        "# a fusion, its adapters in folders beside it\nadapterx convert hub/fused adapters/fused",
     ),
     "info": ("adapterx info\nadapterx info runs/sentiment\nadapterx info bert-base-uncased",),
 }

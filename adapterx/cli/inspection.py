@@ -30,7 +30,7 @@ def installation() -> dict[str, Any]:
 
 
 def describe(target: str) -> dict[str, Any] | str:
-    """Return what a run folder or an adapter folder holds, or in words how a model would be adapted.
+    """Return what the folder of a run, an adapter or a fusion holds, or in words how a model would be adapted.
 
     Raises:
         AdapterxError: the folder is damaged, or it is no model.
@@ -42,6 +42,8 @@ def describe(target: str) -> dict[str, Any] | str:
         return f"{target} holds an interrupted run; finish it with `adapterx train ... --resume`"
     if (folder / "adapter_config.json").exists():
         return _adapter_folder(folder) | _sizes(folder)
+    if (folder / "fusion_config.json").exists():
+        return _stored_facts(read_document(folder, "fusion")) | _sizes(folder)
     return _base_model(target)
 
 
@@ -71,8 +73,11 @@ def _run_folder(folder: Path) -> dict[str, Any]:
 
 def _adapter_folder(folder: Path) -> dict[str, Any]:
     stored = read_document(folder, "adapter")
-    facts = {key: _compact(value) if isinstance(value, dict) else value for key, value in stored.items()}
-    return facts | _what_runs_where(stored.get("config"))
+    return _stored_facts(stored) | _what_runs_where(stored.get("config"))
+
+
+def _stored_facts(stored: dict[str, Any]) -> dict[str, Any]:
+    return {key: _compact(value) if isinstance(value, dict) else value for key, value in stored.items()}
 
 
 def _what_runs_where(config: Any) -> dict[str, str]:

@@ -67,6 +67,47 @@ def test_encoder_decoders_are_converted_whole(tmp_path):
     assert golden.difference(model, "cross_adapter") < TOLERANCE
 
 
+FUSED = "Fuse dynamic, double_seq_bn"
+
+
+def test_fusions_and_their_adapters_there_and_back(golden, tmp_path, monkeypatch):
+    monkeypatch.chdir(golden.folder)
+    shown = invoke("convert", golden.path(FUSED) / "fusion", tmp_path / "ours", "--base", golden.folder / "base").stdout
+    assert "a, b, c" in shown
+    model = golden.base()
+    for name in "abc":
+        adapterx.load_adapter(model, tmp_path / "ours" / name, active=False)
+    assert adapterx.load_fusion(model, tmp_path / "ours") == adapterx.Fuse("a", "b", "c")
+    assert golden.difference(model, FUSED) < TOLERANCE
+    assert "value_initialized" in invoke("info", tmp_path / "ours").stdout
+    invoke("convert", tmp_path / "ours", tmp_path / "theirs")
+    adapterx.detach(model)
+    for name in "abc":
+        adapterhub.load_adapter(model, tmp_path / "theirs" / name, active=False)
+    adapterhub.load_fusion(model, tmp_path / "theirs")
+    assert golden.difference(model, FUSED) < TOLERANCE
+
+
+def test_fusions_that_cannot_be_converted(golden, tmp_path):
+    base = golden.folder / "base"
+    source = shutil.copytree(golden.path(FUSED), tmp_path / "source")
+    fusion, target = source / "fusion", tmp_path / "x"
+    assert "name must not be given for a fusion" in refused("convert", fusion, target, "--name", "n", "--base", base)
+    shutil.copytree(source / "c", tmp_path / "both")
+    shutil.copytree(fusion, tmp_path / "both", dirs_exist_ok=True)
+    assert "holds both" in refused("convert", tmp_path / "both", target, "--base", base)
+    document = json.loads((source / "b" / CONFIG).read_text())
+    document["config"]["use_gating"] = True
+    (source / "b" / CONFIG).write_text(json.dumps(document))
+    assert refused("convert", fusion, target, "--base", base)  # without the weights of a gate
+    shutil.rmtree(source / "b")
+    words = refused("convert", fusion, target, "--base", base)
+    assert "source fuses a, b, c; b must stand in" in words
+    (fusion / "adapter_fusion_config.json").write_text('{"config": "dynamic", "adapter_names": ["a", 1]}')
+    assert "must fuse adapters by their names, got ['a', 1]" in refused("convert", fusion, target, "--base", base)
+    assert not target.exists()
+
+
 def test_what_cannot_be_converted(golden, tmp_path):
     source, base = golden.path("double_seq_bn"), golden.folder / "base"
     assert refused("convert", source, tmp_path / "x").endswith("does not name the base model of its adapter")
@@ -75,7 +116,9 @@ def test_what_cannot_be_converted(golden, tmp_path):
     )
     same = refused("convert", source, tmp_path / "x", "--to", "adapterhub")
     assert "to must be another library than that of" in same
-    assert "source must hold an adapter of adapterx or AdapterHub" in refused("convert", tmp_path, tmp_path / "x")
+    assert "source must hold an adapter or a fusion of adapterx or AdapterHub" in refused(
+        "convert", tmp_path, tmp_path / "x"
+    )
     assert "target must be another folder" in refused("convert", source, source, "--base", base)
     (tmp_path / CONFIG).write_text('{"peft_type": "LORA"}')
     assert "has that of peft" in refused("convert", tmp_path, tmp_path / "x", "--base", base)
