@@ -4,7 +4,7 @@ import inspect
 import itertools
 
 import torch
-from tiny_special import INPUTS
+from special_inputs import INPUTS
 
 BATCH, LENGTH = 2, 12
 _MOST_TRIES = 24

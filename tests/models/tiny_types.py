@@ -6,7 +6,7 @@ import re
 from unittest import mock
 
 import torch
-from tiny_special import CLASSES, CONFIGS, NAMES, UNINITIALIZED
+from special_configs import CLASSES, CONFIGS, NAMES, UNINITIALIZED
 from transformers import PretrainedConfig as PreTrainedConfig
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
