@@ -124,9 +124,11 @@ def _library_of(source: Path) -> str:
     if fused:
         library = fused[0]
     if library not in LIBRARIES:
-        found = f"that of {library}" if library else "none"
+        found = f"{source} has that of {library}" if library else f"{source} has none"
+        inside = [str(path.parent) for own in (_ADAPTER, *_FUSION.values()) for path in sorted(source.glob(f"*/{own}"))]
+        hint = f"; there are some in {', '.join(inside[:8])}" if inside else ""
         raise CheckpointError(
-            f"{speaker()}: source must hold an adapter or a fusion of adapterx or AdapterHub, {source} has {found}"
+            f"{speaker()}: source must hold an adapter or a fusion of adapterx or AdapterHub, {found}{hint}"
         )
     return library
 

@@ -21,6 +21,8 @@ from adapterx.errors import ConfigError, unspoken
 from adapterx.serving import what_runs_where
 from adapterx.training import unused_adapters
 
+_FOR_MACHINES = ("base_check", "tensors")  # hashes, samples and shapes, a screen of each
+
 
 def installation() -> dict[str, Any]:
     """Return versions and what the operator library was built for."""
@@ -77,7 +79,8 @@ def _adapter_folder(folder: Path) -> dict[str, Any]:
 
 
 def _stored_facts(stored: dict[str, Any]) -> dict[str, Any]:
-    return {key: _compact(value) if isinstance(value, dict) else value for key, value in stored.items()}
+    shown = {key: value for key, value in stored.items() if key not in _FOR_MACHINES}
+    return {key: _compact(value) if isinstance(value, dict) else value for key, value in shown.items()}
 
 
 def _what_runs_where(config: Any) -> dict[str, str]:

@@ -100,6 +100,7 @@ def test_fusions_that_cannot_be_converted(golden, tmp_path):
     document["config"]["use_gating"] = True
     (source / "b" / CONFIG).write_text(json.dumps(document))
     assert refused("convert", fusion, target, "--base", base)  # without the weights of a gate
+    assert f"there are some in {source / 'a'}, " in refused("convert", source, target, "--base", base)
     shutil.rmtree(source / "b")
     words = refused("convert", fusion, target, "--base", base)
     assert "source fuses a, b, c; b must stand in" in words
