@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from special_configs import OLD
 from tiny_adapters import randomise
 from tiny_models import build, inputs_for, run
 from torch.nn import functional
@@ -52,6 +53,8 @@ def sites_by_block(model, name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_the_stream_is_what_the_output_is_added_to(name):
+    if OLD and name.startswith("clip"):
+        pytest.skip("the masks of CLIP in transformers 4 do not suit float64")
     model = build(name).double()
     inputs = inputs_for(name, model)
     blocks = sites_by_block(model, name)
@@ -141,6 +144,7 @@ def test_mixed_batches_and_stacks(placement, added_to):
     assert moved < 1e-12 if placement == "parallel_residual" else moved > 1e-6  # parallel ones read one tensor
 
 
+@pytest.mark.skipif(OLD, reason="the decoders of transformers 4 cannot be traced, with or without adapters")
 def test_exported(tmp_path):
     model = build("gpt2")
     attach(model, AdapterConfig(bottleneck_dim=4, placement="residual_sum", positions=("attention",)), "a")
