@@ -426,9 +426,7 @@ def test_what_adds_to_no_stream_is_left_out_and_named():
         "layers.*.mamba.out_proj",
         "layers.*.mamba_decoder.mamba.out_proj",
     }
-    said = (
-        "shared_transf belongs to none of these sublayers and is left out"  # 1 and 3 may share it
-    )
+    said = "shared_transf belongs to none of these sublayers and is left out"  # 1 and 3 may share it
     assert any(note.startswith("layers[1") and note.endswith(said) for note in notes)
 
 
