@@ -78,7 +78,8 @@ def collect(model):
 def weighted_sum(returned):
     """Return a number to differentiate: weights of their own, because squares of what is normed do not change."""
     generator = torch.Generator().manual_seed(5)
-    return sum((value.float() * torch.randn(value.shape, generator=generator)).sum() for value in returned)
+    finite = [value.float() for value in returned if value.isfinite().all()]  # NaN would be the gradient of everything
+    return sum((value * torch.randn(value.shape, generator=generator)).sum() for value in finite)
 
 
 def _learning(model, runnable):
