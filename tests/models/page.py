@@ -46,7 +46,10 @@ def _row(name, found):
 
 
 def _reason(found):
-    return NO_CLASS if found["status"] == "no model" else found.get("why", found["status"])
+    if found["status"] == "no model":
+        return NO_CLASS
+    why = found.get("why", found["status"])
+    return "it wants files from the hub" if "couldn't connect" in why else why
 
 
 def _verdict(found, mode):
