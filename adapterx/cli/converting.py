@@ -6,18 +6,22 @@ from typing import Any
 
 from torch import nn
 
-from adapterx.checkpoint import format_of, load_adapter, load_fusion, load_head, save_adapter, save_fusion, save_head
+from adapterx import checkpoint
+from adapterx.checkpoint import format_of, load_head, save_head
 from adapterx.checkpoint.document import read_json
 from adapterx.checkpoint.formats import ADAPTERHUB, OWN
 from adapterx.cli.models import load_base, quiet_transformers
 from adapterx.errors import CheckpointError, ConfigError, speaker
 from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.integrations import adapterhub
+from adapterx.integrations.adapterhub.files import ADAPTER, FUSION, HEAD
+from adapterx.integrations.adapterhub.fusions import fused_names
 from adapterx.targets.layouts import model_type_of
 
-LIBRARIES = (OWN, ADAPTERHUB)
-_ADAPTER, _HEAD = "adapter_config.json", "head_config.json"
-_FUSION = {OWN: "fusion_config.json", ADAPTERHUB: "adapter_fusion_config.json"}
+_FUNCTIONS = {OWN: checkpoint, ADAPTERHUB: adapterhub}  # both call alike what loads and saves
+LIBRARIES = tuple(_FUNCTIONS)
+_ADAPTER, _HEAD = ADAPTER.document, HEAD.document  # both libraries name these files alike
+_FUSION = {OWN: "fusion_config.json", ADAPTERHUB: FUSION.document}
 
 
 def convert_folder(
@@ -56,33 +60,31 @@ def convert_folder(
     quiet_transformers()
     first = next(iter(parts.values())) if parts else source
     model = load_base(base or _recorded_base(first, library), whole=True)
+    load = _FUNCTIONS[library]
     for part, folder in (parts or {name: source}).items():
-        read = adapterhub.load_adapter if library == ADAPTERHUB else load_adapter
-        report = read(model, folder, part, active=not parts, check_base=check_base)
+        report = load.load_adapter(model, folder, part, active=not parts, check_base=check_base)
     written = {"written for": to, "folder": str(target)}
     if not parts:
+        head = _write_adapter(model, report.name, source, target, to)
         facts = {"adapter": report.name, "modules": len(report.targets), **written}
-        return facts | _write_adapter(model, report.name, source, target, library)
-    (adapterhub.load_fusion if library == ADAPTERHUB else load_fusion)(model, source)
+        return facts if head is None else facts | {"head": head}
+    load.load_fusion(model, source)
     with tempfile.TemporaryDirectory() as trial:  # all that is refused is refused before anything is written
-        _write_fusion(model, parts, Path(trial), library)
-    return {"fusion": ", ".join(parts), **written} | _write_fusion(model, parts, target, library)
+        _write_fusion(model, parts, Path(trial), to)
+    heads = _write_fusion(model, parts, target, to)
+    return {"fusion": ", ".join(parts), **written} | {f"head of {part}": head for part, head in heads.items() if head}
 
 
-def _write_adapter(model: nn.Module, name: str, source: Path, target: Path, library: str) -> dict[str, str]:
-    """Write an attached adapter and the head beside it; return what there is to say of the head."""
-    (save_adapter if library == ADAPTERHUB else adapterhub.save_adapter)(model, target, name)
-    return {"head": _convert_head(source, target, model, name, library)} if (source / _HEAD).exists() else {}
+def _write_adapter(model: nn.Module, name: str, source: Path, target: Path, to: str) -> str | None:
+    """Write an attached adapter and the head beside it; return what that is, in words."""
+    _FUNCTIONS[to].save_adapter(model, target, name)
+    return _convert_head(source, target, model, name, to) if (source / _HEAD).exists() else None
 
 
-def _write_fusion(model: nn.Module, parts: dict[str, Path], target: Path, library: str) -> dict[str, str]:
-    """Write the fusion of a model and its adapters; return what there is to say of their heads."""
-    (save_fusion if library == ADAPTERHUB else adapterhub.save_fusion)(model, target)
-    heads = {}
-    for name, folder in parts.items():
-        for words in _write_adapter(model, name, folder, target / name, library).values():
-            heads[f"head of {name}"] = words
-    return heads
+def _write_fusion(model: nn.Module, parts: dict[str, Path], target: Path, to: str) -> dict[str, str | None]:
+    """Write the fusion of a model and its adapters; return the heads of these, in words."""
+    _FUNCTIONS[to].save_fusion(model, target)
+    return {name: _write_adapter(model, name, folder, target / name, to) for name, folder in parts.items()}
 
 
 def _parts_of_fusion(source: Path, library: str) -> dict[str, Path]:
@@ -90,8 +92,9 @@ def _parts_of_fusion(source: Path, library: str) -> dict[str, Path]:
     path = source / _FUSION[library]
     if not path.exists():
         return {}
-    names = _fused_names(read_json(path), library)
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    names = _fused(read_json(path), library)
+    named = isinstance(names, list) and all(isinstance(name, str) and Path(name).name == name for name in names)
+    if not names or not named:
         raise CheckpointError(f"{speaker()}: {path} must fuse adapters by their names, got {names!r}")
     found = {}
     for name in names:
@@ -105,14 +108,11 @@ def _parts_of_fusion(source: Path, library: str) -> dict[str, Path]:
     return found
 
 
-def _fused_names(document: dict[str, Any], library: str) -> list[Any]:
+def _fused(document: dict[str, Any], library: str) -> Any:
     if library == ADAPTERHUB:
-        names = document.get("adapter_names", document.get("name"))
-        names = names.split(",") if isinstance(names, str) else names
-    else:
-        composition = document.get("composition")
-        names = composition.get("parts") if isinstance(composition, dict) else None
-    return names if isinstance(names, list) else []
+        return fused_names(document)
+    composition = document.get("composition")
+    return composition.get("parts") if isinstance(composition, dict) else None
 
 
 def _library_of(source: Path) -> str:
@@ -142,9 +142,9 @@ def _recorded_base(source: Path, library: str) -> str:
     return found
 
 
-def _convert_head(source: Path, target: Path, model: nn.Module, name: str, library: str) -> str:
+def _convert_head(source: Path, target: Path, model: nn.Module, name: str, to: str) -> str:
     """Write the head beside the adapter; return what it is, in words."""
-    if library == OWN:
+    if to == ADAPTERHUB:
         head = load_head(source)
         adapterhub.save_head(head, target, name, model_type_of(dict(model.named_modules())) or "")
         return f"{head.num_labels} labels"

@@ -63,13 +63,11 @@ def aside_of(roots: list[str], projections: list[Projection]) -> list[str]:
     """
     found = []
     for root in roots:
-        parent = root.rpartition(".")[0]
-        read = [p.input_size for p in projections if inside(p.name, [root]) and bears(p.name, INPUT_NAME)]
-        wide = max(
-            (p.output_size for p in projections if inside(p.name, [root]) and bears(p.name, CLEAR_OUTPUT_NAME)),
-            default=0,
-        )
-        if parent and read and min(read) > wide > 0 and not all(inside(other, [parent]) for other in roots):
+        parent, own = root.rpartition(".")[0], [p for p in projections if inside(p.name, [root])]
+        read = [p.input_size for p in own if bears(p.name, INPUT_NAME)]
+        returned = [p.output_size for p in own if bears(p.name, CLEAR_OUTPUT_NAME)]
+        reads_more = read and returned and min(read) > max(returned)
+        if parent and reads_more and not all(inside(other, [parent]) for other in roots):
             found.append(parent)
     return found
 

@@ -75,10 +75,15 @@ def load_fusion(
     return plan.commit(active=active)
 
 
+def fused_names(document: Mapping[str, Any]) -> Any:
+    """Return the adapters that a document of a fusion names: a list of their names, unless the document is damaged."""
+    parts = document.get("adapter_names")
+    parts = document.get("name") if parts is None else parts
+    return parts.split(",") if isinstance(parts, str) else parts
+
+
 def _names(document: Mapping[str, Any], folder: Path) -> tuple[str, list[str]]:
-    name, parts = document.get("name"), document.get("adapter_names")
-    parts = name.split(",") if parts is None and isinstance(name, str) else parts
-    parts = parts.split(",") if isinstance(parts, str) else parts
+    name, parts = document.get("name"), fused_names(document)
     if not isinstance(name, str) or not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise CheckpointError(f"{speaker()}: {folder / FUSION.document} must name the adapters of its fusion")
     return name, parts
