@@ -17,7 +17,7 @@ import torch
 import transformers
 from evidence import collect
 from tiny_types import all_types, build
-from verdict import MODES, judge, prove
+from verdict import MODES, judge, prove, without_indices
 
 from adapterx.errors import TargetError
 
@@ -75,13 +75,9 @@ def _mode(model, facts, runnable, mode):
         "targets": len(report.targets),
         "unseen": kinds.count("unseen"),
         "said": kinds.count("said"),
-        "modules": sorted({_pattern(target.module) for target in report.targets}),
+        "modules": sorted({without_indices(target.module) for target in report.targets}),
         "words": "; ".join([*failed, *(words for kind, words in problems if kind in ("wrong", "part"))])[:300],
     }
-
-
-def _pattern(name):
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def _guarded(name, config_class):

@@ -16,6 +16,11 @@ def floats(value):
     return [tensor for item in value for tensor in floats(item)] if isinstance(value, (tuple, list)) else []
 
 
+def has_gradient(parameter):
+    """Tell whether a parameter got a gradient that is neither zero nor NaN."""
+    return parameter.grad is not None and bool(parameter.grad.nan_to_num().any())
+
+
 def leaves(values):
     """Return the arguments with gradients asked of what is floating-point, so that the stream can be followed."""
     return {
@@ -92,7 +97,7 @@ def _learning(model, runnable):
         except (AssertionError, RuntimeError):
             continue  # the backward pass of Reformer and RWKV
     parameters = list(model.named_parameters(remove_duplicate=False))
-    reached = [n for n, p in parameters if p.grad is not None and p.grad.nan_to_num().any()]
+    reached = [n for n, p in parameters if has_gradient(p)]
     model.zero_grad(set_to_none=True)
     return sorted({name[:end] for name in reached for end, letter in enumerate(name) if letter == "."} | {""})
 

@@ -4,7 +4,7 @@ import inspect
 import itertools
 
 import torch
-from special_inputs import INPUTS
+from special_inputs import INPUTS, noise
 
 BATCH, LENGTH = 2, 12
 _MOST_TRIES = 24
@@ -92,10 +92,6 @@ def _ids(model, *shape):
     return torch.randint(3, max(5, min(_vocabulary(model), 128) - 45), shape, generator=generator)
 
 
-def _noise(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(4))
-
-
 def _square(value):
     return tuple(value)[-2:] if isinstance(value, (list, tuple)) else (value, value)
 
@@ -112,20 +108,20 @@ def _images(model):
     except Exception:
         height, width = 64, 64
     single = [
-        lambda: _noise(BATCH, channels, height, width),
-        lambda: _noise(BATCH, 3, 64, 64),
-        lambda: _noise(1, 3, 224, 224),
+        lambda: noise(BATCH, channels, height, width),
+        lambda: noise(BATCH, 3, 64, 64),
+        lambda: noise(1, 3, 224, 224),
     ]
-    videos = [lambda: _noise(BATCH, frames, channels, height, width)]
+    videos = [lambda: noise(BATCH, frames, channels, height, width)]
     flat = []
     if isinstance(patch, int):
         times = _attribute(config, "temporal_patch_size", default=2)
         flat = [
-            lambda: _noise(16, channels * patch * patch),
-            lambda: _noise(16, channels * patch * patch * times),
-            lambda: _noise(16, channels * patch * patch * 2),
-            lambda: _noise(BATCH, 16, channels * patch * patch),
-            lambda: _noise(16, channels, patch, patch),
+            lambda: noise(16, channels * patch * patch),
+            lambda: noise(16, channels * patch * patch * times),
+            lambda: noise(16, channels * patch * patch * 2),
+            lambda: noise(BATCH, 16, channels * patch * patch),
+            lambda: noise(16, channels, patch, patch),
         ]
     return [*single[:1], *videos, *single[1:], *flat]
 
@@ -159,19 +155,19 @@ def _values(model, name):
         )
         source = _attribute(config, "max_source_positions", default=100)
         return [
-            lambda: _noise(BATCH, mel, 2 * source), lambda: _noise(BATCH, 200, mel), lambda: _noise(BATCH, mel, 200),
-            lambda: _noise(BATCH, 1, 1024, mel), lambda: _noise(BATCH, 96, 64), lambda: _noise(mel, 200),
-            lambda: _noise(BATCH, 64, width),
+            lambda: noise(BATCH, mel, 2 * source), lambda: noise(BATCH, 200, mel), lambda: noise(BATCH, mel, 200),
+            lambda: noise(BATCH, 1, 1024, mel), lambda: noise(BATCH, 96, 64), lambda: noise(mel, 200),
+            lambda: noise(BATCH, 64, width),
         ]  # fmt: skip
     if name in ("input_values", "waveform", "wav", "audio"):
         mel = _attribute(config, "num_mel_bins", default=80)
         longest = _attribute(config, "max_length", default=200)
         return [
-            lambda: _noise(BATCH, 4000),
-            lambda: _noise(BATCH, 1, 4000),
-            lambda: _noise(BATCH, longest, mel),
+            lambda: noise(BATCH, 4000),
+            lambda: noise(BATCH, 1, 4000),
+            lambda: noise(BATCH, longest, mel),
             lambda: _ids(model, BATCH, LENGTH),
-            lambda: _noise(BATCH, 1, 24000),
+            lambda: noise(BATCH, 1, 24000),
         ]
     if name in (
         "hidden_states",
@@ -191,12 +187,12 @@ def _values(model, name):
         if isinstance(patch, int) and any("grid" in n for n in inspect.signature(model.forward).parameters):
             times = _attribute(config, "temporal_patch_size", default=1)
             channels = _attribute(config, "in_channels", "in_chans", "num_channels", default=3)
-            return [lambda: _noise(16, channels * times * patch * patch), lambda: _noise(BATCH, LENGTH, width)]
+            return [lambda: noise(16, channels * times * patch * patch), lambda: noise(BATCH, LENGTH, width)]
         return [
-            lambda: _noise(BATCH, LENGTH, width),
-            lambda: _noise(BATCH, width, 16, 16),
-            lambda: _noise(16, width),
-            lambda: _noise(BATCH, _attribute(config, "num_channels", "in_channels", default=3), 64, 64),
+            lambda: noise(BATCH, LENGTH, width),
+            lambda: noise(BATCH, width, 16, 16),
+            lambda: noise(16, width),
+            lambda: noise(BATCH, _attribute(config, "num_channels", "in_channels", default=3), 64, 64),
         ]
     if name in ("input_features_mask", "feature_attention_mask"):
         source = _attribute(config, "max_source_positions", default=100)
@@ -206,7 +202,7 @@ def _values(model, name):
         ]
     if name == "encoder_hidden_states":
         inner = getattr(config, "encoder_hidden_size", None) or width
-        return [lambda: _noise(BATCH, LENGTH, inner), lambda: _noise(BATCH, LENGTH, width)]
+        return [lambda: noise(BATCH, LENGTH, inner), lambda: noise(BATCH, LENGTH, width)]
     if name in ("attention_mask", "decoder_attention_mask"):
         return [lambda: torch.ones(BATCH, LENGTH, dtype=torch.long), lambda: None]
     if name == "bbox":
@@ -214,7 +210,7 @@ def _values(model, name):
     if name in ("past_values", "future_values"):
         length = _attribute(config, "context_length", "seq_length", default=32)
         channels = _attribute(config, "num_input_channels", "input_size", default=1)
-        return [lambda: _noise(BATCH, length, channels), lambda: _noise(BATCH, length)]
+        return [lambda: noise(BATCH, length, channels), lambda: noise(BATCH, length)]
     if name in (
         "grid_thw",
         "image_grid_thw",
@@ -233,11 +229,11 @@ def _values(model, name):
     if name in ("cache_position",):
         return [lambda: torch.arange(LENGTH)]
     if name in ("visual_feats",):
-        return [lambda: _noise(BATCH, 4, config.visual_feat_dim)]
+        return [lambda: noise(BATCH, 4, config.visual_feat_dim)]
     if name in ("visual_pos",):
         return [lambda: torch.rand(BATCH, 4, config.visual_pos_dim)]
     if name in ("state", "states"):
-        return [lambda: _noise(BATCH, LENGTH, config.state_dim)]
+        return [lambda: noise(BATCH, LENGTH, config.state_dim)]
     if name in ("pixel_mask",):
         return [lambda: None]
     return [lambda: None]
@@ -259,11 +255,11 @@ def block_candidates(block, width, head_size):
                 "rotary_pos_emb": torch.zeros(rows, size),
                 "cu_seqlens": torch.tensor([0, rows], dtype=torch.int32),
                 "position_ids": torch.arange(rows)[None],
-                "encoder_hidden_states": _noise(BATCH, rows, width),
+                "encoder_hidden_states": noise(BATCH, rows, width),
                 "attention_mask": None,
                 "max_seqlen": rows,
             }
             states = [name for name in parameters if name not in known][:1]
             wanted = {name: value for name, value in known.items() if name in parameters}
             if states:
-                yield {states[0]: _noise(*shape), **wanted}
+                yield {states[0]: noise(*shape), **wanted}

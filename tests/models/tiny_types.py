@@ -50,7 +50,7 @@ def shrink(config, factor=1):
         if name.startswith("_") or name in ("transformers_version",):
             continue
         if isinstance(value, PreTrainedConfig):
-            changes[name] = _config_values(value)
+            changes[name] = _config_values(value, shrink(value))
             continue
         if isinstance(value, bool) or value is None:
             continue
@@ -59,9 +59,7 @@ def shrink(config, factor=1):
             new = min(value, 4)
         if new is not None and new != value:
             changes[name] = new
-    if isinstance(types := vars(config).get("layer_types"), (list, tuple)) and types:
-        kept = list(dict.fromkeys(types))
-        kept = kept if len(kept) > 1 else kept * 2
+    if kept := _kinds_of_layers(config):
         changes["layer_types"] = kept
         for name in ("num_hidden_layers", "n_layer", "num_layers"):
             if name in vars(config):
@@ -77,6 +75,13 @@ def shrink(config, factor=1):
             half = int(4 * factor * part)
             changes[name] = {**rope, "mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}
     return changes
+
+
+def _kinds_of_layers(config):
+    """Return each kind of layer that a configuration names, for two layers at least; nothing where it names none."""
+    types = vars(config).get("layer_types")
+    kinds = list(dict.fromkeys(types)) if isinstance(types, (list, tuple)) else []
+    return kinds if len(kinds) > 1 else kinds * 2
 
 
 def _reads_sections(config_class):
@@ -107,8 +112,7 @@ def _shrink_stages(config, changes):
         changes["per_layer_config"] = {k: v for k, v in per_layer.items() if int(k) < layers} or None
 
 
-def _config_values(config):
-    changes = shrink(config)
+def _config_values(config, changes):
     return {**_plain(config), **changes, **special(config.model_type or type(config).__name__, changes)}
 
 
@@ -248,8 +252,7 @@ def only_layers(config):
     changes = {}
     for name, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
-            inner = only_layers(value)
-            changes[name] = {**_plain(value), **inner, **special(value.model_type, inner)}
+            changes[name] = _config_values(value, only_layers(value))
         elif isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
             if _LAYERS.fullmatch(name) or name in ("first_k_dense_replace",):
                 changes[name] = min(value, 2)
@@ -258,9 +261,7 @@ def only_layers(config):
             elif _EXPERTS_USED.fullmatch(name):
                 changes[name] = min(value, 2)
     _shrink_stages(config, changes)
-    if isinstance(types := vars(config).get("layer_types"), (list, tuple)) and types:
-        kept = list(dict.fromkeys(types))
-        kept = kept if len(kept) > 1 else kept * 2
+    if kept := _kinds_of_layers(config):
         changes |= {"layer_types": kept, "num_hidden_layers": len(kept)}
     return changes
 

@@ -4,7 +4,7 @@ import re
 import tempfile
 
 import torch
-from evidence import floats, weighted_sum
+from evidence import floats, has_gradient, weighted_sum
 
 from adapterx import AdapterConfig, attach, detach, load_adapter, save_adapter
 
@@ -51,12 +51,15 @@ def _is_alone(sub, subs):
     """
     if sub["attends"] or re.search(r"(^|\.)\d+(\.|$)", sub["block"]):
         return False
-    likes = {_pattern(name) for name in sub["right"]}
-    return not any(_pattern(name) in likes and name not in sub["right"] for other in subs for name in other["right"])
+    likes = {without_indices(name) for name in sub["right"]}
+    return not any(
+        without_indices(name) in likes and name not in sub["right"] for other in subs for name in other["right"]
+    )
 
 
-def _pattern(name):
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+def without_indices(name):
+    """Return a module's name with a star for every index."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def _numbers(name):
@@ -96,8 +99,8 @@ def _is_term(module, source, sub):
 
     A first block may have no stream that the sum is added to: then its like in another block tells.
     """
-    terms = [_numbers(term) for term in sub["terms"] if _pattern(term) == _pattern(module)]
-    sources = [_numbers(name) for name in sub["sources"] if _pattern(name) == _pattern(source)]
+    terms = [_numbers(term) for term in sub["terms"] if without_indices(term) == without_indices(module)]
+    sources = [_numbers(name) for name in sub["sources"] if without_indices(name) == without_indices(source)]
     own, read = _numbers(module), _numbers(source)
     same_block = own[: len(read)] == read
     return same_block and any(term[: len(name)] == name for term in terms for name in sources)
@@ -187,7 +190,7 @@ def _got_tokens(facts, module):
 
 def _learns(model, module):
     adapter = model.get_submodule(f"{module}.adapterx.proof") if module else model.adapterx["proof"]
-    return any(p.grad is not None and p.grad.nan_to_num().any() for p in adapter.parameters())
+    return any(map(has_gradient, adapter.parameters()))
 
 
 def outputs(parts, grad=False):

@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 import tiny_types
 from special_configs import OLD
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from verdict import without_indices
 
 from adapterx import AdapterConfig, TargetError, attach
 from adapterx.host import base_modules
@@ -31,10 +32,6 @@ def tiny(model_type, device="meta"):
 
 def find(model, **options):
     return find_targets(base_modules(model), AdapterConfig(**{"bottleneck_dim": 4, **options}))
-
-
-def without_indices(name):
-    return None if name is None else ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 MIXTURE = "block_sparse_moe" if OLD else "mlp"  # of Mixtral
@@ -212,7 +209,9 @@ def test_the_right_modules(model_type):
         for output, source in pairs
     }
     targets, rule, _ = find(model, placement="parallel")
-    found = {(without_indices(t.module), t.position, without_indices(t.input_module)) for t in targets}
+    found = {
+        (without_indices(t.module), t.position, t.input_module and without_indices(t.input_module)) for t in targets
+    }
     assert found == expected
     assert rule.startswith("structure of the repeated blocks")
     sequential, _, _ = find(model, positions=("feed_forward",)) if model_type != "mamba" else find(model)
