@@ -1,80 +1,42 @@
 """The commands. What is slow to import is imported where it is used, so that `--help` answers at once."""
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from adapterx.cli import answers, help, inspection, scoring
+from adapterx.cli import answers, inspection, scoring
+from adapterx.cli.commands import PATH, BaseModel, OtherBase, Run, TextColumn, app, check_choice, command, option
 from adapterx.cli.converting import LIBRARIES, convert_folder
 from adapterx.cli.exporting import FORMATS, export_run
 from adapterx.cli.options import TrainOptions, takes_train_options
-from adapterx.cli.paths import as_path, check_file, check_folder, deliver
+from adapterx.cli.paths import check_file, check_folder, deliver
 from adapterx.cli.records import to_json
-from adapterx.cli.refusals import CommandLine, errors_in_one_line
 from adapterx.cli.reporting import print_figures, put, say
 from adapterx.cli.runs import load_run, read_record
 from adapterx.cli.texts import texts_to_label
 from adapterx.cli.train import train as run_training
-from adapterx.errors import ConfigError, speaker, speaking_as
 
-app = typer.Typer(
-    name="adapterx",
-    cls=CommandLine,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help=help.PROGRAM,
-)
+__all__ = ["app"]
 
 
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command; what a user can cause ends it with one line that begins with the command's name."""
-
-    @functools.wraps(function)
-    def checked(**given: Any) -> None:
-        for name, value in given.items():
-            if value == "":  # as of a variable of the shell that is not set
-                raise ConfigError(f"{speaker()}: {name} must not be empty")
-        function(**given)
-
-    safe = errors_in_one_line(function.__name__)(speaking_as(function.__name__)(checked))
-    return app.command(help=help.of(function))(safe)
-
-
-def _option(text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=text, show_default=False, **more)
-
-
-Run = Annotated[
-    Path, typer.Argument(help="Folder that `adapterx train` wrote.", show_default=False, parser=as_path, metavar="RUN")
-]
-PATH = {"parser": as_path, "metavar": "PATH"}
-BaseModel = Annotated[str | None, _option("Base model, where it has moved since the training.")]
-OtherBase = Annotated[bool, _option("Accept another base model than that of the training.", "--other-base")]
-TextColumn = Annotated[str | None, _option("Column of the texts.")]
-
-
-@_command
+@command
 @takes_train_options
 def train(options: TrainOptions) -> None:
     """Train on labelled texts and write a run folder: adapter, head, metrics, learning curve."""
     run_training(options)
 
 
-@_command
+@command
 def evaluate(
     run: Run,
-    data: Annotated[str, _option("Labelled data: a file or pattern, or name:configuration@split, as for train.")],
+    data: Annotated[str, option("Labelled data: a file or pattern, or name:configuration@split, as for train.")],
     text_column: TextColumn = None,
-    label_column: Annotated[str | None, _option("Column of the labels.")] = None,
+    label_column: Annotated[str | None, option("Column of the labels.")] = None,
     model: BaseModel = None,
     other_base: OtherBase = False,
-    output: Annotated[Path | None, _option("Also write the figures, as JSON, to this file.", **PATH)] = None,
-    as_json: Annotated[bool, _option("Print JSON instead of tables.", "--json")] = False,
+    output: Annotated[Path | None, option("Also write the figures, as JSON, to this file.", **PATH)] = None,
+    as_json: Annotated[bool, option("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
     """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label."""
     if output is not None:
@@ -93,24 +55,24 @@ def evaluate(
         print_figures("classes", told)
 
 
-@_command
+@command
 def predict(
     run: Run,
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts, or - to read one a line from standard input.", show_default=False)
     ] = None,
     file: Annotated[
-        str | None, _option("A table, whose other columns are kept in jsonl and csv, or .txt with one text a line.")
+        str | None, option("A table, whose other columns are kept in jsonl and csv, or .txt with one text a line.")
     ] = None,
     text_column: TextColumn = None,
-    form: Annotated[str | None, _option(answers.FORM_HELP, "--format")] = None,
+    form: Annotated[str | None, option(answers.FORM_HELP, "--format")] = None,
     model: BaseModel = None,
     other_base: OtherBase = False,
-    output: Annotated[Path | None, _option("Write here instead of printing.", **PATH)] = None,
+    output: Annotated[Path | None, option("Write here instead of printing.", **PATH)] = None,
 ) -> None:
     """Label texts, with probabilities."""
     if form is not None:
-        _check_choice("format", form, *answers.FORMATS)
+        check_choice("format", form, *answers.FORMATS)
     if output is not None:
         check_file(output)
     wanted = texts_to_label(texts or [], file, text_column, recorded=read_record(run).get("text_column"))
@@ -122,14 +84,14 @@ def predict(
         put(rendered)
 
 
-@_command
+@command
 def export(
     run: Run,
-    form: Annotated[str, _option("torchscript, onnx (one node per adapter), or onnx-portable.", "--format")] = "onnx",
-    output: Annotated[Path | None, _option("Folder to write to (default: RUN/export).", **PATH)] = None,
-    opset: Annotated[int, _option("ONNX operator set (default 20).")] = 20,
-    freeze: Annotated[bool, _option("TorchScript: freeze and fold constants.")] = False,
-    overwrite: Annotated[bool, _option("Delete models there that have another tokenizer or other labels.")] = False,
+    form: Annotated[str, option("torchscript, onnx (one node per adapter), or onnx-portable.", "--format")] = "onnx",
+    output: Annotated[Path | None, option("Folder to write to (default: RUN/export).", **PATH)] = None,
+    opset: Annotated[int, option("ONNX operator set (default 20).")] = 20,
+    freeze: Annotated[bool, option("TorchScript: freeze and fold constants.")] = False,
+    overwrite: Annotated[bool, option("Delete models there that have another tokenizer or other labels.")] = False,
     model: BaseModel = None,
     other_base: OtherBase = False,
 ) -> None:
@@ -137,7 +99,7 @@ def export(
 
     The model takes input_ids, attention_mask and, where the base model does, token_type_ids; it returns logits.
     """
-    _check_choice("format", form, *FORMATS)
+    check_choice("format", form, *FORMATS)
     folder = output or run / "export"
     check_folder(folder)
     loaded = load_run(run, model=model, other_base=other_base)
@@ -145,21 +107,16 @@ def export(
     say(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-def _check_choice(option: str, given: str, *known: str) -> None:
-    if given not in known:
-        raise ConfigError(f"{speaker()}: {option} must be one of {', '.join(known)}, got {given!r}")
-
-
-@_command
+@command
 def convert(
     source: Annotated[
         Path,
         typer.Argument(help="Folder of an adapter or a fusion of AdapterHub or adapterx.", show_default=False, **PATH),
     ],
     target: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False, **PATH)],
-    to: Annotated[str | None, _option("adapterx or adapterhub (default: the one that SOURCE is not of).")] = None,
-    base: Annotated[str | None, _option("Base model (default: the one that SOURCE names).")] = None,
-    name: Annotated[str | None, _option("Name of the adapter in TARGET (default: the one that it has).")] = None,
+    to: Annotated[str | None, option("adapterx or adapterhub (default: the one that SOURCE is not of).")] = None,
+    base: Annotated[str | None, option("Base model (default: the one that SOURCE names).")] = None,
+    name: Annotated[str | None, option("Name of the adapter in TARGET (default: the one that it has).")] = None,
     other_base: OtherBase = False,
 ) -> None:
     """Turn an adapter of AdapterHub into one of adapterx or the other way round, with the head beside it.
@@ -167,12 +124,12 @@ def convert(
     A fusion takes the adapters along that it fuses, from folders of their names inside its own or beside it.
     """
     if to is not None:
-        _check_choice("to", to, *LIBRARIES)
+        check_choice("to", to, *LIBRARIES)
     check_folder(target)
     print_figures(str(source), convert_folder(source, target, to=to, base=base, name=name, check_base=not other_base))
 
 
-@_command
+@command
 def info(
     target: Annotated[
         str | None,

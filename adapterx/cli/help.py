@@ -48,7 +48,7 @@ EXAMPLES = {
 }
 
 
-def of(command: Callable[..., None]) -> str:
-    """Return the help of a command."""
+def of(command: Callable[..., None], name: str) -> str:
+    """Return the help of a command that is called `name`."""
     summary = " ".join(inspect.getdoc(command).split())
-    return "\n\n".join([summary, "[bold]Examples[/bold]", *(KEEP_LINES + e for e in EXAMPLES[command.__name__])])
+    return "\n\n".join([summary, "[bold]Examples[/bold]", *(KEEP_LINES + e for e in EXAMPLES[name])])

@@ -1,0 +1,65 @@
+"""What the commands share: the program, how a command is registered, and the arguments that several take."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adapterx.cli import help
+from adapterx.cli.paths import as_path
+from adapterx.cli.refusals import CommandLine, errors_in_one_line
+from adapterx.errors import ConfigError, speaker, speaking_as
+
+app = typer.Typer(
+    name="adapterx",
+    cls=CommandLine,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help=help.PROGRAM,
+)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command; what a user can cause ends it with one line that begins with the command's name.
+
+    A command called as a built-in function has an underscore behind its name in Python.
+    """
+    name = function.__name__.rstrip("_")
+
+    @functools.wraps(function)
+    def checked(**given: Any) -> None:
+        for name, value in given.items():
+            if value == "":  # as of a variable of the shell that is not set
+                raise ConfigError(f"{speaker()}: {name} must not be empty")
+        function(**given)
+
+    safe = errors_in_one_line(name)(speaking_as(name)(checked))
+    return app.command(name, help=help.of(function, name))(safe)
+
+
+def option(text: str, *names: str, **more: Any) -> Any:
+    """Declare an option by its help and, where it is not called as its parameter, its name."""
+    return typer.Option(*names, help=text, show_default=False, **more)
+
+
+Run = Annotated[
+    Path, typer.Argument(help="Folder that `adapterx train` wrote.", show_default=False, parser=as_path, metavar="RUN")
+]
+PATH = {"parser": as_path, "metavar": "PATH"}
+BaseModel = Annotated[str | None, option("Base model, where it has moved since the training.")]
+OtherBase = Annotated[bool, option("Accept another base model than that of the training.", "--other-base")]
+TextColumn = Annotated[str | None, option("Column of the texts.")]
+
+
+def check_choice(option: str, given: str, *known: str) -> None:
+    """Refuse a word that is none of those an option takes.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    if given not in known:
+        raise ConfigError(f"{speaker()}: {option} must be one of {', '.join(known)}, got {given!r}")
