@@ -54,6 +54,13 @@ CHUNK = 2**20
 DATASET = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:[^@]+)?(@.+)?", re.ASCII)  # as the hub allows them
 
 
+class Sources(tuple[str, ...]):
+    """What a user named as data, in the order in which it is read: files, patterns, folders, datasets."""
+
+    def __str__(self) -> str:
+        return ", ".join(self)
+
+
 def find_files(source: str) -> list[Path] | None:
     """Return the files that a path or a pattern names, in order; None if it can only be the name of a dataset.
 

@@ -12,6 +12,7 @@ from adapterx.cli.sources import (
     KNOWN,
     SUFFIXES,
     WORDS,
+    Sources,
     decode,
     find_files,
     is_stream,
@@ -43,29 +44,33 @@ class Rows:
     places: list[str]
 
 
-def read_rows(source: str, *, default_split: str = "train") -> Rows:
-    """Read a file, a pipe, all files of a pattern, or a dataset called `name[:configuration][@split]`.
+def read_rows(source: str | Sources, *, default_split: str = "train") -> Rows:
+    """Read files, pipes, all files of a pattern, or datasets called `name[:configuration][@split]`, as one table.
 
     Raises:
-        DataError: the file is missing, empty, damaged, of an unknown type or encoding, or the files have other columns.
+        DataError: one is missing, empty, damaged, of an unknown type or encoding, or they have different columns.
     """
-    files = find_files(source)
-    if files is None:
-        return _read_named(source, default_split)
-    tables = [_read_file(path) for path in files]
-    for path, table in zip(files, tables, strict=True):
+    sources = (source,) if isinstance(source, str) else source
+    tables = [table for each in sources for table in _read_source(each, default_split)]
+    first = tables[0]
+    for table in tables:
         if not table.values:
-            raise DataError(f"{speaker()}: {path} is empty: it has no rows")
-        if different := set(table.columns) ^ set(tables[0].columns):
+            raise DataError(f"{speaker()}: {table.source} is empty: it has no rows")
+        if different := set(table.columns) ^ set(first.columns):
             raise DataError(
-                f"{speaker()}: {source}: the files must have the same columns; {files[0]} and {path} differ in "
-                f"{listed(sorted(different))}"
+                f"{speaker()}: {source}: the files must have the same columns; {first.source} and {table.source} "
+                f"differ in {listed(sorted(different))}"
             )
-    if len(files) == 1:
-        return Rows(source, tables[0].columns, tables[0].values, tables[0].places)
+    if len(tables) == 1:
+        return Rows(str(source), first.columns, first.values, first.places)
     values = [value for table in tables for value in table.values]
-    places = [f"{path} {place}" for path, table in zip(files, tables, strict=True) for place in table.places]
-    return Rows(source, tables[0].columns, values, places)
+    places = [f"{table.source} {place}" for table in tables for place in table.places]
+    return Rows(str(source), first.columns, values, places)
+
+
+def _read_source(source: str, default_split: str) -> list[Rows]:
+    files = find_files(source)
+    return [_read_named(source, default_split)] if files is None else [_read_file(path) for path in files]
 
 
 def listed(names: Iterable[str]) -> str:

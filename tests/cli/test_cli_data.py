@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tiny_training
-from command_line import ROWS, refused
+from command_line import QUICK, ROWS, invoke, refused, tensors, train
 
 
 def test_every_table_format_gives_the_same_adapter(model, tmp_path):
@@ -88,3 +88,14 @@ def test_label_that_training_has_not_seen(model, data, trained, tmp_path):
         line = refused(*command)
         assert "'neutral'" in line
         assert "'negative', 'positive'" in line
+
+
+def test_data_given_in_several_parts_trains_the_same_adapter(model, data, tmp_path):
+    for name, rows in (("a.csv", ROWS[:20]), ("b.csv", ROWS[20:])):
+        tiny_training.write_csv(tmp_path / name, rows)
+    train(model, data, tmp_path / "whole")
+    train(model, tmp_path / "a.csv", tmp_path / "parts", "--data", tmp_path / "b.csv")
+    assert tensors(tmp_path / "parts") == tensors(tmp_path / "whole")
+    named = ("--data", tmp_path / "a.csv", "--eval-data", tmp_path / "b.csv", "--eval-data", data)
+    invoke("train", "--model", model, "--output", tmp_path / "three", *named, *QUICK)
+    assert json.loads((tmp_path / "three/metrics.json").read_text())["eval_examples"] == 40 + 60

@@ -153,6 +153,18 @@ def test_a_pattern_reads_its_files_in_order_as_one_table(tmp_path):
         load_examples(str(tmp_path / "*.tsv"))
 
 
+def test_several_names_are_one_table_in_their_order(tmp_path):
+    (tmp_path / "b.csv").write_text("label,text\nn,bad\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "good", "label": "p"}\n')
+    (tmp_path / "c.tsv").write_text("text\tlabel\nso\tn\n")
+    named = [str(tmp_path / name) for name in ("b.csv", "a.*", "c.tsv")]
+    found = load_examples(sources.Sources(named))
+    assert (found.texts, found.labels) == (["bad", "good", "so"], ["n", "p", "n"])
+    (tmp_path / "c.tsv").write_text("text\tclass\nso\tn\n")
+    with pytest.raises(DataError, match=r"must have the same columns; .*b\.csv and .*c\.tsv differ in 'class'"):
+        load_examples(sources.Sources(named))
+
+
 def test_a_name_that_is_a_pattern_too(tmp_path):
     (tmp_path / "a[1].csv").write_text(data_files.PLAIN)
     assert load_examples(str(tmp_path / "a[1].csv")).texts == ["good", "bad"]

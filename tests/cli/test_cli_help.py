@@ -43,7 +43,7 @@ def test_missing_library_of_a_command_is_named(model, data, tmp_path, monkeypatc
     )
 
 
-SOURCES = sorted(Path(sys.modules["adapterx.cli"].__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(sys.modules["adapterx.cli"].__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -83,7 +83,7 @@ def test_a_new_field_of_the_configuration_is_an_option(monkeypatch):
         norms: tuple[str, ...] = ()
         offset: float | None = None
 
-    monkeypatch.setattr(options, "AdapterConfig", Later)
+    monkeypatch.setattr(options.command, "AdapterConfig", Later)
     kinds = {parameter.name: parameter.annotation.__origin__ for parameter in options.parameters()}
     assert kinds["gate"] == bool | None
     assert kinds["norms"] == list[str] | None

@@ -1,0 +1,39 @@
+"""The options that say what is read."""
+
+from dataclasses import dataclass
+
+from adapterx.cli.options.declaring import COUNT, DATA, REQUIRED, SHARE, SOURCES, option
+from adapterx.cli.recipes import EVAL_FRACTION, MAX_LENGTH
+from adapterx.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The panel "Data"."""
+
+    model: str = option(DATA, "Base model: a folder in the Hugging Face layout, or a hub name.", REQUIRED)
+    data: tuple[str, ...] = option(
+        DATA,
+        "Training data: .csv .tsv .jsonl .json .parquet (packed ones too: .csv.gz), a pattern of such files, "
+        "or a dataset as name:configuration@split; repeat for several, which have the same columns.",
+        REQUIRED,
+        must=SOURCES,
+        free=True,  # its content is compared
+    )
+    eval_data: tuple[str, ...] | None = option(DATA, "Held-out data, likewise.", must=SOURCES, free=True)
+    eval_fraction: float | None = option(
+        DATA, f"Without --eval-data: share of the data to hold out (default {EVAL_FRACTION}, 0 for none).", must=SHARE
+    )
+    text_column: str | None = option(DATA, "Column of the texts (default: text, sentence, review, ...).")
+    label_column: str | None = option(DATA, "Column of the labels (default: label, category, ...).")
+    examples_per_class: int | None = option(DATA, "Few-shot: train on K examples of each class.", must=COUNT)
+    max_length: int | None = option(DATA, f"Tokens read of each text (default {MAX_LENGTH}).")
+
+    def check_data(self) -> None:
+        """Refuse what excludes each other.
+
+        Raises:
+            ConfigError: two options do.
+        """
+        if self.eval_data is not None and self.eval_fraction is not None:
+            raise ConfigError("train: eval_data and eval_fraction exclude each other; give one of them")

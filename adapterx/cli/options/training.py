@@ -1,0 +1,62 @@
+"""The options that say how the training goes."""
+
+from dataclasses import dataclass
+
+import torch
+
+from adapterx.cli.options.declaring import COUNT, DECAY, RATE, SEED, SHARE, THREADS, TRAINING, one_of, option
+from adapterx.cli.recipes import RECIPES
+from adapterx.errors import ConfigError
+from adapterx.heads import POOLINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The panel "Training"."""
+
+    method: str = option(
+        TRAINING,
+        "What is trained: adapters (default), head (on the frozen model), or full (every weight).",
+        "adapters",
+        must=one_of(*RECIPES),
+    )
+    pooling: str = option(
+        TRAINING, "How tokens become one vector: mean (default), cls, last (decoders).", "mean", must=one_of(*POOLINGS)
+    )
+    epochs: int | None = option(TRAINING, "Passes over the data (default: the method's).", must=COUNT)
+    learning_rate: float | None = option(TRAINING, "Peak learning rate (default: the method's).", must=RATE)
+    head_learning_rate: float | None = option(TRAINING, "Peak learning rate of the head.", must=RATE)
+    batch_size: int = option(TRAINING, "Examples in a batch, on each device.", 16, must=COUNT)
+    warmup_ratio: float = option(TRAINING, "Share of the steps in which the rate rises.", 0.1, must=SHARE)
+    weight_decay: float = option(TRAINING, "AdamW's weight decay.", 0.01, must=DECAY)
+    head_dropout: float = option(TRAINING, "Dropout before the head's linear layer.", 0.1, must=SHARE)
+    precision: str = option(
+        TRAINING, "fp32 (default), bf16, or fp16 (GPU).", "fp32", must=one_of("fp32", "bf16", "fp16")
+    )
+    keep_best: bool = option(
+        TRAINING, "Keep the epoch with the best held-out accuracy, not the last; then report on other data.", False
+    )
+    seed: int = option(TRAINING, "Seed of everything that is drawn (default 0).", 0, must=SEED)
+    threads: int | None = option(
+        TRAINING,
+        "CPU threads (default: the machine's; with --resume, as many as before: the last digits depend on it).",
+        must=THREADS,
+        free=True,
+    )
+    device: str = option(
+        TRAINING, "auto (default: a GPU where there is one) or cpu.", "auto", must=one_of("auto", "cpu"), free=True
+    )
+
+    def check_training(self) -> None:
+        """Refuse what this machine cannot do.
+
+        Raises:
+            ConfigError: half precision is asked for without a GPU.
+        """
+        if self.precision == "fp16" and not self.uses_gpu:
+            raise ConfigError("train: precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the run goes to a GPU."""
+        return self.device != "cpu" and torch.cuda.is_available()
