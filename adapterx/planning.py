@@ -144,14 +144,19 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 
 def check_name(model: nn.Module, name: str) -> None:
     """Raise ConfigError unless a new adapter of the model can have this name."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"{speaker()}: name must consist of letters, digits, '_' and '-', got {name!r}")
-    if hasattr(AdapterSet(), name):
-        raise ConfigError(f"{speaker()}: name must not be an attribute of torch.nn.ModuleDict, got {name!r}")
+    check_adapter_name(name)
     if is_attached(model, name):
         raise ConfigError(
             f"{speaker()}: name must be new, got {name!r}, which is attached already; detach it or choose another"
         )
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise ConfigError unless an adapter of any model can have this name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"{speaker()}: name must consist of letters, digits, '_' and '-', got {name!r}")
+    if hasattr(AdapterSet(), name):
+        raise ConfigError(f"{speaker()}: name must not be an attribute of torch.nn.ModuleDict, got {name!r}")
 
 
 def _check_free(modules: dict[str, nn.Module], target: Target) -> None:

@@ -86,7 +86,7 @@ def check_same_base(
     if trained:
         compared = [path for path in compared if not _trains(model.get_submodule(path))]
     for path, own in _record_weights(model, compared).items():
-        if own is not None and not _same_weights(record["weights"][path], own):
+        if own is not None and not same_weights(record["weights"][path], own):
             raise CheckpointError(f"{speaker()}: {wanted}, got other weights in {path}{allow}")
 
 
@@ -183,7 +183,8 @@ def _sample(weights: Mapping[str, Tensor]) -> Iterator[float | None]:
         begin += flat.numel()
 
 
-def _same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether two records of a module, as `record_base` makes them, may be of the same weights."""
     if one["dtypes"] == other["dtypes"]:
         return one["sha256"] == other["sha256"]
     # Each side may have been rounded once, by half a step of its dtype.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from adapterx.cli import answers, inspection, scoring
+from adapterx.cli import answers, inspection, library, scoring
 from adapterx.cli.commands import PATH, BaseModel, OtherBase, Run, TextColumn, app, check_choice, command, option
 from adapterx.cli.converting import LIBRARIES, convert_folder
 from adapterx.cli.exporting import FORMATS, export_run
@@ -17,7 +17,7 @@ from adapterx.cli.runs import load_run, read_record
 from adapterx.cli.texts import texts_to_label
 from adapterx.cli.train import train as run_training
 
-__all__ = ["app"]
+__all__ = ["app", "library"]
 
 
 @command

@@ -23,10 +23,11 @@ app = typer.Typer(
 )
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command; what a user can cause ends it with one line that begins with the command's name.
+def command(function: Callable[..., None], *, panel: str | None = None) -> Callable[..., None]:
+    """Register a command, in a panel of the help.
 
-    A command called as a built-in function has an underscore behind its name in Python.
+    What a user can cause ends it with one line that begins with the command's name. A command called as a built-in
+    function has an underscore behind its name in Python.
     """
     name = function.__name__.rstrip("_")
 
@@ -38,7 +39,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         function(**given)
 
     safe = errors_in_one_line(name)(speaking_as(name)(checked))
-    return app.command(name, help=help.of(function, name))(safe)
+    return app.command(name, help=help.of(function, name), rich_help_panel=panel)(safe)
 
 
 def option(text: str, *names: str, **more: Any) -> Any:

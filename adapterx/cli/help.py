@@ -44,6 +44,24 @@ EXAMPLES = {
         "# back, for the library adapters\nadapterx convert adapters/sst-2 hub/sst-2",
         "# a fusion, its adapters in folders beside it\nadapterx convert hub/fused adapters/fused",
     ),
+    "list": ("adapterx list runs adapters",),
+    "rename": (
+        "adapterx rename adapters/sst-2 sentiment\n"
+        "adapterx rename runs/sentiment sentiment --output adapters/sentiment",
+    ),
+    "average": (
+        "# three runs of one task with several seeds\n"
+        "adapterx average runs/a runs/b runs/c --output runs/mean\n"
+        "adapterx average adapters/a adapters/b --weight 0.7 --weight 0.3 --output adapters/mixed",
+    ),
+    "push": (
+        "adapterx push runs/sentiment owner/sentiment --license apache-2.0 --language en\n"
+        "adapterx push adapters/sst-2 owner/sst-2 --base-model bert-base-uncased --private",
+    ),
+    "pull": (
+        "adapterx pull owner/sentiment runs/sentiment\n"
+        "adapterx pull owner/several adapters/topic --subfolder topic --revision v1",
+    ),
     "info": ("adapterx info\nadapterx info runs/sentiment\nadapterx info bert-base-uncased",),
 }
 

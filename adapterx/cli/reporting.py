@@ -66,6 +66,21 @@ def print_figures(title: str, figures: dict[str, object]) -> None:
     Console(highlight=False).print(table)
 
 
+def print_table(rows: list[dict[str, object]]) -> None:
+    """Print a table with a column for every key, and what is wide cut over several lines."""
+    table = Table()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        table.add_column(_cell(name), overflow="fold")
+    for row in rows:
+        values = (row.get(name) for name in names)
+        shown = (
+            "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value) for value in values
+        )
+        table.add_row(*map(_cell, shown))
+    Console(highlight=False).print(table)
+
+
 def _cell(text: str) -> Text:
     return Text(printable(text))  # a plain str would be read as rich's markup: a label `[neg]` would vanish
 

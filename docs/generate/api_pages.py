@@ -19,6 +19,7 @@ ROOMS = {  # in the order of the index; what an earlier room documents, a later 
     "adapterx.training": "what a training loop needs around the model",
     "adapterx.integrations.transformers": "the Hugging Face Trainer",
     "adapterx.integrations.adapterhub": "checkpoints of AdapterHub, read and written",
+    "adapterx.integrations.hub": "adapters on the Hugging Face hub",
     "adapterx.ops": "the compiled operator",
     "adapterx.reference": "the same formula in plain PyTorch",
 }

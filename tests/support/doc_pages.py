@@ -128,10 +128,18 @@ def _downloaded(_monkeypatch):
     return {"model": model}
 
 
+def _saved(_monkeypatch):
+    import adapterx
+
+    adapterx.save_adapter(_adapted(), "adapters/sentiment")
+    return {}
+
+
 _PREPARE = {
     "docs/adapterhub.md": _downloaded,
     "docs/adapters.md": _model_class,
     "docs/export.md": lambda _monkeypatch: {"model": _adapted()},
+    "docs/hub.md": _saved,
     "docs/mixed.md": _mixed,
     "docs/moving.md": _downloaded,
     "docs/training.md": _training,
