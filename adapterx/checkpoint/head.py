@@ -12,6 +12,7 @@ from adapterx.checkpoint.pair import read_pair, stored_metadata, write_pair
 from adapterx.checks import check_finite, check_size
 from adapterx.errors import CheckpointError, ConfigError, speaker, speaking_as
 from adapterx.heads import ClassificationHead, SequenceClassifier
+from adapterx.heads.labels import SINGLE_LABEL
 
 
 @speaking_as("save_head")
@@ -69,7 +70,7 @@ def restore_head(classifier: SequenceClassifier, folder: str | Path) -> None:
     """
     document, tensors = read_pair(folder, "head")
     saved, own = _described(document, folder).to_dict(), classifier.head.to_dict()
-    saved, own = ({"dense": False} | values for values in (saved, own))
+    saved, own = ({"dense": False, "problem_type": SINGLE_LABEL} | values for values in (saved, own))
     wrong = [
         f"{key} {saved[key]!r} instead of {own[key]!r}" for key in own if key != "dropout" and saved[key] != own[key]
     ]
@@ -85,12 +86,14 @@ def _described(document: Mapping[str, Any], folder: str | Path) -> Classificatio
     hidden_size, num_labels, pooling, dropout = (
         document.get(key) for key in ("hidden_size", "num_labels", "pooling", "dropout")
     )
-    dense = document.get("dense", False)
+    dense, problem_type = document.get("dense", False), document.get("problem_type", SINGLE_LABEL)
     try:
         check_size("ClassificationHead", "hidden_size", hidden_size)
         check_size("ClassificationHead", "num_labels", num_labels)
         dropout = check_finite("ClassificationHead", "dropout", dropout)
         with torch.device("meta"):
-            return ClassificationHead(hidden_size, num_labels, pooling=pooling, dropout=dropout, dense=dense)
+            return ClassificationHead(
+                hidden_size, num_labels, pooling=pooling, dropout=dropout, dense=dense, problem_type=problem_type
+            )
     except (ConfigError, RuntimeError) as error:  # PyTorch has limits of its own for the sizes of tensors
         raise CheckpointError(f"{speaker()}: {folder} does not describe a head: {error}") from error

@@ -14,7 +14,7 @@ from adapterx.checkpoint.pair import read_document, read_pair, write_pair
 from adapterx.checkpoint.settled import settled
 from adapterx.checkpoint.waiting import pair_files, settle_pair, writing
 from adapterx.errors import CheckpointError, speaker, speaking_as
-from adapterx.heads import SequenceClassifier
+from adapterx.heads import HeadedModel
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ def _settle(folder: Path, places: dict[str, Path]) -> None:
 
 def _adapted(model: nn.Module) -> nn.Module:
     """Return the module whose names the adapter files use: the bare base model inside a classifier of ours."""
-    return model.base_model if isinstance(model, SequenceClassifier) else model
+    return model.base_model if isinstance(model, HeadedModel) else model
 
 
 def _other_state(model: nn.Module) -> dict[str, Tensor]:

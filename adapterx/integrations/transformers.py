@@ -25,6 +25,7 @@ from adapterx.checkpoint.lock import locked
 from adapterx.checkpoint.trained import restore_trained, save_trained
 from adapterx.errors import CheckpointError, ExtensionError, TrainingError, speaker, speaking_as
 from adapterx.heads import SequenceClassifier, check_labels
+from adapterx.heads.labels import SINGLE_LABEL
 from adapterx.training import check_finite_loss, check_finite_parameters, parameter_groups
 
 try:
@@ -138,6 +139,11 @@ class AdapterTrainer(Trainer):
         classifier = self.accelerator.unwrap_model(model)
         smooths = self.label_smoother is not None and self.compute_loss_func is None
         if smooths and isinstance(classifier, SequenceClassifier) and "labels" in inputs:
+            if classifier.problem_type != SINGLE_LABEL:
+                raise TrainingError(
+                    f"AdapterTrainer: label_smoothing_factor must be 0 for {classifier.problem_type}, got "
+                    f"{self.args.label_smoothing_factor}"
+                )
             check_labels(inputs["labels"], len(inputs["input_ids"]), classifier.head.num_labels)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
