@@ -11,7 +11,7 @@ CUDA_VENV ?=
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test torture models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs lint format bench bench-table clean
+.PHONY: help install demo test torture models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs site lint format bench bench-table clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -83,6 +83,9 @@ cpp-example: install  ## build the C++ program of export/cpp_loader, run it on a
 
 docs: install  ## write anew what docs/ takes from the code: API pages, floors, types of the operators
 	$(VENV)/bin/python docs/generate
+
+site: install  ## build the documentation as a site in build/site; a warning is an error
+	$(VENV)/bin/mkdocs build --quiet
 
 lint: install  ## ruff and clang-format, changing nothing
 	$(VENV)/bin/ruff check .

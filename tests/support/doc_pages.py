@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,47 @@ def blocks(page):
         Block(text.count("\n", 0, match.start("code")) + 1, match["code"], match["reason"])
         for match in _BLOCK.finditer(text)
     ]
+
+
+def fenced(page):
+    """Return every block of a page: the line where it begins, its language, its lines."""
+    found, inside = [], None
+    for number, line in enumerate(read(page).splitlines(), start=1):
+        if not line.startswith("```"):
+            if inside is not None:
+                inside[2].append(line)
+        elif inside is None:
+            inside = (number + 1, line[3:].strip(), [])
+        else:
+            found.append(inside)
+            inside = None
+    return found
+
+
+def commands(page):
+    """Return the calls of `adapterx` in the blocks for a shell: the line, and the words behind the program."""
+    found = []
+    for begin, language, lines in fenced(page):
+        if language in ("", "sh", "bash", "console"):
+            for written in "\n".join(lines).replace("\\\n", "  ").splitlines():
+                found += [(begin, words) for words in _calls(written)]
+    return found
+
+
+def _calls(written):
+    """Yield the words of each call in a line of a shell; one with `...` leaves out what was said before."""
+    if "adapterx" not in written or "..." in written:
+        return
+    call = []
+    for word in [*shlex.split(written.lstrip("$ "), comments=True), "|"]:
+        if word not in ("|", "&&", ";"):
+            call.append(word)
+            continue
+        for program in (["adapterx"], ["-m", "adapterx.cli"]):
+            for i in range(len(call)):
+                if call[i : i + len(program)] == program:
+                    yield call[i + len(program) :]
+        call = []
 
 
 def prepare(page, monkeypatch):

@@ -215,3 +215,22 @@ def test_blocks_run(page, monkeypatch, tmp_path, capsys):
     for block in doc_pages.blocks(page):
         if not block.reason:
             exec(compile("\n" * (block.line - 1) + block.code, str(ROOT / page), "exec"), names)
+
+
+# --- commands
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if doc_pages.commands(page) and page != "CHANGELOG.md"])
+def test_commands_are_as_the_command_line_takes_them(page):
+    """Every `adapterx ...` in a block names a command and options that exist, with values they can take."""
+    typer = pytest.importorskip("typer")
+    from adapterx.cli.app import app
+
+    program = typer.main.get_command(app)
+    for line, words in doc_pages.commands(page):
+        try:
+            with program.make_context("adapterx", list(words[:1]) or ["--help"], resilient_parsing=True) as context:
+                name, command, _ = program.resolve_command(context, list(words))
+                command.make_context(name, list(words[1:]), parent=context)
+        except Exception as error:
+            raise AssertionError(f"{page}:{line}: adapterx {' '.join(words)}") from error
