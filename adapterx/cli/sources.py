@@ -1,34 +1,28 @@
 """From what a user names to text: files, patterns, pipes, compressed ones, in the encodings that programs write."""
 
-import bz2
 import codecs
 import difflib
 import glob
-import gzip
 import io
 import itertools
-import lzma
 import os
 import re
 import stat
 import time
-import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from adapterx.cli.packing import CHUNK, PACKED, PieceReader, unpacked
 from adapterx.errors import DataError, speaker
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather")
 KNOWN = ", ".join(SUFFIXES)
-PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
 FOREIGN = {  # what else a file of a known name may turn out to be, by its first bytes
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV",
-    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it with `zstd -d`",
     b"%PDF": "a PDF",
-    b"ARROW1": "an Arrow file; write the table as Parquet",
     b"\x93NUMPY": "a NumPy array; write a table",
     b"SQLite format 3": "a database; write the table as CSV",
 }
@@ -37,20 +31,15 @@ WORDS = {  # why a known kind of file is none of data
     ".zip": "is an archive; unpack it",
     ".tar": "is an archive; unpack it",
     ".tgz": "is an archive; unpack it",
-    ".zst": "is packed by zstd; unpack it with `zstd -d`",
     ".xlsx": "is an Excel workbook; save the sheet as CSV",
     ".xls": "is an Excel workbook; save the sheet as CSV",
     ".ods": "is a workbook; save the sheet as CSV",
-    ".arrow": "is an Arrow file; write the table as Parquet",
-    ".feather": "is an Arrow file; write the table as Parquet",
     ".pkl": "is a pickle, which can run any program when it is loaded; write the table as CSV or Parquet",
     ".pickle": "is a pickle, which can run any program when it is loaded; write the table as CSV or Parquet",
 }
 LARGEST_FILE = 8 * 2**30  # bytes: more does not fit a computer's memory as a table
-LARGEST_STREAM = 2**30  # bytes read from a pipe, or unpacked: neither says beforehand how much is to come
-BOMB = (64 * 2**20, 100)  # above so many bytes, no text is packed to less than a hundredth
+LARGEST_STREAM = 2**30  # bytes read from a pipe, which does not say beforehand how much is to come
 WAIT_FOR_WRITER = 1.0  # seconds in which somebody must have opened the other end of a named pipe
-CHUNK = 2**20
 DATASET = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:[^@]+)?(@.+)?", re.ASCII)  # as the hub allows them
 
 
@@ -111,11 +100,12 @@ def is_stream(path: Path) -> bool:
     return str(path).startswith(("/dev/", "/proc/")) or not (path.is_file() or path.is_dir())
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a file or a pipe to its end, and unpack it.
+@contextmanager
+def opened(path: Path, *, any_size: bool = False) -> Iterator[tuple[BinaryIO, int | None]]:
+    """Open a file or a pipe; give it and its size (None of a pipe).
 
     Raises:
-        DataError: it is neither, cannot be read, or is too large.
+        DataError: it is neither, cannot be opened or read, or is too large to be kept in memory.
     """
     if path.is_dir():
         raise DataError(f"{speaker()}: {path} is a folder; give a file ({KNOWN}), or a pattern such as '{path}/*.csv'")
@@ -125,15 +115,27 @@ def read_bytes(path: Path) -> bytes:
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             found = os.fstat(descriptor)
             if stat.S_ISFIFO(found.st_mode):
-                raw = _wait_for_writer(descriptor, path) + read_stream(file, str(path))
+                begun = _wait_for_writer(descriptor, path)
+                content = itertools.chain([begun], iter(lambda: file.read(CHUNK), b""))
+                yield io.BufferedReader(PieceReader(content)), None
             elif not stat.S_ISREG(found.st_mode):
                 raise DataError(f"{speaker()}: {path} is a device; give a file or a pipe")
-            elif found.st_size > LARGEST_FILE:
+            elif found.st_size > LARGEST_FILE and not any_size:
                 raise DataError(f"{speaker()}: {path} must not exceed {LARGEST_FILE} bytes, it has {found.st_size}")
             else:
-                raw = file.readall() or b""
+                yield io.BufferedReader(file), found.st_size
     except OSError as error:
         raise DataError(f"{speaker()}: {path} cannot be read: {error.strerror}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file or a pipe to its end, and unpack it.
+
+    Raises:
+        DataError: it is neither, cannot be read, or is too large.
+    """
+    with opened(path) as (file, size):
+        raw = read_stream(file, str(path)) if size is None else file.read()
     return unpacked(raw, str(path))
 
 
@@ -167,31 +169,6 @@ def read_stream(file: BinaryIO | io.RawIOBase, name: str) -> bytes:
             raise DataError(f"{speaker()}: {name} must not exceed {LARGEST_STREAM} bytes; write it to a file")
         if len(content) == len(chunk) and not chunk.strip(b"\0"):
             raise DataError(f"{speaker()}: {name} is not text: it begins with NUL bytes")
-    return bytes(content)
-
-
-def unpacked(raw: bytes, name: str) -> bytes:
-    """Return what bytes hold that gzip, bzip2 or xz packed, whatever their file is called; others as they are.
-
-    Raises:
-        DataError: they are damaged, or hold more than fits a table.
-    """
-    suffix = next((suffix for magic, suffix in MAGIC.items() if raw.startswith(magic)), None)
-    if suffix is None:
-        return raw
-    content = bytearray()
-    try:
-        with PACKED[suffix](io.BytesIO(raw)) as file:
-            while chunk := file.read(CHUNK):
-                content += chunk
-                if len(content) > max(BOMB[0], BOMB[1] * len(raw)):
-                    raise DataError(
-                        f"{speaker()}: {name} unpacks to more than {BOMB[1]} times its size; unpack it first"
-                    )
-                if len(content) > LARGEST_STREAM:
-                    raise DataError(f"{speaker()}: {name} unpacks to more than {LARGEST_STREAM} bytes; unpack it first")
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{speaker()}: {name} is packed ({suffix}) and damaged: {error}") from None
     return bytes(content)
 
 

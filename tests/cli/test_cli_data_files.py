@@ -14,7 +14,7 @@ import time
 import data_files
 import pytest
 
-from adapterx.cli import hub, sources, tables
+from adapterx.cli import columnar, hub, sources
 from adapterx.cli.examples import load_examples
 from adapterx.errors import DataError
 
@@ -197,7 +197,7 @@ def test_the_home_folder(tmp_path, monkeypatch):
         "https://example.org/a.csv": "is an address",
         "hf://datasets/a/b.csv": "is an address",
         "": "does not exist",
-        ".": "is a folder",
+        ".": "is a folder, and none of its files is named after a split",
         "x" * 5000: "cannot be a path",
         "[": "no file matches",
         "/dev/null": "is a device",
@@ -209,6 +209,8 @@ def test_a_name_without_data_is_refused_at_once(name, words, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "reachable", lambda: False)
     (tmp_path / "train.csv").write_text(data_files.PLAIN)
+    if name == ".":
+        (tmp_path / "train.csv").rename(tmp_path / "some.csv")
     start = time.perf_counter()
     with pytest.raises(DataError, match=words):
         load_examples(name)
@@ -274,7 +276,7 @@ def test_a_file_that_is_too_large(tmp_path, monkeypatch):
 
 def test_parquet_of_more_rows_than_bytes(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(data_files.parquet(text=["a"] * 10**6, label=["p"] * 10**6))
-    monkeypatch.setattr(tables, "MOST_ROWS", (10**3, 100))
+    monkeypatch.setattr(columnar, "MOST_ROWS", (10**3, 100))
     with pytest.raises(DataError, match="has 1000000 rows in"):
         load_examples(str(tmp_path / "a.parquet"))
 
@@ -290,7 +292,7 @@ def test_what_stands_in_place_of_a_file(tmp_path, monkeypatch):
         "zero.csv": "is a device",
         "loop.csv": "does not exist",
         "gone.csv": "does not exist",
-        "folder.csv": r"is a folder; give a file .* or a pattern such as '.*/folder.csv/\*.csv'",
+        "folder.csv": r"is a folder, .*; give a file .* or a pattern such as '.*/folder.csv/\*.csv'",
         "pipe.csv": "a pipe into which nothing is written",
     }
     with socket.socket(socket.AF_UNIX) as listening:

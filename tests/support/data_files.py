@@ -11,6 +11,11 @@ import json
 import lzma
 import zipfile
 
+try:
+    import zstandard
+except ImportError:
+    zstandard = None
+
 TWO = [("good", "p"), ("bad", "n")]
 PLAIN = "text,label\ngood,p\nbad,n\n"
 TSV = "text\tlabel\ngood\tp\nbad\tn\n"
@@ -26,12 +31,29 @@ def zipped(name: str, content: str) -> bytes:
     return buffer.getvalue()
 
 
-def parquet(**columns) -> bytes:
+def table(classes, columns):
+    """A table of Arrow's, with the names of the classes of `label` as `datasets` notes them."""
     import pyarrow
+
+    features = {"text": {"dtype": "string", "_type": "Value"}, "label": {"names": classes, "_type": "ClassLabel"}}
+    noted = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pyarrow.table(columns).replace_schema_metadata(noted if classes else None)
+
+
+def parquet(classes=None, **columns) -> bytes:
     import pyarrow.parquet
 
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    pyarrow.parquet.write_table(table(classes, columns), buffer)
+    return buffer.getvalue()
+
+
+def arrow(classes=None, stream=False, **columns) -> bytes:
+    import pyarrow
+
+    buffer, content = io.BytesIO(), table(classes, columns)
+    with (pyarrow.ipc.new_stream if stream else pyarrow.ipc.new_file)(buffer, content.schema) as writer:
+        writer.write_table(content)
     return buffer.getvalue()
 
 
@@ -53,6 +75,30 @@ def labels(*written: str, suffix: str) -> bytes:
         [f"text{mark}label\n", *(f"{chr(97 + i)}{mark}{label}\n" for i, label in enumerate(written))]
     ).encode()
 
+
+def zst(content: str, parts: int = 1) -> bytes:
+    raw = content.encode()
+    size = -(-len(raw) // parts)
+    frames = [zstandard.ZstdCompressor().compress(raw[i : i + size]) for i in range(0, len(raw), size)]
+    return b"".join(frames)
+
+
+SKIPPED = b"\x50\x2a\x4d\x18\x02\0\0\0ab"  # a frame that holds no content
+PACKED_BY_ZSTD, BROKEN_BY_ZSTD = {}, {}
+if zstandard is not None:
+    PACKED_BY_ZSTD = {
+        "plain.csv.zst": (zst(PLAIN), TWO),
+        "plain.jsonl.zst": (zst(JSONL), TWO),
+        "frames.csv.zst": (SKIPPED + zst(PLAIN, parts=3) + SKIPPED, TWO),
+        "zstd_called.csv": (zst(PLAIN), TWO),
+        "not_packed.csv.zst": (PLAIN, TWO),
+    }
+    BROKEN_BY_ZSTD = {
+        "cut_off.csv.zst": (zst(PLAIN)[:-3], "is packed (.zst) and damaged"),
+        "nothing_but_magic.csv.zst": (b"\x28\xb5\x2f\xfd", "it ends in the middle of a frame"),
+        "noise.csv.zst": (zst(PLAIN) + b"noise", "is packed (.zst) and damaged"),
+        "bomb.csv.zst": (zst("a" * (70 * 2**20)), "unpacks to more than 100 times its size"),
+    }
 
 READ = {  # name: (content, examples)
     # --- what everybody writes ---
@@ -81,6 +127,13 @@ READ = {  # name: (content, examples)
     "escapes.jsonl": ('{"text": "a\\nb\\t\\u00e9\\ud83d\\ude00", "label": "p"}\n', [("a\nb\té😀", "p")]),
     "nested_beside.jsonl": ('{"text": "good", "label": "p", "meta": {"a": [1, {"b": 2}]}}\n', [("good", "p")]),
     "plain.parquet": (parquet(text=["good", "bad"], label=["p", "n"]), TWO),
+    "plain.arrow": (arrow(text=["good", "bad"], label=["p", "n"]), TWO),
+    "plain.feather": (arrow(text=["good", "bad"], label=["p", "n"]), TWO),
+    "stream.arrow": (arrow(stream=True, text=["good", "bad"], label=["p", "n"]), TWO),
+    "classes.arrow": (arrow(classes=["n", "p"], text=["good", "bad"], label=[1, 0]), TWO),
+    "classes.parquet": (parquet(classes=["n", "p"], text=["good", "bad"], label=[1, 0]), TWO),
+    "no_classes.parquet": (parquet(classes=["n"], text=["good", "bad"], label=[1, 0]), [("good", "1"), ("bad", "n")]),
+    "arrow_called.csv": (arrow(text=["good", "bad"], label=["p", "n"]), TWO),
     "parquet_called.csv": (parquet(text=["good", "bad"], label=["p", "n"]), TWO),
     # --- ends of lines: \n, \r\n and \r, and nothing else ---
     "windows.csv": (PLAIN.replace("\n", "\r\n"), TWO),
@@ -173,6 +226,7 @@ READ = {  # name: (content, examples)
     "plain.json.gz": (gzip.compress(JSON.encode()), TWO),
     "plain.parquet.gz": (gzip.compress(parquet(text=["good", "bad"], label=["p", "n"])), TWO),
     "two_members.csv.gz": (gzip.compress(b"text,label\ngood,p\n") + gzip.compress(b"bad,n\n"), TWO),
+    **PACKED_BY_ZSTD,
     "plain.csv.bz2": (bz2.compress(PLAIN.encode()), TWO),
     "plain.jsonl.xz": (lzma.compress(JSONL.encode()), TWO),
     "utf-16.csv.gz": (gzip.compress(PLAIN.encode("utf-16")), TWO),
@@ -319,9 +373,13 @@ REFUSED = {  # name: (content, words of the refusal)
     "excel_called.csv": (zipped("xl/workbook.xml", "<x/>"), "a zip archive or an Excel workbook"),
     "old_excel_called.csv": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel workbook"),
     "pdf_called.csv": (b"%PDF-1.7\n", "a PDF"),
-    "arrow_called.csv": (b"ARROW1\0\0", "an Arrow file"),
-    "zstd_called.csv": (b"\x28\xb5\x2f\xfd\0", "zstd -d"),
+    "damaged_arrow_called.csv": (b"ARROW1\0\0", "cannot be read as Arrow"),
     # --- damaged ---
+    "broken.arrow": (b"ARROW1" + b"\0" * 50, "cannot be read as Arrow"),
+    "cut_off.arrow": (arrow(text=["a"], label=["p"])[:-20], "cannot be read as Arrow"),
+    "cut_off_stream.arrow": (arrow(stream=True, text=["a"] * 50, label=["p"] * 50)[:-200], "cannot be read as Arrow"),
+    "csv_called.arrow": (PLAIN, "cannot be read as Arrow"),
+    "old.feather": (b"FEA1" + b"\0" * 50, "is Feather of version 1"),
     "broken.parquet": (b"PAR1 and then nothing", "cannot be read as Parquet"),
     "cut_off.parquet": (parquet(text=["a"], label=["p"])[:-20], "cannot be read as Parquet"),
     "csv_called.parquet": (PLAIN, "cannot be read as Parquet"),
@@ -329,6 +387,7 @@ REFUSED = {  # name: (content, words of the refusal)
     "flipped.csv.gz": (gzip.compress(PLAIN.encode())[:-6] + b"123456", "is packed (.gz) and damaged"),
     "cut_off.csv.bz2": (bz2.compress(PLAIN.encode())[:-9], "is packed (.bz2) and damaged"),
     "cut_off.csv.xz": (lzma.compress(PLAIN.encode())[:-9], "is packed (.xz) and damaged"),
+    **BROKEN_BY_ZSTD,
     "bomb.csv.gz": (gzip.compress(b"a" * (70 * 2**20)), "unpacks to more than 100 times its size"),
     # --- other kinds of files ---
     "lines.txt": ("good\nbad\n", "has no columns"),
@@ -338,9 +397,6 @@ REFUSED = {  # name: (content, words of the refusal)
     "table.zip": (zipped("a.csv", PLAIN), "is an archive"),
     "table.csv.zip": (zipped("a.csv", PLAIN), "is an archive"),
     "table.tar.gz": (gzip.compress(b"x"), "is an archive"),
-    "table.csv.zst": (b"\x28\xb5\x2f\xfd", "is packed by zstd"),
-    "table.arrow": (b"ARROW1", "is an Arrow file"),
-    "table.feather": (b"ARROW1", "is an Arrow file"),
     "table.pkl": (b"\x80\x04", "can run any program"),
     "table.pickle": (b"\x80\x04", "can run any program"),
     "table.npy": (b"\x93NUMPY", "unknown file type .npy"),

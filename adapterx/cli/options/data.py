@@ -14,8 +14,8 @@ class DataOptions:
     model: str = option(DATA, "Base model: a folder in the Hugging Face layout, or a hub name.", REQUIRED)
     data: tuple[str, ...] = option(
         DATA,
-        "Training data: .csv .tsv .jsonl .json .parquet (packed ones too: .csv.gz), a pattern of such files, "
-        "or a dataset as name:configuration@split; repeat for several, which have the same columns.",
+        "Training data: .csv .tsv .jsonl .json .parquet .arrow (packed ones too: .csv.gz), a pattern of such files, "
+        "a folder as folder@split, or a dataset as name:configuration@split; repeat for several of the same columns.",
         REQUIRED,
         must=SOURCES,
         free=True,  # its content is compared
