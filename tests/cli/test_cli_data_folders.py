@@ -80,6 +80,7 @@ LAYOUTS = {  # as load_dataset finds them: the same files for each split
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its CSV reader leaves files open
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_files_named_after_their_split_are_those_that_load_dataset_takes(layout, tmp_path):
     for name, text in layout.items():
