@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterx.cli.reporting import printable
+from adapterx.cli.tasks.task import Task
 from adapterx.errors import DataError, speaker
 
 FORMATS = ("text", "jsonl", "csv")  # lines for a person, JSON Lines with every probability, CSV
@@ -24,21 +25,22 @@ def usual_form(output: Path | None) -> str:
     return "text" if output is None and sys.stdout is not None and sys.stdout.isatty() else "jsonl"
 
 
-def render(predictions: list[dict[str, Any]], form: str) -> str:
+def render(predictions: list[dict[str, Any]], form: str, task: Task) -> str:
     """Write predictions as one of FORMATS.
 
     Raises:
         DataError: a value of the user's table cannot be written.
     """
     if form == "text":
-        labels = [printable(each["label"]) for each in predictions]
-        width = max(map(len, labels))
-        rows = zip(labels, predictions, strict=True)
-        return "".join(f"{label:<{width}}  {p['probability']:.3f}  {printable(p['text'])}\n" for label, p in rows)
+        table = [[printable(cell) for cell in task.cells(each)] for each in predictions]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        widths[-1] = 0  # nothing stands behind the last column
+        rows = [[f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)] for row in table]
+        return "".join("  ".join(row) + "\n" for row in rows)
     if form == "jsonl":
         written = "".join(_json({name: _plain(value) for name, value in p.items()}) + "\n" for p in predictions)
     else:
-        names = [name for name in predictions[0] if name != "probabilities"]
+        names = [name for name in predictions[0] if name not in task.nested]
         table = [names, *([_cell(p[name]) for name in names] for p in predictions)]
         written = "".join(",".join(map(_quoted, row)) + "\n" for row in table)
     return written.encode(

@@ -14,7 +14,8 @@ from adapterx.cli.paths import check_file, check_folder, deliver
 from adapterx.cli.records import to_json
 from adapterx.cli.reporting import print_figures, put, say
 from adapterx.cli.runs import load_run, read_record
-from adapterx.cli.texts import texts_to_label
+from adapterx.cli.tasks import task_of
+from adapterx.cli.tasks.task import Asked
 from adapterx.cli.train import train as run_training
 
 __all__ = ["app", "library"]
@@ -38,7 +39,7 @@ def evaluate(
     output: Annotated[Path | None, option("Also write the figures, as JSON, to this file.", **PATH)] = None,
     as_json: Annotated[bool, option("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
-    """Score a run on labelled data: accuracy, macro-F1, loss, and the baseline of always guessing one label."""
+    """Score a run on labelled data, by the metrics of its task: accuracy, macro-F1, loss, a baseline, and others."""
     if output is not None:
         check_file(output)
     metrics = scoring.evaluate(
@@ -49,10 +50,11 @@ def evaluate(
     if as_json:
         put(to_json(metrics).decode())
         return
-    print_figures(f"{run} on {data}", {name: metrics[name] for name in metrics if name not in ("classes", "data")})
-    if len(metrics["classes"]) <= 20:
-        told = {label: scoring.class_line(scores) for label, scores in metrics["classes"].items()}
-        print_figures("classes", told)
+    tables = {name: part for name, part in metrics.items() if isinstance(part, dict)}
+    print_figures(f"{run} on {data}", {name: metrics[name] for name in metrics if name not in (*tables, "data")})
+    for name, part in tables.items():
+        if len(part) <= 20:
+            print_figures(name, {label: scoring.table_line(scores) for label, scores in part.items()})
 
 
 @command
@@ -70,14 +72,16 @@ def predict(
     other_base: OtherBase = False,
     output: Annotated[Path | None, option("Write here instead of printing.", **PATH)] = None,
 ) -> None:
-    """Label texts, with probabilities."""
+    """Label texts, with probabilities; or whatever else the task of the run predicts."""
     if form is not None:
         check_choice("format", form, *answers.FORMATS)
     if output is not None:
         check_file(output)
-    wanted = texts_to_label(texts or [], file, text_column, recorded=read_record(run).get("text_column"))
+    record = read_record(run)
+    task = task_of(record)
+    wanted = task.wanted(texts or [], file, Asked.again(record, text_column))
     chosen = form or answers.usual_form(output)
-    rendered = answers.render(scoring.predict(load_run(run, model=model, other_base=other_base), wanted), chosen)
+    rendered = answers.render(scoring.predict(load_run(run, model=model, other_base=other_base), wanted), chosen, task)
     if output is not None:
         deliver(output, rendered.encode("utf-8", "backslashreplace"))
     else:

@@ -4,8 +4,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from adapterx.cli.labels import NoClass, label_text
+from adapterx.cli.sources import Sources
 from adapterx.cli.tables import Rows, listed, read_rows
 from adapterx.errors import DataError, speaker
 
@@ -17,10 +19,13 @@ USUAL_COLUMNS = {  # in the order in which they are looked for
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts, their labels (empty when none were asked for), and the columns they came from."""
+    """Texts, their labels (empty when none were asked for), and the columns they came from.
 
-    texts: list[str]
-    labels: list[str]
+    A task decides what a text and a label is: words and their tags, for example.
+    """
+
+    texts: list[Any]
+    labels: list[Any]
     text_column: str
     label_column: str | None
 
@@ -35,7 +40,7 @@ class Examples:
 
 
 def load_examples(
-    source: str,
+    source: str | Sources,
     *,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -156,7 +161,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def ordered_labels(labels: list[str], source: str) -> list[str]:
+def ordered_labels(labels: list[str], source: str | Sources) -> list[str]:
     """Return the distinct labels in a fixed order: by value when all are whole numbers, else by name.
 
     Raises:
@@ -171,7 +176,7 @@ def ordered_labels(labels: list[str], source: str) -> list[str]:
         return sorted(distinct)
 
 
-def label_ids(examples: Examples, known: list[str], source: str) -> list[int]:
+def label_ids(examples: Examples, known: list[str], source: str | Sources) -> list[int]:
     """Return the class id of every example.
 
     Raises:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterx.cli.runs import Run
+from adapterx.cli.tasks.task import Run
 from adapterx.errors import ExportError, speaker
 from adapterx.export import to_onnx, to_torchscript
 from adapterx.export.metadata import staging
@@ -17,7 +17,7 @@ FORMATS = ("torchscript", "onnx", "onnx-portable")
 
 
 def export_run(run: Run, folder: Path, form: str, *, opset: int, freeze: bool, overwrite: bool) -> None:
-    """Write the model of a run, and beside it its tokenizer and `labels.json`, the list of its class names.
+    """Write the model of a run, and beside it its tokenizer and what its task knows, such as the names of its classes.
 
     Args:
         run: what to export.
@@ -28,21 +28,24 @@ def export_run(run: Run, folder: Path, form: str, *, opset: int, freeze: bool, o
         overwrite: delete models of other runs, whose tokenizer or labels differ, rather than refuse the folder.
 
     Raises:
-        ExportError: see `to_onnx`; or the folder holds a model with another tokenizer or other labels.
+        ExportError: see `to_onnx`; the models of the task cannot be exported; or the folder holds a model with another
+            tokenizer or other labels.
     """
+    known = run.task.beside_export(run)
     with staging(folder) as staged:
         _save_tokenizer(run.tokenizer, staged)
-        text = json.dumps(run.labels, indent=2, ensure_ascii=False) + "\n"
-        (staged / "labels.json").write_text(text, encoding="utf-8")
+        for name, content in known.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (staged / name).write_text(text, encoding="utf-8")
         beside = sorted(path.name for path in staged.iterdir() if path.is_file())
         check_beside(staged, folder, beside, overwrite=overwrite)  # before the long work, and again at its end
         if form == "torchscript":
             name = TORCHSCRIPT_FILE
-            document = to_torchscript(run.classifier, staged / name, freeze=freeze)
+            document = to_torchscript(run.model, staged / name, freeze=freeze)
         else:
             mode = "portable" if form == "onnx-portable" else "function"
             name = FILES[mode]
-            document = to_onnx(run.classifier, staged, mode=mode, opset=opset)
+            document = to_onnx(run.model, staged, mode=mode, opset=opset)
         publish(staged, folder, name, document, beside=beside, overwrite=overwrite)
 
 

@@ -16,6 +16,7 @@ from adapterx.cli.recipes import BOTTLENECK_DIM
 from adapterx.cli.records import METRICS, read_metrics, versions
 from adapterx.cli.runs import read_record, state_of, tidy
 from adapterx.cli.tables import first_line
+from adapterx.cli.tasks import task_of
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError, unspoken
 from adapterx.serving import what_runs_where
@@ -60,17 +61,24 @@ def _sizes(folder: Path) -> dict[str, str]:
 def _run_folder(folder: Path) -> dict[str, Any]:
     tidy(folder)
     record = read_record(folder)
-    facts = {name: record[name] for name in ("method", "base_model", "max_length", "seed")}
-    facts["labels"] = ", ".join(record["labels"][:20]) + (" ..." if len(record["labels"]) > 20 else "")
+    task = task_of(record)
+    facts = {"task": task.name} | {name: record[name] for name in ("method", "base_model", "max_length", "seed")}
+    facts |= {name: _shown(record[name]) for name in task.recorded}
     if record["options"]["adapter"]:
         facts["adapter"] = _compact(record["options"]["adapter"])
         facts |= _what_runs_where(record["options"]["adapter"])
     if (folder / METRICS).exists():
         metrics = read_metrics(folder)
-        for name in ("accuracy", "macro_f1", "majority_baseline", "trainable_fraction", "train_seconds"):
+        for name in (*task.figures, "trainable_fraction", "train_seconds"):
             if metrics.get(name) is not None:
                 facts[name] = metrics[name]
     return facts
+
+
+def _shown(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return ", ".join(map(str, value[:20])) + (" ..." if len(value) > 20 else "")
 
 
 def _adapter_folder(folder: Path) -> dict[str, Any]:

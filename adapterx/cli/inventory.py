@@ -10,6 +10,7 @@ from adapterx.checkpoint.formats import OWN, recognise
 from adapterx.checkpoint.pair import read_document
 from adapterx.cli.records import METRICS, read_metrics
 from adapterx.cli.runs import read_record, state_of
+from adapterx.cli.tasks import task_of
 from adapterx.errors import AdapterxError, ConfigError, speaker, unspoken
 
 Json = dict[str, Any]
@@ -82,7 +83,7 @@ def _run(folder: Path) -> Json:
     found = {"base model": record["base_model"], "method": record["method"], "config": _width(adapter)}
     if (folder / METRICS).exists():
         metrics = read_metrics(folder)
-        found["score"] = metrics.get("accuracy")
+        found["score"] = metrics.get(task_of(record).best(record)[0])
     return found
 
 

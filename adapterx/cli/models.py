@@ -125,7 +125,9 @@ def load_base(model: str, *, whole: bool = False) -> nn.Module:
     return base
 
 
-def resolve_max_length(asked: int | None, tokenizer: "PreTrainedTokenizerBase", base: nn.Module) -> int:
+def resolve_max_length(
+    asked: int | None, tokenizer: "PreTrainedTokenizerBase", base: nn.Module, default: int = MAX_LENGTH
+) -> int:
     """Return how many tokens of a text are read.
 
     Raises:
@@ -139,7 +141,7 @@ def resolve_max_length(asked: int | None, tokenizer: "PreTrainedTokenizerBase", 
         return asked
     advised = tokenizer.model_max_length  # what the tokenizer's makers advise; not every model ends there
     advice = [advised] if isinstance(advised, int) and advised >= SHORTEST else []
-    return min(MAX_LENGTH, *advice, *([limit] if limit is not None else []))
+    return min(default, *advice, *([limit] if limit is not None else []))
 
 
 def encode(

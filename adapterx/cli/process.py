@@ -15,6 +15,11 @@ class Terminated(SystemExit):
     """SIGTERM or SIGHUP arrived. It passes through every `finally`: the cursor comes back, half-written files go."""
 
 
+def is_main_process() -> bool:
+    """Return whether this process writes files and talks (torchrun starts several)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextlib.contextmanager
 def prepared() -> Iterator[None]:
     """Run the command inside: streams that print everything, and an end without a traceback by signals and pipes."""

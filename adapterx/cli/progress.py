@@ -17,8 +17,8 @@ SHOW_CURSOR = "\x1b[?25h"
 class ProgressLine(TrainerCallback):
     """A bar on a terminal, and a line after every epoch everywhere."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int, metric: str) -> None:
+        self.epochs, self.metric = epochs, metric
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(
@@ -47,8 +47,9 @@ class ProgressLine(TrainerCallback):
         """Gather losses; after an evaluation, print the line of the epoch."""
         if logs and "loss" in logs:
             self.losses.append(logs["loss"])
-        if logs and "eval_accuracy" in logs:
-            self._line(state, f", eval accuracy {logs['eval_accuracy']:.3f}, eval loss {logs['eval_loss']:.4f}")
+        if logs and f"eval_{self.metric}" in logs:
+            score = f", eval {self.metric.replace('_', ' ')} {logs[f'eval_{self.metric}']:.3f}"
+            self._line(state, f"{score}, eval loss {logs['eval_loss']:.4f}")
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Print the line of the epoch when nothing is evaluated."""

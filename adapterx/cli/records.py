@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,17 @@ from adapterx.checkpoint.document import (
     open_regular,
     read_json,
 )
-from adapterx.cli.recipes import RECIPES
+from adapterx.cli.recipes import METHODS
+from adapterx.cli.rules import Rule, is_text
+from adapterx.cli.tasks import TASKS, task_of
 from adapterx.errors import CheckpointError, speaker
 
 RECORD, METRICS, CURVE, CHECKPOINTS = "run.json", "metrics.json", "learning_curve.png", "checkpoints"
 STARTED_WITH = "options.json"  # in the checkpoint folder: what an interrupted run was started with
 
-CONTENTS = ("labels", "max_length", "content of the data", "content of the evaluation data")  # of `options.json`
+CONTENTS = ("max_length", "content of the data", "labels", "content of the evaluation data")  # of `options.json`
 
 Json = dict[str, Any]
-Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
 
 # What 0.1.0 wrote: a document without a hash must hold these keys and no other.
 _RECORD_1 = {"format_version", "method", "base_model", "labels", "max_length", "text_column", "label_column", "seed"}
@@ -58,7 +59,10 @@ def read_record(folder: Path) -> Json:
     Raises:
         CheckpointError: it is damaged, or of a later format.
     """
-    return _read(folder / RECORD, _RECORD_1, _REQUIRED, _RULES)
+    document = _read(folder / RECORD, _RECORD_1, _REQUIRED, _RULES)
+    task = task_of(document)
+    _check(document, folder / RECORD, task.recorded.keys(), task.recorded)
+    return document
 
 
 def read_metrics(folder: Path) -> Json:
@@ -73,7 +77,7 @@ def read_started_with(folder: Path, known: Set[str]) -> Json:
         folder: of the run.
         known: the keys that a document of version 1 may hold.
     """
-    return _read(folder / CHECKPOINTS / STARTED_WITH, known, {"method", *CONTENTS[:3]}, MACHINE)
+    return _read(folder / CHECKPOINTS / STARTED_WITH, known, {"method", *CONTENTS[:2]}, MACHINE)
 
 
 def describe_file(path: Path) -> dict[str, int | str]:
@@ -114,23 +118,16 @@ def _read(path: Path, of_version_1: Set[str], required: Set[str], rules: Mapping
         check_hash(document, str(path))
     elif unknown := sorted(document.keys() - of_version_1):
         raise CheckpointError(f"{speaker()}: {path} is damaged: format_version 1 has no {', '.join(unknown)}")
+    _check(document, path, required, rules)
+    return document
+
+
+def _check(document: Json, path: Path, required: Set[str], rules: Mapping[str, Rule]) -> None:
     if lacking := sorted(required - document.keys()):
         raise CheckpointError(f"{speaker()}: {path} is damaged: it lacks {', '.join(lacking)}")
     for name, (rule, holds) in rules.items():
         if name in document and not holds(document[name]):
             raise CheckpointError(f"{speaker()}: {name} of {path} must be {rule}, got {document[name]!r}")
-    return document
-
-
-def _is_text(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(value.encode())
-    except UnicodeEncodeError:  # half of a character, which no terminal and no file can take
-        return False
-
-
-def _are_labels(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_text, value)) and len(set(value)) == len(value)
 
 
 def _are_files(value: Any) -> bool:
@@ -145,10 +142,10 @@ def _are_files(value: Any) -> bool:
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value.values()))
+    return isinstance(value, dict) and all(map(is_text, value.values()))
 
 
-_COLUMN: Rule = ("the name of a column or null", lambda value: value is None or _is_text(value))
+_COLUMN: Rule = ("the name of a column or null", lambda value: value is None or is_text(value))
 # What a machine brings to a result: the last digits depend on it.
 MACHINE: dict[str, Rule] = {
     "threads": ("a number from 1 to 1024", lambda value: type(value) is int and 1 <= value <= 1024),
@@ -156,9 +153,9 @@ MACHINE: dict[str, Rule] = {
     "versions": ("an object of texts", _are_texts),
 }
 _RULES: dict[str, Rule] = MACHINE | {
-    "method": (f"one of {', '.join(RECIPES)}", lambda value: isinstance(value, str) and value in RECIPES),
-    "base_model": ("a text", _is_text),
-    "labels": ("a list of different texts", _are_labels),
+    "task": (f"one of {', '.join(TASKS)}", lambda value: isinstance(value, str) and value in TASKS),
+    "method": (f"one of {', '.join(METHODS)}", lambda value: isinstance(value, str) and value in METHODS),
+    "base_model": ("a text", is_text),
     "max_length": ("a number from 1 to 10,000,000", lambda value: type(value) is int and 1 <= value <= 10_000_000),
     "text_column": _COLUMN,
     "label_column": _COLUMN,
@@ -171,4 +168,4 @@ _RULES: dict[str, Rule] = MACHINE | {
     "base": ("an object of texts", _are_texts),
     "keep_checkpoints": ("true or false", lambda value: isinstance(value, bool)),
 }
-_REQUIRED = {"format_version", "method", "base_model", "labels", "max_length", "seed", "options"}
+_REQUIRED = {"format_version", "method", "base_model", "max_length", "seed", "options"}

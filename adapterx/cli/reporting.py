@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adapterx.cli.runs import is_main_process
+from adapterx.cli.process import is_main_process
 from adapterx.errors import ConfigError, speaker
 
 LINES = "\n\t"  # what may move the cursor where whole lines are printed
@@ -85,17 +85,20 @@ def _cell(text: str) -> Text:
     return Text(printable(text))  # a plain str would be read as rich's markup: a label `[neg]` would vanish
 
 
-def draw_learning_curve(history: list[dict[str, float]], path: Path) -> None:
-    """Draw training loss and held-out accuracy over the epochs."""
+def draw_learning_curve(history: list[dict[str, float]], path: Path, metric: str = "accuracy") -> None:
+    """Draw training loss and a held-out metric over the epochs."""
     from matplotlib.figure import Figure  # not pyplot: it would look for a display and keep global state
 
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     left = figure.add_subplot(xlabel="epoch", ylabel="loss")
     curves = [(left, "loss", "training loss", "-", "C0"), (left, "eval_loss", "held-out loss", "o--", "C1")]
-    if any("eval_accuracy" in entry for entry in history):
-        right = left.twinx()
-        right.set(ylabel="accuracy", ylim=(0, 1))
-        curves.append((right, "eval_accuracy", "held-out accuracy", "s-", "tab:green"))
+    scores = [entry[f"eval_{metric}"] for entry in history if entry.get(f"eval_{metric}") is not None]
+    if scores:
+        right, name = left.twinx(), metric.replace("_", " ")
+        right.set(ylabel=name)
+        if 0 <= min(scores) <= max(scores) <= 1:
+            right.set(ylim=(0, 1))
+        curves.append((right, f"eval_{metric}", f"held-out {name}", "s-", "tab:green"))
     lines = []
     for axes, key, label, style, color in curves:
         points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]

@@ -5,31 +5,23 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from adapterx.checkpoint import load_adapter, load_head
+from adapterx.checkpoint import load_adapter
 from adapterx.checkpoint.folder import discard, move_into_place, staging, sync_folder, write_atomically
 from adapterx.checkpoint.folder import tidy as tidy_staging
 from adapterx.checkpoint.lock import locked
 from adapterx.cli import records
 from adapterx.cli.bases import check_base, describe_base
-from adapterx.cli.models import load_text_model, quiet_transformers
+from adapterx.cli.models import quiet_transformers
 from adapterx.cli.records import CHECKPOINTS, CURVE, METRICS, RECORD, STARTED_WITH
+from adapterx.cli.tasks import task_of
+from adapterx.cli.tasks.task import Run
 from adapterx.errors import AdapterxError, CheckpointError, ConfigError, speaker
-from adapterx.heads import SequenceClassifier
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PARTIAL = ".partial-"
 PATIENCE = 0.5  # seconds: `tidy` holds the lock of a folder for a moment, a training for long
-
-
-def is_main_process() -> bool:
-    """Return whether this process writes files and talks (torchrun starts several)."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def write(path: Path, content: bytes) -> None:
@@ -147,21 +139,6 @@ def staged(output: Path, *, last: str) -> Iterator[Path]:
         move_into_place([(path, output / path.name) for path in files])
 
 
-@dataclass(frozen=True)
-class Run:
-    """A trained classifier, ready to use, and the record of how it came about."""
-
-    folder: Path
-    record: dict[str, Any]
-    classifier: SequenceClassifier
-    tokenizer: "PreTrainedTokenizerBase"
-
-    @property
-    def labels(self) -> list[str]:
-        """Class names; the position is the class id."""
-        return self.record["labels"]
-
-
 def read_record(folder: Path) -> dict[str, Any]:
     """Read `run.json`.
 
@@ -194,19 +171,14 @@ def load_run(folder: Path, *, model: str | None = None, other_base: bool = False
     quiet_transformers()
     own = record["method"] == "full"  # then the whole model stands in the run folder
     source = str(folder) if own else model or record["base_model"]
-    tokenizer, base = load_text_model(source)
+    task = task_of(record)
+    tokenizer, base = task.load(source)
     if "base" in record and not other_base:
         check_base(record["base"], describe_base(base, tokenizer), source)
     if record["method"] == "adapters":
         load_adapter(base, folder, check_base=not other_base)
-    head = load_head(folder)
-    if head.num_labels != len(record["labels"]):
-        raise CheckpointError(
-            f"{speaker()}: the head in {folder} has {head.num_labels} classes, {RECORD} {len(record['labels'])}"
-        )
+    trained = task.restore(base, folder, record)
     # A training that overwrites a run deletes `run.json` before it changes any other file.
     if read_record(folder) != record:
         raise CheckpointError(f"{speaker()}: the run in {folder} was replaced while it was read; try again")
-    classifier = SequenceClassifier(base, head.num_labels)
-    classifier.head = head
-    return Run(folder, record, classifier.eval(), tokenizer)
+    return Run(folder, record, task, trained.eval(), tokenizer)

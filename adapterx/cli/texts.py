@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,14 @@ class Wanted:
     columns: list[dict[str, object]]
 
 
-def texts_to_label(texts: list[str], file: str | None, text_column: str | None, *, recorded: str | None) -> Wanted:
+def texts_to_label(
+    texts: list[str],
+    file: str | None,
+    text_column: str | None,
+    *,
+    recorded: str | None,
+    answer: Sequence[str] = ANSWER,
+) -> Wanted:
     """Gather the texts from arguments, a file, or standard input (`-`, one text a line).
 
     Args:
@@ -30,6 +38,7 @@ def texts_to_label(texts: list[str], file: str | None, text_column: str | None, 
         file: a table, or .txt with one text a line.
         text_column: column of the table; None takes the recorded one.
         recorded: the column that the training read.
+        answer: what a prediction adds to the columns of a table.
 
     Raises:
         ConfigError: there is no text, or more than one source.
@@ -44,7 +53,7 @@ def texts_to_label(texts: list[str], file: str | None, text_column: str | None, 
     if file is not None and not of_lines:
         rows = read_rows(file, default_split="test")
         column = find_column(rows, text_column, recorded, "text")
-        return Wanted(texts_of(rows, column), _other_columns(rows, column))
+        return Wanted(texts_of(rows, column), other_columns(rows, [column], answer))
     if file is not None:
         texts = [line for path in files for line in _lines(read_bytes(path), str(path))]
     elif texts == ["-"]:
@@ -79,17 +88,23 @@ def _lines(raw: bytes, name: str) -> list[str]:
     return lines
 
 
-def _other_columns(rows: Rows, text_column: str) -> list[dict[str, object]]:
+def other_columns(rows: Rows, read: Sequence[str], answer: Sequence[str]) -> list[dict[str, object]]:
     """Return the columns beside the texts; one whose name an answer has is kept as `given_...`.
 
     So what is called `label` is always what the model says.
+
+    Args:
+        rows: of the table.
+        read: the columns that the texts come from; under the name that they have in the answer they are left out.
+        answer: what a prediction adds.
     """
     names = {}
     for column in rows.columns:
         name = column
-        while name in ANSWER or (name != column and name in rows.columns):
+        while name in answer or (name != column and name in rows.columns):
             name = PREFIX + name
         names[column] = name
-    if text_column == "text":
-        del names["text"]
+    for column in read:
+        if column in answer:
+            del names[column]
     return [{name: value.get(column) for column, name in names.items()} for value in rows.values]

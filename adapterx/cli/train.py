@@ -1,8 +1,8 @@
-"""`adapterx train`: from a table of labelled texts to a run folder that can be evaluated, used and exported."""
+"""`adapterx train`: from data to a run folder that can be evaluated, used and exported."""
 
-import math
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +12,24 @@ from torch import nn
 
 from adapterx.adapters import summary
 from adapterx.attachment import attach
-from adapterx.checkpoint import save_adapter, save_head
+from adapterx.checkpoint import save_adapter
 from adapterx.checkpoint.folder import discard, newest_complete
 from adapterx.cli import resuming, runs
 from adapterx.cli.bases import describe_base
-from adapterx.cli.examples import Examples, label_ids, load_examples, ordered_labels
-from adapterx.cli.models import check_known, embedded_tokens, load_text_model, quiet_transformers, resolve_max_length
+from adapterx.cli.examples import Examples
+from adapterx.cli.models import check_known, embedded_tokens, quiet_transformers, resolve_max_length
 from adapterx.cli.options import TrainOptions
+from adapterx.cli.process import is_main_process
+from adapterx.cli.recipes import CURVE_EXAMPLES
 from adapterx.cli.records import CHECKPOINTS, CURVE, METRICS, RECORD, describe_file, to_document
 from adapterx.cli.reporting import draw_learning_curve, print_figures, say
-from adapterx.cli.runs import is_main_process
+from adapterx.cli.tasks import TASKS
+from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Task
 from adapterx.errors import AdapterxError, CheckpointError, TrainingError
-from adapterx.heads import SequenceClassifier
 from adapterx.training import examples_per_class, seed_everything, stratified_split
 
 if TYPE_CHECKING:
-    from adapterx.cli.trainer import Encoded
     from adapterx.integrations.transformers import AdapterTrainer
-
-Json = dict[str, Any]  # what is written as JSON
 
 
 def train(options: TrainOptions) -> Json:
@@ -48,78 +47,87 @@ def train(options: TrainOptions) -> Json:
         return train_into(output, options, *data)
 
 
-def train_into(
-    output: Path, options: TrainOptions, training: Examples, held_out: Examples | None, labels: list[str]
-) -> Json:
+def train_into(output: Path, options: TrainOptions, training: Examples, held_out: Examples | None, known: Json) -> Json:
     """Train on what `read_data` returned, into a folder that is kept for this training; errors as in `train`."""
-    from adapterx.cli.trainer import build_trainer, encoded
+    from adapterx.cli.trainer import build_trainer
 
     quiet_transformers()
     before = resuming.started_with(output) if options.resume else {}
     options = resuming.as_before(options, before)
     if options.threads:
         torch.set_num_threads(options.threads)
-    tokenizer, base = load_text_model(options.model)
-    known = describe_base(base, tokenizer)
-    max_length = resolve_max_length(options.max_length, tokenizer, base)
-    classifier = build_classifier(base, options, len(labels))
+    task = TASKS[options.task]
+    tokenizer, base = task.load(options.model)
+    described = describe_base(base, tokenizer)
+    max_length = resolve_max_length(options.max_length, tokenizer, base, task.max_length)
+    model = build_model(base, options, known)
 
     # Before an older run is deleted: texts may be refused here.
-    reading = (labels, tokenizer, max_length, embedded_tokens(base))
-    rows, held_out_rows = (part and encoded(part, *reading) for part in (training, held_out))
+    encoder = Encoder(tokenizer, max_length, embedded_tokens(base), options.record())
+    rows = task.encode(training, known, encoder)
     check_known(rows, tokenizer)
+    held_out_rows = held_out and task.encode(held_out, known, encoder)
+    watched = held_out_rows
+    # A curve does not need every example; a choice of the best epoch does.
+    if held_out and not options.keep_best and len(held_out.texts) > CURVE_EXAMPLES:
+        share = CURVE_EXAMPLES / len(held_out.texts)
+        _, few = stratified_split(task.strata(held_out), share, seed=options.seed)
+        watched = task.encode(held_out.take(few), known, encoder)
 
-    found = {"labels": labels, "max_length": max_length, "content of the data": training.digest()}
+    found = known | {"max_length": max_length, "content of the data": training.digest()}
     if held_out:
         found["content of the evaluation data"] = held_out.digest()
-    found |= {f"{part} of the base model": digest[:16] for part, digest in known.items()}
+    found |= {f"{part} of the base model": digest[:16] for part, digest in described.items()}
     found["processes"] = resuming.processes()
     if options.resume:
         resuming.go_on(options, found, before)
     elif is_main_process():
         resuming.begin(output, options, found)
 
-    if full := sum(len(row["input_ids"]) >= max_length for row in rows):
-        say(f"{full} of {len(rows)} texts reach {max_length} tokens; what lies beyond is not read (--max-length)")
-    trainer = build_trainer(classifier, tokenizer, options, rows, held_out_rows, output / CHECKPOINTS)
+    if unread := task.unread(training, rows, max_length):
+        say(unread)
+    trainer = build_trainer(model, tokenizer, options, known, rows, watched, output / CHECKPOINTS)
     seconds = run_trainer(trainer, output / CHECKPOINTS, resume=options.resume)
-    metrics = final_metrics(trainer, options.method, rows, held_out_rows, seconds)
+    metrics = final_metrics(trainer, options, known, rows, held_out_rows, seconds)
+    metrics |= {"train_examples": len(training.texts), "eval_examples": len(held_out.texts) if held_out else 0}
     if is_main_process():
         columns = {"text_column": training.text_column, "label_column": training.label_column}
-        record = columns | {"labels": labels, "max_length": max_length}
+        record = columns | known | {"max_length": max_length}
         if options.method != "full":  # the run folder of which holds the whole model
-            record["base"] = known
-        write_run(output, classifier, tokenizer, options, record, metrics)
-        print_summary(output, metrics)
+            record["base"] = described
+        task.settle(model, known)
+        write_run(output, model, tokenizer, options, record, metrics)
+        print_summary(output, task, metrics)
     return metrics
 
 
-def read_data(options: TrainOptions) -> tuple[Examples, Examples | None, list[str]]:
-    """Return the training examples, the held-out ones (None if there are none), and the labels in order."""
-    columns = {"text_column": options.text_column, "label_column": options.label_column}
-    examples, held_out = load_examples(options.data, **columns), None
-    labels = ordered_labels(examples.labels, options.data)
+def read_data(options: TrainOptions) -> tuple[Examples, Examples | None, Json]:
+    """Return the training examples, the held-out ones (None if there are none), and what the task learnt from them."""
+    task, settings = TASKS[options.task], options.record()
+    asked = Asked(options.text_column, options.label_column, (None, None), settings)
+    examples, held_out = task.read(options.data, asked, default_split="train"), None
+    known = task.learn(examples, settings, options.data)
     if options.eval_data is not None:
-        recorded = (examples.text_column, examples.label_column)
-        held_out = load_examples(options.eval_data, **columns, recorded=recorded, default_split="validation")
-        label_ids(held_out, labels, options.eval_data)
+        likewise = replace(asked, recorded=(examples.text_column, examples.label_column))
+        held_out = task.read(options.eval_data, likewise, default_split="validation")
+        task.check(held_out, known, options.eval_data)
     elif options.eval_fraction:
-        kept, apart = stratified_split(examples.labels, options.eval_fraction, seed=options.seed)
+        kept, apart = stratified_split(task.strata(examples), options.eval_fraction, seed=options.seed)
         examples, held_out = examples.take(kept), examples.take(apart)
     if options.examples_per_class is not None:
         examples = examples.take(examples_per_class(examples.labels, options.examples_per_class, seed=options.seed))
-    return examples, held_out, labels
+    return examples, held_out, known
 
 
-def build_classifier(base: nn.Module, options: TrainOptions, num_labels: int) -> SequenceClassifier:
-    """Put a seeded head on the base model and make trainable what the method trains."""
+def build_model(base: nn.Module, options: TrainOptions, known: Json) -> nn.Module:
+    """Put a seeded head on the base model, where the task has one, and make trainable what the method trains."""
     seed_everything(options.seed)
-    classifier = SequenceClassifier(base, num_labels, pooling=options.pooling, dropout=options.head_dropout)
+    model = TASKS[options.task].build(base, options.record(), known)
     if options.method == "head":
         base.requires_grad_(False)
     if options.adapter is not None:
         say(str(attach(base, options.adapter, seed=options.seed)).splitlines()[0])
-    return classifier
+    return model
 
 
 def run_trainer(trainer: "AdapterTrainer", checkpoints: Path, *, resume: bool) -> float:
@@ -143,26 +151,25 @@ def run_trainer(trainer: "AdapterTrainer", checkpoints: Path, *, resume: bool) -
 
 
 def final_metrics(
-    trainer: "AdapterTrainer", method: str, training: "Encoded", held_out: "Encoded | None", seconds: float
+    trainer: "AdapterTrainer",
+    options: TrainOptions,
+    known: Json,
+    training: Encoded,
+    held_out: Encoded | None,
+    seconds: float,
 ) -> Json:
     """Score the trained model on every held-out example and gather what is worth keeping."""
-    scores: dict[str, float] = {}
-    if held_out:
-        from adapterx.cli.trainer import by_length
+    from adapterx.cli.trainer import clean_log, scores_of
 
-        scores = trainer.predict(by_length(held_out)).metrics
-        ids = [row["labels"] for row in training]
-        most_frequent = max(sorted(set(ids)), key=ids.count)
-        scores["majority_baseline"] = sum(row["labels"] == most_frequent for row in held_out) / len(held_out)
+    task = TASKS[options.task]
+    scores: dict[str, float | None] = dict.fromkeys((*task.figures, "loss"))
+    if held_out:
+        scores |= scores_of(trainer, options, known, held_out)
+        scores |= task.baselines(training, held_out, known)
     parameters = summary(trainer.model)
     return {
-        "method": method,
-        "accuracy": scores.get("test_accuracy"),
-        "macro_f1": scores.get("test_macro_f1"),
-        "loss": scores.get("test_loss"),
-        "majority_baseline": scores.get("majority_baseline"),
-        "train_examples": len(training),
-        "eval_examples": len(held_out or ()),
+        "method": options.method,
+        **scores,
         "steps": trainer.state.global_step,
         "train_seconds": round(seconds, 2),
         "trainable_parameters": parameters.trainable,
@@ -172,14 +179,8 @@ def final_metrics(
     }
 
 
-def clean_log(entry: dict[str, float]) -> dict[str, float | None]:
-    """Keep what a curve needs, in order: no speeds, which differ from run to run, and None for what is not finite."""
-    kept = {name: entry[name] for name in sorted(entry) if not name.endswith(("_runtime", "_per_second"))}
-    return {name: value if math.isfinite(value) else None for name, value in kept.items()}
-
-
 def write_run(
-    output: Path, classifier: SequenceClassifier, tokenizer: Any, options: TrainOptions, found: Json, metrics: Json
+    output: Path, trained: nn.Module, tokenizer: Any, options: TrainOptions, found: Json, metrics: Json
 ) -> None:
     """Write the run folder, `run.json` last, and discard the checkpoints unless they are to be kept.
 
@@ -187,23 +188,24 @@ def write_run(
         TrainingError: it could not be written; the checkpoints are still there.
     """
     model = str(Path(options.model).absolute()) if Path(options.model).is_dir() else options.model
-    record = {"method": options.method, "base_model": model} | found
+    task = TASKS[options.task]
+    record = {"task": task.name, "method": options.method, "base_model": model} | found
     record |= {"seed": options.seed, "options": options.record(), "keep_checkpoints": options.keep_checkpoints}
     record |= resuming.machine(options)
     try:
         with runs.staged(output, last=RECORD) as folder:
             if options.method == "full":
-                classifier.base_model.save_pretrained(folder)
+                task.adapted(trained).save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
             elif options.method == "adapters":
-                save_adapter(classifier.base_model, folder)
-            save_head(classifier, folder)
+                save_adapter(task.adapted(trained), folder)
+            task.save(trained, folder)
             record["files"] = {path.name: describe_file(path) for path in sorted(folder.iterdir())}
             sizes = {name: each["bytes"] for name, each in record["files"].items() if name.endswith(".safetensors")}
             metrics["adapter_file_bytes"] = sizes.get("adapter_model.safetensors")
             metrics["saved_bytes"] = sum(sizes.values())
             (folder / METRICS).write_bytes(to_document(metrics))
-            draw_learning_curve(metrics["history"], folder / CURVE)
+            draw_learning_curve(metrics["history"], folder / CURVE, task.best(found)[0])
             (folder / RECORD).write_bytes(to_document(record))
     except (OSError, SafetensorError, CheckpointError) as error:
         raise TrainingError(
@@ -214,9 +216,9 @@ def write_run(
         runs.discard_checkpoints(output)
 
 
-def print_summary(output: Path, metrics: Json) -> None:
+def print_summary(output: Path, task: Task, metrics: Json) -> None:
     """Print the figures that matter and what to do next."""
-    shown = {name: metrics[name] for name in ("accuracy", "macro_f1", "majority_baseline") if metrics[name] is not None}
+    shown = {name: metrics[name] for name in task.figures if metrics[name] is not None}
     shown["trained"] = f"{metrics['trainable_parameters']:,} parameters ({100 * metrics['trainable_fraction']:.2f} %)"
     shown["saved"] = f"{metrics['saved_bytes'] / 1024:,.0f} KiB"
     shown["training"] = f"{metrics['train_seconds']:.0f} s"

@@ -1,72 +1,83 @@
-"""What the Hugging Face Trainer is given: encoded examples, arguments, callbacks. Only `train` imports this module."""
+"""What the Hugging Face Trainer is given: rows, arguments, callbacks, what scores. Only `train` imports this module."""
 
 import math
 from pathlib import Path
-from typing import Any
 
 import transformers
+from torch import nn
 
-from adapterx.cli.examples import Examples, label_ids
-from adapterx.cli.models import encode
 from adapterx.cli.options import TrainOptions
 from adapterx.cli.progress import ProgressLine
-from adapterx.cli.recipes import CURVE_EXAMPLES, EVAL_BATCH_SIZE
-from adapterx.heads import SequenceClassifier
+from adapterx.cli.recipes import EVAL_BATCH_SIZE
+from adapterx.cli.tasks import TASKS
+from adapterx.cli.tasks.batches import by_length
+from adapterx.cli.tasks.task import Encoded, Json
 from adapterx.integrations.transformers import AdapterTrainer
-from adapterx.training import classification_scores, stratified_split
-
-Encoded = list[dict[str, Any]]  # token ids and, as `labels`, the class id of every example
-
-
-def encoded(examples: Examples, labels: list[str], tokenizer: Any, max_length: int, embedded: int | None) -> Encoded:
-    """Encode examples, keeping their order; `embedded` as in `encode`."""
-    ids = label_ids(examples, labels, "the data")
-    rows = encode(tokenizer, examples.texts, max_length, embedded=embedded)
-    return [row | {"labels": label} for row, label in zip(rows, ids, strict=True)]
-
-
-def by_length(rows: Encoded) -> Encoded:
-    """Return the examples, short ones first: batches of equal length hold little padding."""
-    return sorted(rows, key=lambda row: len(row["input_ids"]))
 
 
 def build_trainer(
-    classifier: SequenceClassifier,
-    tokenizer: Any,
+    model: nn.Module,
+    tokenizer: "transformers.PreTrainedTokenizerBase",
     options: TrainOptions,
+    known: Json,
     training: Encoded,
-    held_out: Encoded | None,
+    watched: Encoded | None,
     checkpoints: Path,
 ) -> AdapterTrainer:
-    """Build the Trainer; after every epoch it scores the held-out examples, or enough of them for a curve."""
-    watched = held_out
-    # A curve does not need every example; a choice of the best epoch does.
-    if held_out and not options.keep_best and len(held_out) > CURVE_EXAMPLES:
-        share = CURVE_EXAMPLES / len(held_out)
-        _, few = stratified_split([row["labels"] for row in held_out], share, seed=options.seed)
-        watched = [held_out[i] for i in few]
+    """Build the Trainer.
+
+    Args:
+        model: to train.
+        tokenizer: of the base model.
+        options: of the run.
+        known: what the task learnt from the data.
+        training: the rows to train on.
+        watched: the rows that are scored after every epoch.
+        checkpoints: the folder for them.
+    """
+    task = TASKS[options.task]
+    watched = by_length(watched) if watched else None
+    metric = task.best(known)
+    best = metric if options.keep_best else None
     trainer = AdapterTrainer(
-        model=classifier,
-        args=training_arguments(options, checkpoints, num_examples=len(training), evaluates=bool(held_out)),
+        model=model,
+        args=training_arguments(options, checkpoints, num_examples=len(training), evaluates=bool(watched), best=best),
         train_dataset=training,
-        eval_dataset=by_length(watched) if watched else None,
-        data_collator=transformers.DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda p: classification_scores(p.predictions.argmax(-1).tolist(), p.label_ids.tolist()),
-        callbacks=[ProgressLine(options.epochs)],
+        eval_dataset=watched,
+        data_collator=task.collator(tokenizer, model),
+        compute_metrics=task.scorer(watched, known) if watched else None,
+        callbacks=[ProgressLine(options.epochs, metric[0])],
         head_learning_rate=options.head_learning_rate,
+        **task.for_trainer(),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
+def scores_of(trainer: AdapterTrainer, options: TrainOptions, known: Json, rows: Encoded) -> dict[str, float]:
+    """Return what the trained model scores on these rows, by the names of the metrics."""
+    rows = by_length(rows)
+    trainer.compute_metrics = TASKS[options.task].scorer(rows, known)
+    found = trainer.predict(rows).metrics
+    return {name.removeprefix("test_"): value for name, value in clean_log(found).items()}
+
+
+def clean_log(entry: dict[str, float]) -> dict[str, float | None]:
+    """Keep what a curve needs, in order: no speeds, which differ from run to run, and None for what is not finite."""
+    kept = {name: entry[name] for name in sorted(entry) if not name.endswith(("_time", "_runtime", "_per_second"))}
+    return {name: value if math.isfinite(value) else None for name, value in kept.items()}
+
+
 def training_arguments(
-    options: TrainOptions, checkpoints: Path, *, num_examples: int, evaluates: bool
+    options: TrainOptions, checkpoints: Path, *, num_examples: int, evaluates: bool, best: tuple[str, bool] | None
 ) -> transformers.TrainingArguments:
-    """Return the options in the Trainer's words."""
+    """Return the options in the Trainer's words; `best` is the metric to choose an epoch by, and its direction."""
     steps = math.ceil(num_examples / options.batch_size) * options.epochs
     # The name of the option changed between the major versions; the meaning, a share of all steps, did not.
     warmup = "warmup_steps" if int(transformers.__version__.split(".")[0]) >= 5 else "warmup_ratio"
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "greater_is_better": True}
+    chosen = {}
+    if best is not None:
+        chosen = {"load_best_model_at_end": True, "metric_for_best_model": best[0], "greater_is_better": best[1]}
     return transformers.TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=options.epochs,
@@ -88,5 +99,5 @@ def training_arguments(
         dataloader_pin_memory=options.uses_gpu,
         ddp_find_unused_parameters=options.method == "full",  # adapters and a head are always used
         **{warmup: options.warmup_ratio},
-        **(best if options.keep_best else {}),
+        **chosen,
     )

@@ -82,12 +82,12 @@ def test_a_run(tmp_path):
 
     recorded.save_base_model(tmp_path / "base")
     run = load_run(FOLDER / "run", model=str(tmp_path / "base"))
-    assert isinstance(run.classifier, SequenceClassifier)
+    assert isinstance(run.model, SequenceClassifier)
     known = json.loads((FOLDER / "run_predictions.json").read_text())
     texts = Wanted(recorded.TEXTS, [{} for _ in recorded.TEXTS])
     for found, wanted in zip(predict(run, texts), known, strict=True):
         assert (found["text"], found["label"]) == (wanted["text"], wanted["label"])
         assert found["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
-    with adapterx.disabled(run.classifier):
+    with adapterx.disabled(run.model):
         bare = predict(run, texts)
     assert max(abs(b["probability"] - k["probability"]) for b, k in zip(bare, known, strict=True)) > 0.01

@@ -45,7 +45,7 @@ def test_bad_option(model, data, tmp_path, name):
 
 
 def test_recipes_are_complete():
-    assert set(recipes.RECIPES) == {"adapters", "head", "full"}
+    assert set(recipes.CLASSIFICATION) == {"adapters", "head", "full"}
 
 
 # -- one declaration

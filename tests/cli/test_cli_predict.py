@@ -309,6 +309,6 @@ def test_logits_that_are_not_finite(trained):
     from adapterx.cli.scoring import predict
 
     run = load_run(Path(trained))
-    run.classifier.head.linear.bias.data[0] = float("nan")
+    run.model.head.linear.bias.data[0] = float("nan")
     with pytest.raises(CheckpointError, match=r"logits of a run must be finite, those of .* are not for 'good'"):
         predict(run, Wanted(["good"], [{}]))

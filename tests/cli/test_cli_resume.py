@@ -135,7 +135,7 @@ def test_killed_at_any_moment_and_resumed(model, data, tmp_path):
 @pytest.fixture
 def unfinished(model, data, tmp_path, monkeypatch):
     """A run that kept its first epoch as the best and could not be written; beside it, the undisturbed one."""
-    from adapterx.cli import trainer
+    from adapterx.cli.tasks import single_label
 
     def scores(guesses, truth):
         calls.append(len(guesses))
@@ -147,7 +147,7 @@ def unfinished(model, data, tmp_path, monkeypatch):
     for name in ("straight", "o"):
         calls = []
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "classification_scores", scores)
+            patch.setattr(single_label, "classification_scores", scores)
             if name == "o":
                 patch.setattr("adapterx.cli.train.draw_learning_curve", full)
             train(model, data, tmp_path / name, "--keep-best", code=2 if name == "o" else 0)

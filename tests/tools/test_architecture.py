@@ -62,7 +62,7 @@ def group_of(module: str) -> str:
 
 def test_modules_import_each_other_in_no_circle():
     floors = longest_paths(ARROWS)
-    assert max(floors.values()) < 26  # a taller house is one to think about
+    assert max(floors.values()) < 30  # a taller house is one to think about
 
 
 def test_the_parts_of_the_package_form_no_circle():

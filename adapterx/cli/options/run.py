@@ -9,8 +9,9 @@ from adapterx.cli.options.adapter import adapter_config
 from adapterx.cli.options.data import DataOptions
 from adapterx.cli.options.output import OutputOptions
 from adapterx.cli.options.training import TrainingOptions
-from adapterx.cli.recipes import EVAL_FRACTION, RECIPES
+from adapterx.cli.recipes import EVAL_FRACTION
 from adapterx.cli.sources import Sources
+from adapterx.cli.tasks import NAMES, TASKS
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError
 
@@ -38,13 +39,17 @@ class TrainOptions(TrainingOptions, OutputOptions, DataOptions):  # the fields o
             value, (rule, holds) = getattr(self, declared.name), declared.metadata["must"]
             if value is not None and not holds(value):
                 raise ConfigError(f"train: {declared.name} must {rule}, got {value!r}")
+        self._set("task", NAMES[self.task])
+        self.check_task(TASKS[self.task])
         self._set("adapter", adapter_config(self.method, adapter_values or {}))
         self.check_output()
         self.check_data()
         if self.keep_best and self.eval_fraction == 0.0:
             raise ConfigError("train: keep_best needs examples to choose by: give eval_data or eval_fraction above 0")
         self.check_training()
-        by_default = RECIPES[self.method] | {"eval_fraction": 0.0 if self.eval_data is not None else EVAL_FRACTION}
+        by_default = TASKS[self.task].recipes[self.method] | {
+            "eval_fraction": 0.0 if self.eval_data is not None else EVAL_FRACTION
+        }
         for name, value in by_default.items():
             if getattr(self, name) is None:
                 self._set(name, value)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from adapterx.cli.options.declaring import COUNT, DECAY, RATE, SEED, SHARE, THREADS, TRAINING, one_of, option
-from adapterx.cli.recipes import RECIPES
+from adapterx.cli.recipes import METHODS
+from adapterx.cli.tasks import DEFAULT, NAMES, TASKS
+from adapterx.cli.tasks.task import Task
 from adapterx.errors import ConfigError
 from adapterx.heads import POOLINGS
 
@@ -14,14 +16,22 @@ from adapterx.heads import POOLINGS
 class TrainingOptions:
     """The panel "Training"."""
 
+    task: str = option(
+        TRAINING,
+        "What is learnt: "
+        + "; ".join(f"{task.name} ({task.about})" for task in TASKS.values())
+        + f". Default: {DEFAULT}.",
+        DEFAULT,
+        must=one_of(*NAMES),
+    )
     method: str = option(
         TRAINING,
         "What is trained: adapters (default), head (on the frozen model), or full (every weight).",
         "adapters",
-        must=one_of(*RECIPES),
+        must=one_of(*METHODS),
     )
-    pooling: str = option(
-        TRAINING, "How tokens become one vector: mean (default), cls, last (decoders).", "mean", must=one_of(*POOLINGS)
+    pooling: str | None = option(
+        TRAINING, "How tokens become one vector: mean (default), cls, last (decoders).", must=one_of(*POOLINGS)
     )
     epochs: int | None = option(TRAINING, "Passes over the data (default: the method's).", must=COUNT)
     learning_rate: float | None = option(TRAINING, "Peak learning rate (default: the method's).", must=RATE)
@@ -29,12 +39,12 @@ class TrainingOptions:
     batch_size: int = option(TRAINING, "Examples in a batch, on each device.", 16, must=COUNT)
     warmup_ratio: float = option(TRAINING, "Share of the steps in which the rate rises.", 0.1, must=SHARE)
     weight_decay: float = option(TRAINING, "AdamW's weight decay.", 0.01, must=DECAY)
-    head_dropout: float = option(TRAINING, "Dropout before the head's linear layer.", 0.1, must=SHARE)
+    head_dropout: float | None = option(TRAINING, "Dropout before the head's linear layer (default 0.1).", must=SHARE)
     precision: str = option(
         TRAINING, "fp32 (default), bf16, or fp16 (GPU).", "fp32", must=one_of("fp32", "bf16", "fp16")
     )
     keep_best: bool = option(
-        TRAINING, "Keep the epoch with the best held-out accuracy, not the last; then report on other data.", False
+        TRAINING, "Keep the epoch with the best held-out score, not the last; then report on other data.", False
     )
     seed: int = option(TRAINING, "Seed of everything that is drawn (default 0).", 0, must=SEED)
     threads: int | None = option(
@@ -46,6 +56,23 @@ class TrainingOptions:
     device: str = option(
         TRAINING, "auto (default: a GPU where there is one) or cpu.", "auto", must=one_of("auto", "cpu"), free=True
     )
+
+    def check_task(self, task: Task) -> None:
+        """Refuse what the task does not take.
+
+        Raises:
+            ConfigError: it cannot be trained by the method, or an option is of other tasks.
+        """
+        if self.method not in task.recipes:
+            raise ConfigError(
+                f"train: method must be one of {', '.join(task.recipes)} for --task {task.name}, got {self.method!r}"
+            )
+        for name in sorted(frozenset().union(*(other.options for other in TASKS.values())) - task.options):
+            if getattr(self, name) is not None:
+                served = ", ".join(other.name for other in TASKS.values() if name in other.options)
+                raise ConfigError(
+                    f"train: --{name.replace('_', '-')} can only be used with --task {served}, got --task {task.name}"
+                )
 
     def check_training(self) -> None:
         """Refuse what this machine cannot do.

@@ -1,0 +1,109 @@
+"""What the tasks share that give each text labels or numbers: a head on the pooled hidden states."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from adapterx.checkpoint import load_head, save_head
+from adapterx.cli.examples import Examples
+from adapterx.cli.models import encode, load_text_model
+from adapterx.cli.recipes import CLASSIFICATION
+from adapterx.cli.sources import Sources
+from adapterx.cli.tasks.batches import batches_of, encoder_of, logits_of_batch
+from adapterx.cli.tasks.task import Encoded, Encoder, Json, Run, Task
+from adapterx.errors import CheckpointError, speaker
+from adapterx.heads import SequenceClassifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HEAD = {"pooling": "mean", "head_dropout": 0.1}
+
+
+class SequenceTask(Task):
+    """A task of `SequenceClassifier`, one for each problem type."""
+
+    problem_type: ClassVar[str]
+    recipes: ClassVar = {method: recipe | HEAD for method, recipe in CLASSIFICATION.items()}
+    options = frozenset({"pooling", "head_dropout", "head_learning_rate"})
+
+    def outputs(self, known: Json) -> int:
+        """Return how many logits a text has."""
+        return len(known["labels"])
+
+    def load(self, model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
+        """Load the base model without head."""
+        return load_text_model(model)
+
+    def build(self, base: nn.Module, settings: Mapping[str, Any], known: Json) -> nn.Module:
+        """Put a new head on the base model."""
+        return SequenceClassifier(
+            base,
+            self.outputs(known),
+            pooling=settings["pooling"],
+            dropout=settings["head_dropout"],
+            problem_type=self.problem_type,
+        )
+
+    def targets(self, examples: Examples, known: Json, source: str | Sources) -> Sequence[Any]:
+        """Return what the loss compares with, for every example; `check` is to find what is wrong.
+
+        Raises:
+            DataError: a label does not occur in training.
+        """
+        raise NotImplementedError
+
+    def check(self, examples: Examples, known: Json, source: str | Sources) -> None:
+        """Refuse labels that do not occur in training."""
+        self.targets(examples, known, source)
+
+    def encode(self, examples: Examples, known: Json, encoder: Encoder) -> Encoded:
+        """Encode the texts, keeping their order."""
+        targets = self.targets(examples, known, "the data")
+        rows = encode(encoder.tokenizer, examples.texts, encoder.max_length, embedded=encoder.embedded)
+        return [row | {"labels": target} for row, target in zip(rows, targets, strict=True)]
+
+    def unread(self, examples: Examples, rows: Encoded, max_length: int) -> str | None:
+        """Return how many texts reach the limit."""
+        full = sum(len(row["input_ids"]) >= max_length for row in rows)
+        told = f"{full} of {len(rows)} texts reach {max_length} tokens; what lies beyond is not read (--max-length)"
+        return told if full else None
+
+    def collator(self, tokenizer: "PreTrainedTokenizerBase", model: nn.Module) -> Any:
+        """Pad the texts of a batch."""
+        import transformers
+
+        return transformers.DataCollatorWithPadding(tokenizer)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the head."""
+        save_head(model, folder)
+
+    def restore(self, base: nn.Module, folder: Path, record: Json) -> nn.Module:
+        """Put the saved head on the base model."""
+        head = load_head(folder)
+        if head.num_labels != self.outputs(record) or head.problem_type != self.problem_type:
+            raise CheckpointError(
+                f"{speaker()}: the head in {folder} has {head.num_labels} outputs of {head.problem_type}, its run.json "
+                f"tells of {self.outputs(record)} of {self.problem_type}"
+            )
+        classifier = SequenceClassifier(base, head.num_labels)
+        classifier.head = head
+        return classifier
+
+    def beside_export(self, run: Run) -> dict[str, Any]:
+        """Return the names of the classes."""
+        return {"labels.json": run.labels}
+
+    @torch.inference_mode()
+    def logits(self, run: Run, texts: Sequence[str]) -> Tensor:
+        """Return float32 logits `(texts, labels)`, in the order of the texts, on the CPU; errors as in `encode`."""
+        encoder = encoder_of(run)
+        rows = encode(run.tokenizer, texts, encoder.max_length, embedded=encoder.embedded)
+        logits = torch.empty(len(rows), self.outputs(run.record))
+        for chosen, batch in batches_of(run, rows):
+            logits[chosen] = logits_of_batch(run, batch, [texts[i] for i in chosen])
+        return logits

@@ -1,0 +1,97 @@
+"""Sequence classification: each text has one label."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from adapterx.cli.examples import Examples, label_ids, ordered_labels
+from adapterx.cli.rules import LABELS
+from adapterx.cli.sources import Sources
+from adapterx.cli.tasks.sequences import SequenceTask
+from adapterx.cli.tasks.task import Encoded, Json, Run
+from adapterx.cli.texts import ANSWER, Wanted
+from adapterx.heads.labels import SINGLE_LABEL
+from adapterx.training import classification_scores
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
+
+
+class SequenceClassification(SequenceTask):
+    """The task of runs whose record names none."""
+
+    name = "sequence-classification"
+    aliases = ("text-classification", "sentiment-analysis", "single-label-classification")
+    about = "one label for each text"
+    problem_type = SINGLE_LABEL
+    options = SequenceTask.options | {"examples_per_class"}
+    figures = ("accuracy", "macro_f1", "majority_baseline")
+    recorded: ClassVar = {"labels": LABELS}
+    answer = ANSWER
+    nested = frozenset({"probabilities"})
+
+    def learn(self, examples: Examples, settings: Mapping[str, Any], source: str | Sources) -> Json:
+        """Return the classes in order."""
+        return {"labels": ordered_labels(examples.labels, source)}
+
+    def targets(self, examples: Examples, known: Json, source: str | Sources) -> Sequence[int]:
+        """Return class ids."""
+        return label_ids(examples, known["labels"], source)
+
+    def strata(self, examples: Examples) -> Sequence[Hashable]:
+        """Hold out the same share of each class."""
+        return examples.labels
+
+    def scorer(self, rows: Encoded, known: Json) -> "Callable[[EvalPrediction], dict[str, float]]":
+        """Score by accuracy and macro-F1."""
+        return lambda p: classification_scores(p.predictions.argmax(-1).tolist(), p.label_ids.tolist())
+
+    def best(self, known: Json) -> tuple[str, bool]:
+        """Choose by accuracy."""
+        return "accuracy", True
+
+    def baselines(self, training: Encoded, held_out: Encoded, known: Json) -> dict[str, float]:
+        """Return the accuracy of always saying the label that is most frequent in training."""
+        ids = [row["labels"] for row in training]
+        most_frequent = max(sorted(set(ids)), key=ids.count)
+        return {"majority_baseline": sum(row["labels"] == most_frequent for row in held_out) / len(held_out)}
+
+    def evaluate(self, run: Run, examples: Examples) -> Json:
+        """Score a run, and each of its classes."""
+        truth = torch.tensor(self.targets(examples, run.record, "the data"))
+        logits = self.logits(run, examples.texts)
+        guesses = logits.argmax(dim=1)
+        counts = truth.bincount(minlength=len(run.labels))
+        metrics: Json = classification_scores(guesses.tolist(), truth.tolist())
+        metrics["loss"] = torch.nn.functional.cross_entropy(logits, truth).item()
+        metrics["majority_baseline"] = counts.max().item() / len(truth)
+        metrics["classes"] = {}
+        for i, label in enumerate(run.labels):
+            hits = ((guesses == i) & (truth == i)).sum().item()
+            guessed = (guesses == i).sum().item()
+            metrics["classes"][label] = {
+                "precision": hits / guessed if guessed else None,
+                "recall": hits / counts[i].item() if counts[i] else None,
+                "examples": counts[i].item(),
+            }
+        return metrics
+
+    def predict(self, run: Run, wanted: Wanted) -> list[Json]:
+        """Return for each text its likeliest label, and the probability of every label."""
+        probabilities = self.logits(run, wanted.texts).softmax(dim=1)
+        best = probabilities.argmax(dim=1).tolist()
+        return [
+            {
+                **columns,
+                "text": text,
+                "label": run.labels[i],
+                "probability": round(row[i].item(), 6),
+                "probabilities": {label: round(p, 6) for label, p in zip(run.labels, row.tolist(), strict=True)},
+            }
+            for columns, text, i, row in zip(wanted.columns, wanted.texts, best, probabilities, strict=True)
+        ]
+
+    def cells(self, prediction: Json) -> tuple[str, ...]:
+        """Return label, probability and text."""
+        return prediction["label"], f"{prediction['probability']:.3f}", prediction["text"]
