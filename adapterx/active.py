@@ -10,12 +10,14 @@ from adapterx.compose import BatchSplit, Composition, Parallel, Stack, adapter_n
 from adapterx.compose.batch import Shared
 from adapterx.compose.naming import copies_in, fusions_in, keep_names, renamed, trained_names
 from adapterx.compose.nesting import check_runnable
+from adapterx.compose.parse import batch_of
 from adapterx.errors import ConfigError, speaker, speaking_as
 from adapterx.facts import facts_of
 from adapterx.fusion import FusionSet
 from adapterx.host import base_modules, switchable_modules, walk
 from adapterx.repeating import follow_composition
 from adapterx.route import Override, SwitchableModules
+from adapterx.sharding import check_agreed
 
 # Plain attribute of the module that adapters were last switched on: the composition of all modules inside it, and the
 # blocks left out. What is attached later, below it, takes them over from the nearest one.
@@ -258,12 +260,12 @@ def mixed(model: nn.Module, names: Sequence[str | Composition | None]) -> Iterat
     Raises:
         TypeError: `names` is not a sequence of names, compositions and None.
         UnknownAdapterError: a name is not attached.
-        ConfigError: a composition cannot stand there.
+        ConfigError: a composition cannot stand there, or processes that share the model by FSDP2 name other adapters.
         ValueError: `names` is empty; in a forward pass: a shape does not fit the number of names.
         RuntimeError: in a backward pass after the block: gradients would be lost.
     """
     with speaking_as("mixed"):
-        composition = _batch_of(names)
+        composition = batch_of(names)
         check_fits(model, composition)
     with picked(model, composition, Shared("mixed", in_block=True)):
         yield model
@@ -273,6 +275,7 @@ def check_fits(model: nn.Module, composition: Composition) -> None:
     """Raise UnknownAdapterError or ConfigError unless the model can run a composition."""
     used = adapter_names_in(composition)
     check_known(model, used)
+    check_agreed(model, used)
     check_runnable(composition, facts_of(model, used))
 
 
@@ -281,20 +284,3 @@ def picked(model: nn.Module, composition: BatchSplit | Parallel, shared: Shared)
     """Let the adapters that a batch picks, and no others, run and train inside the `with` block."""
     with _open(Override(model, composition, shared)):
         yield
-
-
-def _batch_of(names: Sequence[str | Composition | None]) -> BatchSplit:
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise TypeError(f"mixed: names must be a sequence of adapter names and None, got {names!r}")
-    strangers = [name for name in names if name is not None and not isinstance(name, (str, Composition))]
-    if strangers:
-        raise TypeError(f"mixed: names must hold strings, compositions and None, got {strangers[0]!r} among them")
-    if not names:
-        raise ValueError("mixed: names must have one entry for each sequence of the batch, got none")
-    composition = BatchSplit(*names)
-    if fusions_in(composition):
-        raise ConfigError(
-            "mixed: names must not hold Fuse, which says what trains and for how long; use set_active with "
-            "BatchSplit(..., batch_sizes=...)"
-        )
-    return parse_composition(composition)

@@ -42,7 +42,7 @@ def attach(
     Raises:
         TypeError: `config` is no AdapterConfig.
         ConfigError: the name, the dtype or the bottleneck does not fit.
-        TargetError: the modules to adapt cannot be chosen. The model is then as it was.
+        TargetError: the modules to adapt cannot be chosen, or the model is sharded. The model is then as it was.
         RuntimeError: the model is inside a `mixed` block.
     """
     generator = None if seed is None else torch.Generator(device="cpu").manual_seed(seed)

@@ -17,6 +17,7 @@ from adapterx.facts import facts_of
 from adapterx.fusion import FUSIONS, AdapterFusion, FusionConfig, FusionSet
 from adapterx.host import ADAPTERS, AdapterSet, walk
 from adapterx.planning import check_dtype
+from adapterx.sharding import check_not_sharded
 from adapterx.targets.ports import NormedOutput, NormedSum
 
 
@@ -50,7 +51,8 @@ def add_fusion(
         UnknownAdapterError: an adapter is not attached.
         ConfigError: the fusion is there already, or the adapters of a module do not read and add alike, or not what
             the config needs.
-        TargetError: base modules that were adapted have been replaced, and their adapters with them.
+        TargetError: base modules that were adapted have been replaced, and their adapters with them, or the model is
+            sharded.
         RuntimeError: the model is inside a `mixed` block.
     """
     generator = None if seed is None else torch.Generator(device="cpu").manual_seed(seed)
@@ -98,6 +100,7 @@ def plan_fusion(
     """Build and check a fusion without touching the model; arguments and errors as in `add_fusion`."""
     check_dtype(dtype)
     check_not_mixed(model)
+    check_not_sharded(model)
     check_whole(model)
     fuse = names if isinstance(names, Fuse) else Fuse(*names)
     used = adapter_names_in(fuse)

@@ -19,6 +19,7 @@ from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modul
 from adapterx.invertible import InvertibleAdapter
 from adapterx.phm import Factors
 from adapterx.records import Attachment, Place, open_book
+from adapterx.sharding import check_not_sharded
 from adapterx.targets import Ends, Target, find_ends, find_norms, find_targets
 from adapterx.untrained import warn_of_fresh_heads
 
@@ -76,6 +77,7 @@ def plan_attachment(
         raise TypeError(f"{speaker()}: config must be an AdapterConfig, got {type(config).__name__}{hint}")
     check_dtype(dtype)
     check_not_mixed(model)
+    check_not_sharded(model)
     check_whole(model)
     check_name(model, name)
     modules = base_modules(model)

@@ -1,6 +1,6 @@
 """Everything that writes or reads checkpoints: adapters, heads, what a training run trains; strict, without pickle."""
 
-from adapterx.checkpoint.adapter import load_adapter, restore_adapter, save_adapter
+from adapterx.checkpoint.adapter import adapter_state, load_adapter, restore_adapter, save_adapter
 from adapterx.checkpoint.formats import format_of
 from adapterx.checkpoint.fusion import load_fusion, save_fusion
 from adapterx.checkpoint.head import load_head, restore_head, save_head
@@ -8,6 +8,7 @@ from adapterx.checkpoint.rewriting import average_saved_adapters, rename_saved_a
 from adapterx.checkpoint.trained import restore_trained, save_trained, trainable_state
 
 __all__ = [
+    "adapter_state",
     "average_saved_adapters",
     "format_of",
     "load_adapter",

@@ -14,7 +14,7 @@ from adapterx.checkpoint.base import check_same_base, record_base
 from adapterx.checkpoint.contents import Contents, check_targets, describe_target, read_contents, renamed_to_fit
 from adapterx.checkpoint.document import describe_base
 from adapterx.checkpoint.fitting import check_fit, copy_into
-from adapterx.checkpoint.pair import prepare_pair, stored_metadata, write_pair
+from adapterx.checkpoint.pair import stored_metadata, write_pair
 from adapterx.config import AdapterConfig
 from adapterx.couplings import INVERTIBLES, Couplings, HeadCouplings
 from adapterx.errors import (
@@ -30,6 +30,7 @@ from adapterx.phm import Factors
 from adapterx.planning import Plan, build_invertible, check_dtype, check_name, norms_to_train, plan_attachment
 from adapterx.records import Attachment
 from adapterx.route import SwitchableModules
+from adapterx.sharding import check_not_sharded, gathered, reshard, written_once
 from adapterx.targets import Target, find_ends, find_targets
 
 _SPARE = 2**20  # numbers that a configuration may need beyond those in the files
@@ -41,7 +42,8 @@ def save_adapter(
 ) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`; an interruption leaves the old pair or the new one.
 
-    What tells the weights of the adapted base modules from others is written too, for `load_adapter` to compare.
+    What tells the weights of the adapted base modules from others is written too, for `load_adapter` to compare. Where
+    FSDP2 has sharded the model all processes call this, and the first one writes for all.
 
     Args:
         model: the module that was given to `attach` (names in the files are relative to it).
@@ -53,13 +55,36 @@ def save_adapter(
         UnknownAdapterError: the adapter is not attached, or None does not say which one.
         CheckpointError: the folder cannot be written, or the metadata cannot be stored.
     """
-    name = resolve_name(model, name)
-    write_pair(folder, "adapter", dict(_adapter_tensors(model, name)), _describe(model, name, metadata))
+    tensors, document = adapter_contents(model, resolve_name(model, name), metadata)
+    written_once(model, lambda: write_pair(folder, "adapter", tensors, document))
 
 
-def prepare_adapter(model: nn.Module, folder: str | Path, name: str) -> str:
-    """Write an adapter that waits for `settle_pair`; return its hash. Errors as in `save_adapter`."""
-    return prepare_pair(folder, "adapter", dict(_adapter_tensors(model, name)), _describe(model, name, None))
+@speaking_as("adapter_state")
+def adapter_state(model: nn.Module, name: str | None = None) -> dict[str, Tensor]:
+    """Return what `save_adapter` writes of an adapter, by the names in its file.
+
+    Where FSDP2 has sharded the model this is collective, as everything that saves and restores is: all processes call
+    it, and each gets whole tensors.
+
+    Args:
+        model: the module that was given to `attach`.
+        name: which adapter; None takes the only one, or the only active one.
+
+    Returns:
+        Tensors without gradients, which share the memory of the adapter's; of a sharded one, whole copies on the CPU.
+
+    Raises:
+        UnknownAdapterError: the adapter is not attached, or None does not say which one.
+    """
+    return gathered(dict(_adapter_tensors(model, resolve_name(model, name))))
+
+
+def adapter_contents(
+    model: nn.Module, name: str, metadata: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the document of an adapter's files; collective and errors as in `save_adapter`."""
+    reshard(model)
+    return adapter_state(model, name), _describe(model, name, metadata)
 
 
 def _describe(model: nn.Module, name: str, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -92,8 +117,8 @@ def load_adapter(
     prefixes fit, such as those of two towers, load into the part that is meant.
 
     The model must be the one that the adapter was trained on: the weights of the adapted modules must be equal, as far
-    as the coarser dtype of the two can tell. Quantised, sharded or offloaded weights are not compared, nor are the
-    files of 0.1.0, which recorded none.
+    as the coarser dtype of the two can tell. Quantised or offloaded weights are not compared, nor are the files of
+    0.1.0, which recorded none.
 
     Args:
         model: as in `attach`.
@@ -109,9 +134,11 @@ def load_adapter(
     Raises:
         CheckpointError: the files are missing or damaged, are another library's, do not fit the model, or belong to
             another one.
+        TargetError: the model is sharded.
         ConfigError: the name is taken, or is no name for an adapter; the dtype is none for adapters.
         RuntimeError: the model is inside a `mixed` block.
     """
+    check_not_sharded(model)
     contents = read_contents(folder)
     name = contents.name if name is None else name
     check_name(model, name)
@@ -166,6 +193,7 @@ def fitting_tensors(
     contents = read_contents(folder, sha256=sha256)
     attachment = adapters(model)[name]
     own = attachment.config
+    reshard(model)
     if contents.config != own:
         raise CheckpointError(
             f"{speaker()}: {folder} holds an adapter of another configuration: {contents.config}, not {own}"

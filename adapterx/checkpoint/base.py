@@ -2,7 +2,8 @@
 
 Only those modules are recorded, so that a head, resized embeddings, trained copies or a wrapper make no other model of
 it. Values are compared exactly where both sides store one dtype, else by a sample of them, as far as the coarser dtype
-can tell. What holds no plain floating-point weights here (quantised, sharded, offloaded, none at all) is not compared.
+can tell. What holds no plain floating-point weights here (quantised, offloaded, none at all) is not compared. What
+FSDP2 has sharded is gathered module by module, and these functions are collective then.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from adapterx.errors import CheckpointError, speaker
 from adapterx.host import base_modules
+from adapterx.sharding import gathered, is_sharded
 from adapterx.targets.layouts import model_type_of
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
@@ -127,11 +129,24 @@ def _combined(tensors: Mapping[str, Tensor], digests: Iterable[str]) -> str:
 
 
 def _record_weights(model: nn.Module, paths: Iterable[str]) -> dict[str, dict[str, Any] | None]:
-    """Return what the adapted modules hold of their own, without what adapterx has added."""
+    """Return what the adapted modules hold of their own, without what adapterx has added.
+
+    What is sharded is gathered module by module, in the same order in every process.
+    """
     weights = {path: _own_weights(model.get_submodule(path)) for path in paths}
+    sharded = [path for path, own in weights.items() if any(map(is_sharded, own.values()))]
+    records = _records({path: own for path, own in weights.items() if path not in sharded})
+    for path in sharded:
+        if all(weight.dtype in _DTYPES.values() for weight in weights[path].values()):
+            records |= _records({path: gathered(weights[path])})
+    return {path: records.get(path) for path in weights}
+
+
+def _records(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
+    """Return what is recorded of modules by their weights, without those that cannot be compared."""
     comparable = {path: own for path, own in weights.items() if _is_comparable(own)}
     digests = iter(_digests([own[name] for own in comparable.values() for name in sorted(own)]))
-    records = {
+    return {
         path: {
             "dtypes": sorted({str(weight.dtype).removeprefix("torch.") for weight in own.values()}),
             "sha256": _combined(own, islice(digests, len(own))),
@@ -139,7 +154,6 @@ def _record_weights(model: nn.Module, paths: Iterable[str]) -> dict[str, dict[st
         }
         for path, own in comparable.items()
     }
-    return {path: records.get(path) for path in weights}
 
 
 def _digests(tensors: list[Tensor]) -> list[str]:

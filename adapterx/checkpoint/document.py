@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from torch import nn
 
 from adapterx.errors import CheckpointError, speaker
+from adapterx.sharding import own_class
 
 MAX_DOCUMENT_BYTES = 16 * 2**20  # a thousand times what a large model's adapters need
 MAX_VALUES = 400_000  # a value in a list takes up to a hundred times the memory of its two characters
@@ -192,7 +193,7 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
         "name": public_name(name) if isinstance(name, str) and name else None,
         "commit": commit if isinstance(commit, str) else None,
         "model_type": getattr(config, "model_type", None),
-        "class": type(model).__name__,
+        "class": own_class(model).__name__,
     }
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adapterx.errors import CheckpointError, speaker
+from adapterx.sharding import like
 
 _SHOWN = 8  # names in a message; a large model has thousands
 
@@ -44,9 +45,12 @@ def check_fit(
 
 @torch.no_grad()
 def copy_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copy the saved tensors, converting dtype and device, into those of the same name, which keep their identity."""
+    """Copy the saved tensors, converting dtype and device, into those of the same name, which keep their identity.
+
+    Of a tensor that is sharded each process fills its part; none waits for another.
+    """
     for name, tensor in own.items():
-        tensor.copy_(saved[name])
+        tensor.copy_(like(tensor, saved[name]))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from adapterx.compose import Fuse, composition_from_dict, composition_to_dict
 from adapterx.errors import CheckpointError, ConfigError, speaker, speaking_as
 from adapterx.fusing import fusion_sets, fusions, plan_fusion, resolve_fusion
 from adapterx.fusion import FusionConfig
+from adapterx.sharding import check_not_sharded, gathered, written_once
 
 
 @speaking_as("save_fusion")
@@ -47,7 +48,8 @@ def save_fusion(
         "modules": sorted(modules),
         "metadata": stored_metadata(metadata),
     }
-    write_pair(folder, "fusion", _tensors(modules), document)
+    tensors = gathered(_tensors(modules))
+    written_once(model, lambda: write_pair(folder, "fusion", tensors, document))
 
 
 @speaking_as("load_fusion")
@@ -69,8 +71,10 @@ def load_fusion(model: nn.Module, folder: str | Path, *, active: bool = True, dt
         UnknownAdapterError: an adapter is not attached.
         CheckpointError: the files are missing or damaged, or do not fit the model and its adapters.
         ConfigError: the fusion is there already, or the dtype is none for adapters.
+        TargetError: the model is sharded.
         RuntimeError: the model is inside a `mixed` block.
     """
+    check_not_sharded(model)
     document, tensors = read_pair(folder, "fusion")
     fuse, config, modules = _described(document, folder)
     plan = plan_fusion(model, fuse, config, generator=torch.Generator().manual_seed(0), dtype=dtype)

@@ -13,6 +13,7 @@ from adapterx.checks import check_finite, check_size
 from adapterx.errors import CheckpointError, ConfigError, speaker, speaking_as
 from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.heads.labels import SINGLE_LABEL
+from adapterx.sharding import gathered, written_once
 
 
 @speaking_as("save_head")
@@ -28,7 +29,8 @@ def save_head(classifier: SequenceClassifier, folder: str | Path, *, metadata: M
         CheckpointError: the folder cannot be written, or the metadata cannot be stored.
     """
     document = {**classifier.head.to_dict(), "metadata": stored_metadata(metadata)}
-    write_pair(folder, "head", classifier.head.state_dict(), document)
+    tensors = gathered(classifier.head.state_dict())
+    written_once(classifier, lambda: write_pair(folder, "head", tensors, document))
 
 
 @speaking_as("load_head")

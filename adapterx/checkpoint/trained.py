@@ -8,19 +8,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapterx.adapters import active_adapters, adapter_parameters
-from adapterx.checkpoint.adapter import fitting_tensors, prepare_adapter
+from adapterx.checkpoint.adapter import adapter_contents, fitting_tensors
 from adapterx.checkpoint.fitting import check_fit, copy_into
-from adapterx.checkpoint.pair import read_document, read_pair, write_pair
+from adapterx.checkpoint.pair import prepare_pair, read_document, read_pair, write_pair
 from adapterx.checkpoint.settled import settled
 from adapterx.checkpoint.waiting import pair_files, settle_pair, writing
 from adapterx.errors import CheckpointError, speaker, speaking_as
 from adapterx.heads import HeadedModel
+from adapterx.sharding import gathered, written_once
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what training changes: the trainable parameters, and the buffers of the modules that own them."""
+    """Return what training changes: the trainable parameters, and the buffers of the modules that own them.
+
+    Parameters that FSDP2 has sharded are returned as they are, `DTensor`s.
+    """
+    persistent = model.state_dict().keys()  # first: where FSDP2 left whole parameters, its shards come back
     state = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    persistent = model.state_dict().keys()
     for prefix, module in model.named_modules():
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
             for name, buffer in module.named_buffers(prefix=prefix, recurse=False):
@@ -34,7 +38,8 @@ def save_trained(model: nn.Module, folder: Path) -> None:
     """Write the active adapters (as `save_adapter` does) and, as `trainable_*`, whatever else is trained.
 
     These pairs of files change together: the adapters wait beside the old ones until `trainable_config.json` names
-    them, which is the moment of change. A process killed before leaves the old state, after it the new one.
+    them, which is the moment of change. A process killed before leaves the old state, after it the new one. Where FSDP2
+    has sharded the model all processes call this, and the first one writes for all.
 
     Args:
         model: a `SequenceClassifier`, or any model that was given to `attach`.
@@ -45,13 +50,25 @@ def save_trained(model: nn.Module, folder: Path) -> None:
     """
     folder = Path(folder)
     places = _adapter_folders(model, folder)
+    contents = {name: adapter_contents(_adapted(model), name) for name in places}
+    other = gathered(_other_state(model))
+    written_once(model, lambda: _write(folder, places, contents, other))
+
+
+def _write(
+    folder: Path,
+    places: dict[str, Path],
+    contents: dict[str, tuple[dict[str, Tensor], dict[str, Any]]],
+    other: dict[str, Tensor],
+) -> None:
+    """Write the adapters, and what else is trained; both were gathered before."""
     with writing(folder):
         _settle(folder, places)  # a process that was killed may have come to the moment of change and no further
         try:
             hashes = {
-                _key(place, folder): prepare_adapter(_adapted(model), place, name) for name, place in places.items()
+                _key(place, folder): prepare_pair(place, "adapter", *contents[name]) for name, place in places.items()
             }
-            write_pair(folder, "trainable", _other_state(model), {"adapters": hashes})
+            write_pair(folder, "trainable", other, {"adapters": hashes})
             _settle(folder, places)
         except BaseException:
             _settle(folder, places)  # what cannot be settled now waits for the next save, and is read meanwhile
@@ -112,8 +129,10 @@ def _adapted(model: nn.Module) -> nn.Module:
 def _other_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable tensors that the adapter files do not hold, such as those of a head."""
     base = _adapted(model)
-    stored = {p.data_ptr() for name in active_adapters(base) for _, p in adapter_parameters(base, name)}
-    return {name: tensor for name, tensor in trainable_state(model).items() if tensor.data_ptr() not in stored}
+    state = trainable_state(model)
+    in_files = {id(p) for name in active_adapters(base) for _, p in adapter_parameters(base, name)}
+    stored = {name for name, parameter in model.named_parameters() if id(parameter) in in_files}
+    return {name: tensor for name, tensor in state.items() if name not in stored}
 
 
 def _adapter_folders(model: nn.Module, folder: Path) -> dict[str, Path]:

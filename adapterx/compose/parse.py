@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from adapterx.compose.expression import KINDS, BatchSplit, Composition, Parallel, Split, Stack, rebuilt, values_of
+from adapterx.compose.naming import fusions_in
 from adapterx.errors import ConfigError, speaker
 
 
@@ -27,6 +28,30 @@ def parse_composition(value: "str | Composition | Sequence[str | Composition] | 
         if len(set(names)) < len(names):
             raise ConfigError(f"{speaker()}: names must not repeat, got {list(names)}")
     return composition
+
+
+def batch_of(names: Sequence[str | Composition | None]) -> BatchSplit:
+    """Return the composition of a batch, from what the user gave for each of its sequences.
+
+    Raises:
+        TypeError: it is not a sequence of names, compositions and None.
+        ValueError: it is empty.
+        ConfigError: a composition cannot stand there.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"mixed: names must be a sequence of adapter names and None, got {names!r}")
+    strangers = [name for name in names if name is not None and not isinstance(name, (str, Composition))]
+    if strangers:
+        raise TypeError(f"mixed: names must hold strings, compositions and None, got {strangers[0]!r} among them")
+    if not names:
+        raise ValueError("mixed: names must have one entry for each sequence of the batch, got none")
+    composition = BatchSplit(*names)
+    if fusions_in(composition):
+        raise ConfigError(
+            "mixed: names must not hold Fuse, which says what trains and for how long; use set_active with "
+            "BatchSplit(..., batch_sizes=...)"
+        )
+    return parse_composition(composition)
 
 
 def chains(composition: Composition) -> list[tuple[str, ...]]:
