@@ -29,9 +29,10 @@ from adapterx.heads.labels import SINGLE_LABEL
 from adapterx.training import check_finite_loss, check_finite_parameters, parameter_groups
 
 try:
-    from transformers import Trainer, TrainerState
+    from transformers import TrainerState
     from transformers.utils import logging
 
+    from adapterx.integrations.sharded import ShardedTrainer
     from adapterx.integrations.unused import UnusedAdapters
 except ImportError as error:
     raise ExtensionError(
@@ -43,7 +44,7 @@ logger = logging.get_logger(__name__)
 STATE = "trainer_state.json"
 
 
-class AdapterTrainer(Trainer):
+class AdapterTrainer(ShardedTrainer):
     """A `transformers.Trainer` for adapters, for a head on a frozen base, and for full training.
 
     - A checkpoint holds the trainable tensors, the optimizer, the schedule, the generators and the trainer's state; the
@@ -61,7 +62,7 @@ class AdapterTrainer(Trainer):
         **kwargs: as for `transformers.Trainer`.
 
     Raises:
-        TrainingError: FSDP or DeepSpeed is asked for; several devices are served by DistributedDataParallel.
+        TrainingError: DeepSpeed, or FSDP in another version than 2, is asked for.
     """
 
     def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
@@ -81,10 +82,7 @@ class AdapterTrainer(Trainer):
         if not hasattr(self.args, "activation_checkpointing") and self.args.gradient_checkpointing_kwargs is None:
             # The default of transformers 4, reentrant, gives no gradient to what sits behind frozen modules only.
             self.args.gradient_checkpointing_kwargs = {"use_reentrant": False}
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise TrainingError(
-                "AdapterTrainer: FSDP and DeepSpeed are not supported; use DistributedDataParallel (torchrun)"
-            )
+        self._check_devices()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer with one rate for the adapters and one for the head."""
@@ -203,7 +201,7 @@ class AdapterTrainer(Trainer):
                 discard(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:
+        if not (self.args.should_save or self.is_fsdp_enabled):  # shards are gathered by all processes together
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
