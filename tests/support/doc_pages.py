@@ -174,12 +174,20 @@ def _saved(_monkeypatch):
     import adapterx
 
     adapterx.save_adapter(_adapted(), "adapters/sentiment")
+def _distributed(monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers, "TrainingArguments", partial(transformers.TrainingArguments, use_cpu=True))
+    torchrun = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in {**torchrun, "ACCELERATE_USE_FSDP": "false"}.items():  # which TrainingArguments change
+        monkeypatch.setenv(name, value)
     return {}
 
 
 _PREPARE = {
     "docs/adapterhub.md": _downloaded,
     "docs/adapters.md": _model_class,
+    "docs/distributed.md": _distributed,
     "docs/export.md": lambda _monkeypatch: {"model": _adapted()},
     "docs/hub.md": _saved,
     "docs/mixed.md": _mixed,
