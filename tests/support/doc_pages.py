@@ -174,6 +174,9 @@ def _saved(_monkeypatch):
     import adapterx
 
     adapterx.save_adapter(_adapted(), "adapters/sentiment")
+    return {}
+
+
 def _distributed(monkeypatch):
     import transformers
 
