@@ -14,7 +14,8 @@ BATCH = 1000  # rows in memory at a time
 
 def is_columnar(start: bytes, kind: str) -> bool:
     """Return whether a file is one of these, by its first bytes and its suffix."""
-    return start.startswith((PARQUET, ARROW, FEATHER_1)) or kind in (".parquet", ".arrow", ".feather")
+    known = start.startswith((PARQUET, ARROW, FEATHER_1)) or kind in (".parquet", ".arrow", ".feather")
+    return known or (not kind and start.startswith(ARROW_STREAM))  # a pipe has no suffix
 
 
 def read_columnar(source: str, file: Any, start: bytes, kind: str, size: int) -> RowStream:

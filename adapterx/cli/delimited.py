@@ -8,16 +8,21 @@ have a use.
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from adapterx.cli.sources import split_lines
+from adapterx.cli.encodings import split_lines
 from adapterx.errors import DataError, speaker
 
 DELIMITERS = ",;\t|"
 DECLARED = re.compile(r'sep=(\t|[^\w\s"])\r?\n')  # Excel's first line in countries where a comma is part of a number
+Records = Iterator[tuple[int, list[str]]]  # each with the line in which it begins
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+WHOLE = "only the whole file could tell: write it as .jsonl, or leave out --streaming"
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def read_delimited(source: str, text: str, usual: str) -> Table:
 def _delimiter(text: str, usual: str) -> str:
     """Return the usual delimiter, unless the header has but one field by it and more by another."""
     header = (re.search(r"\S[^\r\n]*", text) or [""])[0]
-    header = re.sub(r'"(?:[^"]|"")*"', "", header)  # what stands in quotes separates nothing
+    header = re.sub(QUOTED, "", header)  # what stands in quotes separates nothing
     if usual in header:
         return usual
     shown = [other for other in DELIMITERS if other in header]
@@ -129,36 +134,44 @@ def _read_quoted(text: str, delimiter: str) -> Table:
 
 
 def _parse(text: str, delimiter: str, *, skip_spaces: bool = False) -> Table:
-    csv.field_size_limit(2**31 - 1)  # documents are longer than csv's 128 KiB
     # strict: a quote that is never closed would otherwise swallow the rest of the file without a word.
     source = io.StringIO(text, newline="")
     reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=skip_spaces)
+    return _table(_records(reader), delimiter)
 
-    def records() -> Iterator[tuple[int, list[str]]]:
-        start = 1
-        try:
-            for record in reader:
-                yield start, record
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise Malformed(f"the row that begins in line {start} is malformed: {error}") from None
 
-    return _rectangular(records(), delimiter)
+def _records(reader: Any) -> Records:
+    csv.field_size_limit(2**31 - 1)  # documents are longer than csv's 128 KiB
+    start = 1
+    try:
+        for record in reader:
+            yield start, record
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise Malformed(f"the row that begins in line {start} is malformed: {error}") from None
 
 
 def _read_unquoted(text: str, delimiter: str) -> Table:
     records = ((i, line.split(delimiter) if line else []) for i, line in enumerate(split_lines(text), 1))
-    return _rectangular(records, delimiter)
+    return _table(records, delimiter)
 
 
-def _rectangular(found: Iterator[tuple[int, list[str]]], delimiter: str) -> Table:
-    columns, records, lines = [], [], []
+def _table(found: Records, delimiter: str) -> Table:
+    rows = list(_rectangular(found, delimiter))
+    columns = rows[0][1] if rows else []
+    return Table(columns, [record for _, record in rows[1:]], [line for line, _ in rows[1:]])
+
+
+def _rectangular(found: Records, delimiter: str) -> Records:
+    """Yield the header and the records, with their lines."""
+    columns: list[str] = []
     blank = []
     for line, record in found:
         if not record:
             blank.append(line)
         elif not columns:
             columns, blank = record, []
+            yield line, columns
         elif len(record) != len(columns):
             by = "" if delimiter == "," else f" separated by {delimiter!r}"
             raise Malformed(f"line {line} has {len(record)} fields{by}, the header has {len(columns)}")
@@ -166,9 +179,64 @@ def _rectangular(found: Iterator[tuple[int, list[str]]], delimiter: str) -> Tabl
             raise Malformed(f"line {line} repeats the header; give files that were joined by a pattern such as '*.csv'")
         else:
             if len(columns) == 1:  # in a table of one column a blank line is a row without a value
-                records += [[""] for _ in blank]
-                lines += blank
-                blank = []
-            records.append(record)
-            lines.append(line)
-    return Table(columns, records, lines)
+                yield from ((each, [""]) for each in blank)
+            blank = []
+            yield line, record
+
+
+def stream_delimited(source: str, lines: Iterator[str], usual: str) -> tuple[list[str], Records]:
+    """Read a table row by row; `lines` keep their ends.
+
+    Returns:
+        The names of the columns, and the records with the lines in which they begin.
+
+    Raises:
+        DataError: as `read_delimited`, now or later; or only the whole file tells what its quotes mean.
+    """
+    begin = []
+    for line in lines:
+        begin.append(line)
+        if len(begin) == 1 and (declared := DECLARED.fullmatch(line)):
+            begin, usual = ["\n"], declared[1]
+        elif line.strip():
+            break
+    header = re.sub(QUOTED, "", (re.search(r"\S[^\r\n]*", "".join(begin)) or [""])[0])
+    shown = [usual] if usual in header else [other for other in DELIMITERS if other in header]
+    delimiter = shown[0] if shown else usual
+    found = (_unquoted if delimiter == "\t" else _quoted)(itertools.chain(begin, lines), delimiter)
+    rows = _refusing(source, _rectangular(found, delimiter))
+    _, columns = next(rows, (0, []))
+    return [name.strip() for name in columns], rows
+
+
+def _refusing(source: str, rows: Records) -> Records:
+    try:
+        yield from rows
+    except Malformed as error:
+        raise DataError(f"{speaker()}: {source}: {error}") from None
+
+
+def _unquoted(lines: Iterator[str], delimiter: str) -> Records:
+    for i, line in enumerate(lines, 1):
+        if '"' in line:
+            raise Malformed(f"line {i} has a quote, which may enclose fields or be text; {WHOLE}")
+        content = line.rstrip("\r\n")
+        yield i, content.split(delimiter) if content else []
+
+
+def _quoted(lines: Iterator[str], delimiter: str) -> Records:
+    spaced = re.compile(rf'{re.escape(delimiter)} +"')
+    seen = [False, False]  # a space before a quote, a field that begins with one
+
+    def watched() -> Iterator[str]:
+        for line in lines:
+            seen[0] = seen[0] or spaced.search(line) is not None
+            yield line
+
+    for line, record in _records(csv.reader(watched(), delimiter=delimiter, strict=True)):
+        seen[1] = seen[1] or any(field.lstrip(" ")[:1] == '"' for field in record)
+        if all(seen):
+            raise Malformed(
+                f"up to line {line} spaces stand before quotes, which may enclose fields or be text; {WHOLE}"
+            )
+        yield line, record

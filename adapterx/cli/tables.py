@@ -1,24 +1,21 @@
 """Read rows from CSV, TSV, JSON Lines, JSON, Parquet, or a named dataset, and say exactly where a file is wrong."""
 
-import json
 from pathlib import Path
 
-from adapterx.cli.columnar import ARROW_STREAM, is_columnar, read_columnar
+from adapterx.cli.columnar import is_columnar, read_columnar
 from adapterx.cli.delimited import read_delimited
+from adapterx.cli.encodings import decode
 from adapterx.cli.folders import files_of_split, parted
+from adapterx.cli.json_rows import read_json
 from adapterx.cli.named import is_saved, read_named, read_saved
 from adapterx.cli.rows import Rows, first_line, listed, require_same_columns, require_unique
 from adapterx.cli.sources import (
-    KNOWN,
     SUFFIXES,
-    WORDS,
     Sources,
-    decode,
     find_files,
-    is_stream,
     kind_of,
     read_bytes,
-    split_lines,
+    require_known_kind,
 )
 from adapterx.errors import DataError, speaker
 
@@ -55,11 +52,9 @@ def _read_source(source: str, default_split: str) -> list[Rows]:
 
 def _read_file(path: Path) -> Rows:
     source, kind = str(path), kind_of(path)
-    if kind not in SUFFIXES and not is_stream(path) and not path.is_dir():
-        reason = WORDS.get(kind) or f"has the unknown file type {kind or '(none)'}"
-        raise DataError(f"{speaker()}: {source} {reason}; known are {KNOWN}")
+    require_known_kind(path)
     raw = read_bytes(path)
-    if is_columnar(raw, kind) or (kind not in SUFFIXES and raw.startswith(ARROW_STREAM)):
+    if is_columnar(raw, kind):
         return _read_columnar(source, raw, kind)
     text = decode(raw, source)
     if kind not in SUFFIXES:  # a pipe has no suffix
@@ -69,60 +64,7 @@ def _read_file(path: Path) -> Rows:
         require_unique(source, table.columns, "the header")
         values: list[dict[str, object]] = [dict(zip(table.columns, row, strict=True)) for row in table.records]
         return Rows(source, table.columns, values, [f"line {line}" for line in table.lines])
-    return _read_json(source, text, lines=_is_json_lines(text) if kind == ".json" else not _is_json_list(text))
-
-
-def _read_json(source: str, text: str, *, lines: bool) -> Rows:
-    if lines:
-        parts = [(f"line {i}", line) for i, line in enumerate(split_lines(text), 1) if line.strip()]
-        values, places = [_parsed(source, line, place) for place, line in parts], [place for place, _ in parts]
-    else:
-        values = _parsed(source, text, None)
-        if not isinstance(values, list):
-            raise DataError(f"{speaker()}: {source} must hold a list of objects, one for each row")
-        places = [f"element {i}" for i in range(len(values))]
-    for value, place in zip(values, places, strict=True):
-        if not isinstance(value, dict):
-            raise DataError(f'{speaker()}: {source}: {place} must be an object such as {{"text": ..., "label": ...}}')
-    columns = list(dict.fromkeys(key for value in values for key in value))
-    return Rows(source, columns, values, places)
-
-
-def _is_json_lines(text: str) -> bool:
-    """Return whether a .json file holds an object in each line, as pandas and others write it."""
-    first, _, more = text.strip().partition("\n")
-    try:
-        return bool(more) and isinstance(json.loads(first), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _is_json_list(text: str) -> bool:
-    """Return whether a .jsonl file holds one list, as a .json file should."""
-    try:
-        return text.lstrip().startswith("[") and isinstance(json.loads(text), list)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _parsed(source: str, text: str, place: str | None) -> object:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        require_unique(source, [key for key, _ in pairs], place or "an object")
-        return dict(pairs)
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        where = place or f"line {error.lineno}"
-        raise DataError(f"{speaker()}: {source}: {where} is not JSON: {error.msg} (column {error.colno})") from None
-    except RecursionError:
-        raise DataError(f"{speaker()}: {source}: {place or 'its content'} is nested too deeply") from None
-    except DataError:
-        raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise DataError(
-            f"{speaker()}: {source}: {place or 'its content'} cannot be read: {first_line(error)}"
-        ) from None
+    return read_json(source, text, kind)
 
 
 def _read_columnar(source: str, raw: bytes, kind: str) -> Rows:

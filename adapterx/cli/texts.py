@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterx.cli.encodings import decode, split_lines
 from adapterx.cli.examples import find_column, require_encodable, texts_of
-from adapterx.cli.sources import SUFFIXES, decode, find_files, kind_of, read_bytes, read_stream, split_lines, unpacked
+from adapterx.cli.packing import unpacked
+from adapterx.cli.sources import SUFFIXES, find_files, kind_of, read_bytes, read_stream
 from adapterx.cli.tables import Rows, read_rows
 from adapterx.errors import ConfigError, DataError, speaker
 
