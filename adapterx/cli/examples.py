@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,11 +66,13 @@ def load_examples(
         raise DataError(f"{speaker()}: {source}: text column and label column must differ, both are {text_column!r}")
     for column in (text_column, label_column):
         require_encodable(column, f"{source}: the name of a column")
-    texts, labels = texts_of(rows, text_column), _checked(rows, label_column, _label)
+    texts, labels = texts_of(rows, text_column), checked(rows, label_column, _label)
     return Examples(texts, labels, text_column, label_column)
 
 
-def find_column(rows: Rows, asked: str | None, recorded: str | None, kind: str) -> str:
+def find_column(
+    rows: Rows, asked: str | None, recorded: str | None, kind: str, usual_names: Sequence[str] | None = None
+) -> str:
     """Return the name of the column that holds the texts (`kind` is `"text"`) or the labels (`"label"`).
 
     What was recorded is not guessed anew: another column may look like texts, and would be answered for in its place.
@@ -86,7 +88,7 @@ def find_column(rows: Rows, asked: str | None, recorded: str | None, kind: str) 
     if recorded in rows.columns:
         return recorded
     lowered = {name.lower(): name for name in reversed(rows.columns)}
-    usual = next((lowered[name] for name in USUAL_COLUMNS[kind] if name in lowered), None)
+    usual = next((lowered[name] for name in usual_names or USUAL_COLUMNS[kind] if name in lowered), None)
     if recorded is not None and (usual is None or len(rows.columns) > 1):
         raise DataError(
             f"{speaker()}: {rows.source} has no column {recorded!r}, from which the training took its {kind}s; "
@@ -106,10 +108,15 @@ def texts_of(rows: Rows, column: str) -> list[str]:
     Raises:
         DataError: one is missing, or no text.
     """
-    return _checked(rows, column, _text)
+    return checked(rows, column, text_value)
 
 
-def _checked(rows: Rows, column: str, convert: Callable[[object, str], str | None]) -> list[str]:
+def checked(rows: Rows, column: str, convert: Callable[[object, str], Any]) -> list[Any]:
+    """Return the values of a column as `convert` gives them, which is told where each stands.
+
+    Raises:
+        DataError: one is missing: `convert` gives None for it.
+    """
     converted, missing = [], []
     for value, place in zip(rows.values, rows.places, strict=True):
         found = convert(value.get(column), f"{rows.source}: {place}: column {column!r}")
@@ -123,11 +130,16 @@ def _checked(rows: Rows, column: str, convert: Callable[[object, str], str | Non
     return converted
 
 
-def _text(value: object, where: str) -> str | None:
+def text_value(value: object, where: str) -> str | None:
+    """Return the text of a cell; None if it is missing or blank.
+
+    Raises:
+        DataError: it holds something else.
+    """
     if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN differs from itself
         return None
     if not isinstance(value, str):
-        raise DataError(f"{speaker()}: {where} must hold text, got {_shown(value)}")
+        raise DataError(f"{speaker()}: {where} must hold text, got {shown_value(value)}")
     require_encodable(value, where)
     return value
 
@@ -149,14 +161,15 @@ def _label(value: object, where: str) -> str | None:
         text = label_text(value)
     except NoClass as error:
         raise DataError(
-            f"{speaker()}: {where} must hold class names or whole numbers, got {_shown(value)} ({error})"
+            f"{speaker()}: {where} must hold class names or whole numbers, got {shown_value(value)} ({error})"
         ) from None
     if text is not None:
         require_encodable(text, where)
     return text
 
 
-def _shown(value: object) -> str:
+def shown_value(value: object) -> str:
+    """Return a value as a message quotes it."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

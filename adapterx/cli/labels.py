@@ -46,11 +46,11 @@ def _text(written: str) -> str | None:
     if NUMBER.fullmatch(text):
         return _number_text(text)
     if DECIMAL_COMMA.fullmatch(text):
-        raise NoClass("a fraction; regression is not supported")
+        raise NoClass("a fraction; for numbers take --task regression")
     if TIME.fullmatch(text):
         raise NoClass("a time")
     if LIST.fullmatch(text):
-        raise NoClass("a list; one label for each text is supported")
+        raise NoClass("a list; for several labels take --task multi-label-classification")
     return text
 
 
@@ -59,5 +59,5 @@ def _number_text(text: str) -> str:
         return text  # of any size, and with its zeros: they are names
     number = float(text)
     if not number.is_integer():  # neither is infinity
-        raise NoClass("a fraction; regression is not supported" if math.isfinite(number) else "no finite number")
+        raise NoClass("a fraction; for numbers take --task regression" if math.isfinite(number) else "no finite number")
     return str(int(number)) if PLAIN.fullmatch(text) else text

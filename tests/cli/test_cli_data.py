@@ -54,7 +54,7 @@ BAD_FILES = {
     "broken.jsonl": (b'{"text": "x", "label": 1}\n\n{"text": \n', "line 3 is not JSON"),
     "list.jsonl": (b"[1, 2]\n", "must be an object"),
     "number_text.jsonl": (b'{"text": 5, "label": 1}\n', "must hold text, got 5"),
-    "regression.jsonl": (b'{"text": "x", "label": 0.5}\n', "regression is not supported"),
+    "regression.jsonl": (b'{"text": "x", "label": 0.5}\n', "for numbers take --task regression"),
     "broken.parquet": (b"PAR1 and then nothing", "cannot be read as Parquet"),
     "table.xlsx": (b"PK", "is an Excel workbook; save the sheet as CSV"),
 }

@@ -119,7 +119,9 @@ def test_regression_targets_are_refused_from_csv_too(tmp_path):
     targets = [round(1 + i / 17, 3) for i in range(59)]
     rows = "".join(f"text {i},{target}\n" for i, target in enumerate(targets))
     (tmp_path / "scores.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
-    with pytest.raises(DataError, match=r"line 3: column 'label' must hold class names .*regression is not supported"):
+    with pytest.raises(
+        DataError, match=r"line 3: column 'label' must hold class names .*for numbers take --task regression"
+    ):
         load_examples(str(tmp_path / "scores.csv"))
 
 

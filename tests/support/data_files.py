@@ -316,18 +316,18 @@ REFUSED = {  # name: (content, words of the refusal)
     **{
         f"{name}{suffix}": (labels(written, suffix=suffix), words)
         for name, written, words in (
-            ("regression", "0.5", "regression is not supported"),
-            ("small_regression", "1e-3", "regression is not supported"),
+            ("regression", "0.5", "for numbers take --task regression"),
+            ("small_regression", "1e-3", "for numbers take --task regression"),
             ("infinite", "1e400", "no finite number"),
         )
         for suffix in (".csv", ".tsv", ".jsonl")
     },
-    "regression_as_text.jsonl": (labels('"0.5"', suffix=".jsonl"), "regression is not supported"),
-    "regression.parquet": (parquet(text=["a"], label=[0.25]), "regression is not supported"),
-    "regression_without_zero.csv": (labels(".5", suffix=".csv"), "regression is not supported"),
-    "regression_in_europe.csv": ("text;score\na;0,5\n".replace("score", "label"), "regression is not supported"),
+    "regression_as_text.jsonl": (labels('"0.5"', suffix=".jsonl"), "for numbers take --task regression"),
+    "regression.parquet": (parquet(text=["a"], label=[0.25]), "for numbers take --task regression"),
+    "regression_without_zero.csv": (labels(".5", suffix=".csv"), "for numbers take --task regression"),
+    "regression_in_europe.csv": ("text;score\na;0,5\n".replace("score", "label"), "for numbers take --task regression"),
     "long_fraction.csv": (labels("1" * 100_000 + ".5", suffix=".csv"), "no finite number"),
-    "small_fraction.csv": (labels("0." + "1" * 100_000, suffix=".csv"), "regression is not supported"),
+    "small_fraction.csv": (labels("0." + "1" * 100_000, suffix=".csv"), "for numbers take --task regression"),
     "infinity.csv": (labels("inf", suffix=".csv"), "no finite number"),
     "infinity.jsonl": (labels("Infinity", suffix=".jsonl"), "no finite number"),
     "nan.csv": (labels("nan", suffix=".csv"), "column 'label' has no value in line 2"),

@@ -25,7 +25,10 @@ class DataOptions:
         DATA, f"Without --eval-data: share of the data to hold out (default {EVAL_FRACTION}, 0 for none).", must=SHARE
     )
     text_column: str | None = option(DATA, "Column of the texts (default: text, sentence, review, ...).")
-    label_column: str | None = option(DATA, "Column of the labels (default: label, category, ...).")
+    label_column: str | None = option(
+        DATA, "Column of the labels (default: label, category, ...); several for some tasks, as a,b,c."
+    )
+    label_separator: str | None = option(DATA, "What stands between the labels of a text, where there are several (,).")
     examples_per_class: int | None = option(DATA, "Few-shot: train on K examples of each class.", must=COUNT)
     max_length: int | None = option(DATA, f"Tokens read of each text (default {MAX_LENGTH}).")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adapterx.cli.options.declaring import COUNT, DECAY, RATE, SEED, SHARE, THREADS, TRAINING, one_of, option
+from adapterx.cli.options.declaring import BETWEEN, COUNT, DECAY, RATE, SEED, SHARE, THREADS, TRAINING, one_of, option
 from adapterx.cli.recipes import METHODS
 from adapterx.cli.tasks import DEFAULT, NAMES, TASKS
 from adapterx.cli.tasks.task import Task
@@ -40,6 +40,9 @@ class TrainingOptions:
     warmup_ratio: float = option(TRAINING, "Share of the steps in which the rate rises.", 0.1, must=SHARE)
     weight_decay: float = option(TRAINING, "AdamW's weight decay.", 0.01, must=DECAY)
     head_dropout: float | None = option(TRAINING, "Dropout before the head's linear layer (default 0.1).", must=SHARE)
+    threshold: float | None = option(
+        TRAINING, "Probability from which a text has a label, where it may have several (default 0.5).", must=BETWEEN
+    )
     precision: str = option(
         TRAINING, "fp32 (default), bf16, or fp16 (GPU).", "fp32", must=one_of("fp32", "bf16", "fp16")
     )

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from adapterx.cli.tasks.multi_label import MultiLabelClassification
+from adapterx.cli.tasks.regression import Regression
 from adapterx.cli.tasks.single_label import SequenceClassification
 from adapterx.cli.tasks.task import Task
 
 DEFAULT = SequenceClassification.name
-TASKS: dict[str, Task] = {task.name: task for task in (SequenceClassification(),)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (SequenceClassification(), MultiLabelClassification(), Regression())
+}
 NAMES = {alias: name for name, task in TASKS.items() for alias in (name, *task.aliases)}
 
 
