@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "docs/api/*.md", "export/*.md")
+    for pattern in ("*.md", "docs/*.md", "docs/api/*.md", "docs/tutorials/*.md", "export/*.md")
     for path in ROOT.glob(pattern)
 )
 _BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -37,6 +37,11 @@ def blocks(page):
         Block(text.count("\n", 0, match.start("code")) + 1, match["code"], match["reason"])
         for match in _BLOCK.finditer(text)
     ]
+
+
+def runs(page):
+    """Tell whether a page has a block of Python that is run."""
+    return any(not block.reason for block in blocks(page))
 
 
 def fenced(page):
@@ -185,6 +190,25 @@ def _distributed(monkeypatch):
     for name, value in {**torchrun, "ACCELERATE_USE_FSDP": "false"}.items():  # which TrainingArguments change
         monkeypatch.setenv(name, value)
     return {}
+
+
+def run_tutorial(page):
+    """Run the blocks of a tutorial in their order, those for a shell too, in the working folder."""
+    import tutorial_models
+    from command_line import invoke
+
+    tutorial_models.save_models(Path.cwd())
+    names = {}
+    for begin, language, lines in fenced(page):
+        code = "\n".join(lines) + "\n"
+        if language == "python":
+            exec(compile("\n" * (begin - 1) + code, str(ROOT / page), "exec"), names)
+        elif language == "":
+            for written in code.replace("\\\n", "  ").splitlines():
+                calls = list(_calls(written))
+                assert calls, f"{page}:{begin}: only calls of adapterx are run, got {written!r}"
+                for words in calls:
+                    invoke(*words)
 
 
 _PREPARE = {

@@ -16,6 +16,7 @@ griffe = pytest.importorskip("griffe", reason="pip install 'adapterx[docs]'")
 import api_pages  # noqa: E402
 import floors  # noqa: E402
 
+TUTORIALS = [page for page in PAGES if page.startswith("docs/tutorials/")]
 PACKAGE = api_pages.load()
 PUBLIC = {
     f"{room}.{name}": member
@@ -204,7 +205,7 @@ def test_blocks_compile(page):
 
 
 @pytest.mark.filterwarnings("ignore")  # what libraries say to a reader, not what the code does
-@pytest.mark.parametrize("page", [page for page in PAGES if any(not b.reason for b in doc_pages.blocks(page))])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in TUTORIALS and doc_pages.runs(page)])
 def test_blocks_run(page, monkeypatch, tmp_path, capsys):
     """All blocks of a page run as written, in order and in one namespace; `<!-- not run: why -->` leaves one out."""
     pytest.importorskip("transformers")
@@ -215,6 +216,16 @@ def test_blocks_run(page, monkeypatch, tmp_path, capsys):
     for block in doc_pages.blocks(page):
         if not block.reason:
             exec(compile("\n" * (block.line - 1) + block.code, str(ROOT / page), "exec"), names)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_tutorials_run(page, monkeypatch, tmp_path):
+    """A tutorial does what it says from its first block to its last, with tiny models in place of those it names."""
+    pytest.importorskip("typer")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    doc_pages.run_tutorial(page)
 
 
 # --- commands
