@@ -21,6 +21,7 @@ from adapterx.host import (
     is_hung,
     walk,
 )
+from adapterx.neighbours import others_parameters
 from adapterx.records import Place, book_of, close_book
 from adapterx.route import SwitchableModules
 from adapterx.targets.sizes import CONTAINERS
@@ -48,7 +49,7 @@ _HOOKS = {ADAPTERS: (apply_adapters,), COPIES: (apply_copies,), INVERTIBLES: (ch
 
 
 def _register(kind: type[SwitchableModules], base: nn.Module) -> RemovableHandle:
-    if kind is AdapterSet:
+    if issubclass(kind, AdapterSet):
         return base.register_forward_hook(apply_adapters, with_kwargs=True)
     if kind is ModuleCopies:
         # A copy answers in place of the base module; whatever else hangs there, adapters too, acts on its answer.
@@ -70,9 +71,15 @@ def _around(model: nn.Module, first: str, second: str) -> nn.Module:
 
 
 def freeze(model: nn.Module) -> None:
-    """Freeze the base parameters and note on each module which of them were trainable."""
-    for module in base_modules(model).values():
-        trainable = [name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad]
+    """Freeze the base parameters, but for what PEFT trains there; note on each module which of them were trainable."""
+    modules = base_modules(model)
+    others = others_parameters(modules)
+    for module in modules.values():
+        trainable = [
+            name
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.requires_grad and id(parameter) not in others
+        ]
         if trainable:
             setattr(module, _FORMER_FLAGS, (*getattr(module, _FORMER_FLAGS, ()), *trainable))
             for name in trainable:

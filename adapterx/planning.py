@@ -17,6 +17,7 @@ from adapterx.errors import ConfigError, TargetError, speaker
 from adapterx.hanging import bare_copy, freeze, hang
 from adapterx.host import ADAPTERS, COPIES, AdapterSet, ModuleCopies, base_modules
 from adapterx.invertible import InvertibleAdapter
+from adapterx.neighbours import outside_of_others, replaced_by_others
 from adapterx.phm import Factors
 from adapterx.records import Attachment, Place, open_book
 from adapterx.sharding import check_not_sharded
@@ -37,8 +38,8 @@ class Plan:
     invertible: InvertibleAdapter | None = None
     ends: Ends | None = None  # where it acts
 
-    def commit(self, *, active: bool) -> Attachment:
-        """Hang the planned modules on the model, freeze the rest, and report."""
+    def commit(self, *, active: bool, holder: type[AdapterSet] = AdapterSet) -> Attachment:
+        """Hang the planned modules on the model, freeze the rest, and report; `holder` is what adapters hang in."""
         report, model = self.report, self.model
         warn_of_fresh_heads(model, report.modules_to_save)
         keep_compositions(model)
@@ -46,7 +47,7 @@ class Plan:
         book, added = open_book(model), []
         for target in report.targets:
             place = Place(report, target.module, target, book)
-            added.append(hang(model, AdapterSet, self.adapters[target.module], place))
+            added.append(hang(model, holder, self.adapters[target.module], place))
         for path, module in self.copies.items():
             added.append(hang(model, ModuleCopies, module, Place(report, path, None, book)))
         if self.ends is not None:
@@ -80,7 +81,7 @@ def plan_attachment(
     check_not_sharded(model)
     check_whole(model)
     check_name(model, name)
-    modules = base_modules(model)
+    modules = outside_of_others(base_modules(model))
     targets, rule, notes = find_targets(modules, config, saved=saved)
     for target in targets:
         _check_free(modules, target)
@@ -162,7 +163,12 @@ def check_adapter_name(name: str) -> None:
 
 
 def _check_free(modules: dict[str, nn.Module], target: Target) -> None:
-    """Refuse a module that has a child of our name, or adapters whose ports begin or end in another way."""
+    """Refuse a module that is PEFT's, has a child of our name, or adapters whose ports begin or end in another way."""
+    if replaced_by_others(modules[target.module]) is not None:
+        raise TargetError(
+            f"{speaker()}: {target.module} is adapted by PEFT ({type(modules[target.module]).__module__}), whose files "
+            "would hold what hangs on it; leave it out of the target_modules of one of them"
+        )
     hung = getattr(modules[target.module], ADAPTERS, None)
     if hung is None:
         return
@@ -215,6 +221,8 @@ def _copy_module(
             f"{speaker()}: modules_to_save must be qualified names of modules, got {path!r}; the top modules are "
             f"{', '.join(name for name in modules if name and '.' not in name) or 'none'}"
         )
+    if replaced_by_others(modules[path]) is not None:
+        raise TargetError(f"{speaker()}: modules_to_save must not name what PEFT trains a copy of, got {path!r}")
     inside = [t.module for t in targets if t.module == path or t.module.startswith(f"{path}.")]
     if inside:
         raise TargetError(

@@ -161,6 +161,11 @@ class SwitchableModules(nn.ModuleDict):
             self[name].requires_grad_(True)
         self._trained = wanted
 
+    @property
+    def told_to_train(self) -> frozenset[str]:
+        """The names of the adapters whose parameters `train_only` has told to require gradients."""
+        return self._trained
+
     def touched(self) -> list[nn.Parameter]:
         """Return the parameters whose flags open `mixed` blocks have changed."""
         return [parameter for name in self.former_flags for parameter in self[name].parameters()]

@@ -76,7 +76,7 @@ def parameter_groups(
 
 
 def unused_adapters(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Return what trains to nothing: active adapters and trained copies that no gradient has reached.
+    """Return what trains to nothing: active adapters and trained copies that no gradient reached, or that are frozen.
 
     Ask after `backward()` and before `zero_grad()`. A module that is read and never called, a branch that is not taken,
     or an expert that no token was routed to does not run what hangs on it.
@@ -93,7 +93,8 @@ def unused_adapters(model: nn.Module) -> dict[str, tuple[str, ...]]:
     times = Counter(id(p) for _, switchable in hung for module in switchable.values() for p in module.parameters())
     for path, switchable in hung:
         for name, module in switchable.items():
-            trained = [p for p in module.parameters() if p.requires_grad and times[id(p)] == 1]
+            told = name in switchable.told_to_train  # whoever freezes a model may have frozen them since
+            trained = [p for p in module.parameters() if (p.requires_grad or told) and times[id(p)] == 1]
             if trained and all(parameter.grad is None for parameter in trained):
                 found[name].append(path.rpartition(".")[0])
     return {name: tuple(paths) for name, paths in found.items()}
