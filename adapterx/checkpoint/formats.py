@@ -16,6 +16,7 @@ from adapterx.checkpoint.document import named_errors, read_json
 from adapterx.errors import CheckpointError, speaker, speaking_as
 
 OWN, PEFT, ADAPTERHUB = "adapterx", "peft", "adapterhub"
+PEFT_TYPE = "ADAPTERX_BOTTLENECK"  # of those that adapterx.integrations.peft has saved by PEFT
 
 
 @speaking_as("format_of")
@@ -60,9 +61,12 @@ def check_own_format(document: dict[str, Any], path: Path) -> None:
     """
     library = recognise(document, path)
     if library == PEFT:
+        own = document["peft_type"] == PEFT_TYPE
+        first = "import adapterx.integrations.peft and " if own else ""
         raise CheckpointError(
-            f"{speaker()}: {path} must be written by adapterx, it is PEFT's (peft_type "
-            f"{document['peft_type']!r}); load it with peft: PeftModel.from_pretrained(model, {str(path.parent)!r})"
+            f"{speaker()}: {path} must be written by adapterx, it is PEFT's (peft_type {document['peft_type']!r}); "
+            f"{first}load it with peft: PeftModel.from_pretrained(model, {str(path.parent)!r})"
+            f"{', or let adapterx.integrations.peft.from_peft turn it into adapterx' if own else ''}"
         )
     if library == ADAPTERHUB:
         version = document.get("version")

@@ -115,17 +115,25 @@ def export(
 def convert(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of an adapter or a fusion of AdapterHub or adapterx.", show_default=False, **PATH),
+        typer.Argument(
+            help="Folder of an adapter or a fusion of adapterx or AdapterHub, or an adapter of PEFT.",
+            show_default=False,
+            **PATH,
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False, **PATH)],
-    to: Annotated[str | None, option("adapterx or adapterhub (default: the one that SOURCE is not of).")] = None,
+    to: Annotated[
+        str | None,
+        option("adapterx, adapterhub or peft (default: adapterx, or adapterhub for an adapter of adapterx)."),
+    ] = None,
     base: Annotated[str | None, option("Base model (default: the one that SOURCE names).")] = None,
     name: Annotated[str | None, option("Name of the adapter in TARGET (default: the one that it has).")] = None,
     other_base: OtherBase = False,
 ) -> None:
-    """Turn an adapter of AdapterHub into one of adapterx or the other way round, with the head beside it.
+    """Turn an adapter of adapterx, AdapterHub or PEFT into one of another, with AdapterHub's head beside it.
 
-    A fusion takes the adapters along that it fuses, from folders of their names inside its own or beside it.
+    A fusion takes the adapters along that it fuses, from folders of their names inside its own or beside it. Between
+    adapterx and PEFT no base model is needed.
     """
     if to is not None:
         check_choice("to", to, *LIBRARIES)

@@ -1,6 +1,7 @@
-"""`adapterx convert`: an adapter or a fusion of AdapterHub becomes one of adapterx, or the other way round."""
+"""`adapterx convert`: an adapter of adapterx, AdapterHub or PEFT, or a fusion, becomes one of another library."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import nn
 from adapterx import checkpoint
 from adapterx.checkpoint import format_of, load_head, save_head
 from adapterx.checkpoint.document import read_json
-from adapterx.checkpoint.formats import ADAPTERHUB, OWN
+from adapterx.checkpoint.formats import ADAPTERHUB, OWN, PEFT
+from adapterx.cli.converting_peft import convert_peft
 from adapterx.cli.models import load_base, quiet_transformers
 from adapterx.errors import CheckpointError, ConfigError, speaker
 from adapterx.heads import ClassificationHead, SequenceClassifier
@@ -19,7 +21,8 @@ from adapterx.integrations.adapterhub.fusions import fused_names
 from adapterx.targets.layouts import model_type_of
 
 _FUNCTIONS = {OWN: checkpoint, ADAPTERHUB: adapterhub}  # both call alike what loads and saves
-LIBRARIES = tuple(_FUNCTIONS)
+_BY_MODEL = tuple(_FUNCTIONS)
+LIBRARIES = (*_BY_MODEL, PEFT)
 _ADAPTER, _HEAD = ADAPTER.document, HEAD.document  # both libraries name these files alike
 _FUSION = {OWN: "fusion_config.json", ADAPTERHUB: FUSION.document}
 
@@ -35,8 +38,9 @@ def convert_folder(
     Args:
         source: what `save_adapter` or `save_fusion` of either library wrote.
         target: made if it is not there.
-        to: `"adapterx"` or `"adapterhub"`; None takes the one that `source` is not of.
-        base: the base model; None takes the one that `source`, or the first adapter of the fusion, names.
+        to: `"adapterx"`, `"adapterhub"` or `"peft"`; None takes adapterx, or AdapterHub where `source` is of adapterx.
+        base: the base model; None takes the one that `source`, or the first adapter of the fusion, names. Between
+            adapterx and PEFT none is needed.
         name: the adapter's name in the new folder; None keeps it.
         check_base: whether the base model must be that of the adapter, as far as its folder tells.
 
@@ -48,15 +52,18 @@ def convert_folder(
             the fusion is missing.
         ConfigError: no base model is named, there is nothing to convert, or a fusion is to be renamed.
     """
+    if target.exists() and target.samefile(source):
+        raise ConfigError(f"{speaker()}: target must be another folder than {source}")
+    if PEFT in (to, format_of(source)):
+        others = partial(convert_folder, check_base=check_base)
+        return convert_peft(source, target, to=to, base=base, name=name, others=others)
     library = _library_of(source)
     parts = _parts_of_fusion(source, library)
     if parts and name is not None:
         raise ConfigError(f"{speaker()}: name must not be given for a fusion, whose adapters keep their names")
-    to = to or next(other for other in LIBRARIES if other != library)
+    to = to or next(other for other in _BY_MODEL if other != library)
     if to == library:
         raise ConfigError(f"{speaker()}: to must be another library than that of {source}, which is {library}")
-    if target.exists() and target.samefile(source):
-        raise ConfigError(f"{speaker()}: target must be another folder than {source}")
     quiet_transformers()
     first = next(iter(parts.values())) if parts else source
     model = load_base(base or _recorded_base(first, library), whole=True)
@@ -123,7 +130,7 @@ def _library_of(source: Path) -> str:
         raise CheckpointError(f"{speaker()}: source must hold an adapter or a fusion, {source} holds both")
     if fused:
         library = fused[0]
-    if library not in LIBRARIES:
+    if library not in _BY_MODEL:
         found = f"{source} has that of {library}" if library else f"{source} has none"
         inside = [str(path.parent) for own in (_ADAPTER, *_FUSION.values()) for path in sorted(source.glob(f"*/{own}"))]
         hint = f"; there are some in {', '.join(inside[:8])}" if inside else ""

@@ -21,6 +21,7 @@ ROOMS = {  # in the order of the index; what an earlier room documents, a later 
     "adapterx.integrations.transformers": "the Hugging Face Trainer",
     "adapterx.integrations.adapterhub": "checkpoints of AdapterHub, read and written",
     "adapterx.integrations.hub": "adapters on the Hugging Face hub",
+    "adapterx.integrations.peft": "the method in PEFT, and its files",
     "adapterx.ops": "the compiled operator",
     "adapterx.reference": "the same formula in plain PyTorch",
 }

@@ -112,8 +112,8 @@ def test_fusions_that_cannot_be_converted(golden, tmp_path):
 def test_what_cannot_be_converted(golden, tmp_path):
     source, base = golden.path("double_seq_bn"), golden.folder / "base"
     assert refused("convert", source, tmp_path / "x").endswith("does not name the base model of its adapter")
-    assert "to must be one of adapterx, adapterhub, got 'peft'" in refused(
-        "convert", source, tmp_path / "x", "--to", "peft"
+    assert "to must be one of adapterx, adapterhub, peft, got 'onnx'" in refused(
+        "convert", source, tmp_path / "x", "--to", "onnx"
     )
     same = refused("convert", source, tmp_path / "x", "--to", "adapterhub")
     assert "to must be another library than that of" in same
@@ -122,7 +122,7 @@ def test_what_cannot_be_converted(golden, tmp_path):
     )
     assert "target must be another folder" in refused("convert", source, source, "--base", base)
     (tmp_path / CONFIG).write_text('{"peft_type": "LORA"}')
-    assert "has that of peft" in refused("convert", tmp_path, tmp_path / "x", "--base", base)
+    assert "must be 'ADAPTERX_BOTTLENECK', got 'LORA'" in refused("convert", tmp_path, tmp_path / "x", "--base", base)
     lora = shutil.copytree(source, tmp_path / "lora")
     (lora / CONFIG).write_text(
         json.dumps({"config": {"architecture": "lora"}, "name": "a", "version": "adapters.1.3.0"})

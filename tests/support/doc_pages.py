@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import tiny_training
 import torch
 
@@ -211,6 +212,11 @@ def run_tutorial(page):
                     invoke(*words)
 
 
+def _peft(_monkeypatch):
+    pytest.importorskip("peft", minversion="0.21")
+    return {}
+
+
 _PREPARE = {
     "docs/adapterhub.md": _downloaded,
     "docs/adapters.md": _model_class,
@@ -219,6 +225,7 @@ _PREPARE = {
     "docs/hub.md": _saved,
     "docs/mixed.md": _mixed,
     "docs/moving.md": _downloaded,
+    "docs/peft.md": _peft,
     "docs/training.md": _training,
     "export/README.md": _exported,
 }

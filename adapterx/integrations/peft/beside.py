@@ -1,0 +1,77 @@
+"""PEFT's other methods on a model with attached adapters: neither freezes the other, and none hides the other.
+
+`PeftModel` freezes all that is not its own. It shall leave alone what `adapterx.attach` has hung on the model, and may
+not wrap what adapters hang on: wrappers around two methods of PEFT and one of transformers see to that.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from transformers.integrations.peft import PeftAdapterMixin
+
+from adapterx.errors import TargetError
+from adapterx.host import is_hung, walk
+from adapterx.integrations.peft.config import BottleneckConfig
+from adapterx.neighbours import replaced_by_others
+
+
+def register_neighbours() -> None:
+    """Let `PeftModel` respect adapters, and the `add_adapter` of transformers say what to call instead."""
+    PeftModel.__init__ = _respecting(PeftModel.__init__)
+    PeftModel.add_adapter = _respecting(PeftModel.add_adapter)
+    PeftAdapterMixin.add_adapter = _pointing_on(PeftAdapterMixin.add_adapter)
+
+
+def _respecting(method: Any) -> Any:
+    @functools.wraps(method)
+    def wrapped(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        model = self if "base_model" in self.__dict__.get("_modules", ()) else kwargs.get("model", *args[:1])
+        with _training_kept(model):
+            result = method(self, *args, **kwargs)
+        _check_not_wrapped(self)
+        return result
+
+    return wrapped
+
+
+def _pointing_on(method: Any) -> Any:
+    @functools.wraps(method)
+    def wrapped(self: nn.Module, adapter_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(adapter_config, BottleneckConfig):
+            raise TypeError(
+                f"add_adapter: a {type(self).__name__} must get a BottleneckConfig by peft.get_peft_model(model, "
+                "config), or an AdapterConfig by adapterx.attach(model, config)"
+            )
+        return method(self, adapter_config, *args, **kwargs)
+
+    return wrapped
+
+
+@contextmanager
+def _training_kept(model: nn.Module) -> Iterator[None]:
+    """Let what hangs on the model require gradients at the end as it did at the beginning."""
+    hung = [module for _, module in walk(model) if is_hung(module)]
+    flags = {parameter: parameter.requires_grad for module in hung for parameter in module.parameters()}
+    yield
+    for parameter, flag in flags.items():
+        parameter.requires_grad_(flag)
+
+
+def _check_not_wrapped(model: PeftModel) -> None:
+    """Refuse what hides adapters: their names would change, and a trained copy would have adapters of its own."""
+    held = {path: replaced_by_others(module) for path, module in walk(model)}
+    taken = [path for path, module in held.items() if module is not None and any(map(is_hung, module.modules()))]
+    if not taken:
+        return
+    if isinstance(model.base_model, BaseTuner):
+        model.base_model.unload()
+    shown = ", ".join(path.removeprefix("base_model.model.") for path in taken[:4])
+    raise TargetError(
+        f"get_peft_model: target_modules and modules_to_save must not take modules that adapters of adapterx hang on "
+        f"or in, got {shown}; leave them out of one of both"
+    )
