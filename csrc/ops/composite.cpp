@@ -104,6 +104,11 @@ Tensor tokens_of_adapter(const Tensor& adapter_indices, int64_t token_dims, int6
   return picked;
 }
 
+// The rows of the tokens that picked an adapter; the others are zero.
+Tensor masked(const Tensor& rows, const Tensor& picked) {
+  return rows.defined() ? at::where(picked, rows, at::zeros({}, rows.options())) : rows;
+}
+
 TrainOutputs train_formula(const ForwardArguments& a, Activation activation) {
   auto pre_activation = at::linear(a.hidden_states, a.down_weight, a.down_bias);
   const auto branch = at::linear(activate(activation, pre_activation), a.up_weight, a.up_bias);
@@ -116,16 +121,17 @@ TrainOutputs grouped_train_formula(const ForwardArguments& a, Activation activat
   const auto adapter_indices = unsorted_indices(*a.adapter_indices, a.hidden_states);
   Tensor output, pre_activation;
   for (int64_t adapter = 0; adapter < a.down_weight.size(0); ++adapter) {
+    const auto picked = tokens_of_adapter(adapter_indices, a.hidden_states.dim(), adapter);
+    const auto own_hidden_states = masked(a.hidden_states, picked);  // see grouped_backward_formula
     const OptTensor down_bias = select(a.down_bias, adapter), up_bias = select(a.up_bias, adapter);
     const Tensor down_weight = a.down_weight.select(0, adapter), up_weight = a.up_weight.select(0, adapter);
     const auto [own_output, own_pre] = train_formula(
-        {a.hidden_states, a.residual, down_weight, down_bias, up_weight, up_bias, a.activation, a.scaling, kNone},
+        {own_hidden_states, a.residual, down_weight, down_bias, up_weight, up_bias, a.activation, a.scaling, kNone},
         activation);
     if (adapter == 0) {
       output = a.residual ? a.residual->expand_symint(own_output.sym_sizes()) : at::zeros_like(own_output);
       pre_activation = at::zeros_like(own_pre);
     }
-    const auto picked = tokens_of_adapter(adapter_indices, a.hidden_states.dim(), adapter);
     output = at::where(picked, own_output, output);
     pre_activation = at::where(picked, own_pre, pre_activation);
   }
@@ -156,11 +162,6 @@ Gradients backward_formula(const Tensor& grad_rows, const Tensor& grad_pre_rows,
   return gradients;
 }
 
-// The rows of the tokens that picked an adapter; the others are zero.
-Tensor masked(const Tensor& rows, const Tensor& picked) {
-  return rows.defined() ? at::where(picked, rows, at::zeros({}, rows.options())) : rows;
-}
-
 Tensor matrix_or_undefined(const Tensor& tensor) { return tensor.defined() ? as_matrix(tensor) : tensor; }
 
 Tensor weights_of(const Tensor& stack, int64_t adapter) { return stack.defined() ? stack.select(0, adapter) : stack; }
@@ -179,10 +180,13 @@ Gradients grouped_backward_formula(const BackwardArguments& a, const Tensor& gra
     auto sizes = tokens.sym_sizes().vec();
     sizes.back() = 1;
     const auto picked = as_matrix(tokens_of_adapter(adapter_indices, tokens.dim(), adapter).expand_symint(sizes));
-    const auto own = backward_formula(
-        masked(grad_rows, picked), masked(grad_pre_rows, picked), matrix_or_undefined(or_undefined(a.hidden_states)),
-        matrix_or_undefined(or_undefined(a.pre_activation)), weights_of(or_undefined(a.down_weight), adapter),
-        weights_of(or_undefined(a.up_weight), adapter), activation, a.scaling, a.output_mask);
+    // What is not finite in other tokens must not reach the sums over tokens: zero times that is no zero.
+    const auto own =
+        backward_formula(masked(grad_rows, picked), masked(grad_pre_rows, picked),
+                         masked(matrix_or_undefined(or_undefined(a.hidden_states)), picked),
+                         masked(matrix_or_undefined(or_undefined(a.pre_activation)), picked),
+                         weights_of(or_undefined(a.down_weight), adapter),
+                         weights_of(or_undefined(a.up_weight), adapter), activation, a.scaling, a.output_mask);
     append(parts[kHiddenStates], std::get<kHiddenStates>(own));
     append(parts[kDownWeight], std::get<kDownWeight>(own));
     append(parts[kDownBias], std::get<kDownBias>(own));
