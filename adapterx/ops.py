@@ -1,7 +1,8 @@
-"""The operator: loads the compiled library and offers it as Python functions."""
+"""The operator: loads the compiled library, or registers the operator in plain PyTorch, and offers Python functions."""
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -9,30 +10,66 @@ import torch
 from torch import Tensor
 
 from adapterx.errors import ExtensionError
+from adapterx.plain.operators import register
 
 if TYPE_CHECKING:
     from adapterx._operators import Operators
 
-# Another build of the same operators, for tests: one whose CUDA kernels are emulated on the host, for example.
-LIBRARY = Path(os.environ.get("ADAPTERX_LIBRARY") or Path(__file__).parent / "libadapterx.so")
+_FOLDER = Path(__file__).parent
+# ADAPTERX_LIBRARY names another build of the same operators, for tests: one whose CUDA kernels are emulated on the
+# host, for example. This word asks for plain PyTorch.
+_PLAIN = "python"
 
 
-def _load_library() -> None:
-    if not LIBRARY.exists():
-        raise ExtensionError(
-            f"adapterx: the compiled operator library is missing: looked for {LIBRARY}; "
-            "build it with `pip install --no-build-isolation -e .` in the source folder (torch must be installed first)"
-        )
+def _minor(version: str) -> str:
+    """Return the part of torch's version that its C++ interface belongs to: 2.13 of 2.13.0+cpu."""
+    return ".".join(version.split(".")[:2])
+
+
+def _library_for(version: str) -> Path:
+    """Return where the library for a version of torch is, if there is one."""
+    return _FOLDER / f"libadapterx-torch{_minor(version)}.so"
+
+
+def _find_library() -> Path | None:
+    """Return the library for the torch at hand; without one, plain PyTorch computes, which is said in words."""
+    chosen = os.environ.get("ADAPTERX_LIBRARY")
+    if chosen == _PLAIN:
+        return None
+    library = Path(chosen) if chosen else _library_for(torch.__version__)
+    if library.exists():
+        return library
+    if chosen:
+        raise ExtensionError(f"adapterx: ADAPTERX_LIBRARY must name a file that exists, or be {_PLAIN}, got {chosen!r}")
+    minors = sorted(path.stem.removeprefix("libadapterx-torch") for path in _FOLDER.glob("libadapterx-torch*.so"))
+    others = f"there are some for torch {', '.join(minors)}" if minors else "it was installed without any"
+    warnings.warn(
+        f"adapterx has no compiled operators for torch {_minor(torch.__version__)} ({others}): plain PyTorch computes "
+        "instead, as exactly, slower and with more memory; in the source folder, `pip install --no-build-isolation .` "
+        f"compiles them for the installed torch, and ADAPTERX_LIBRARY={_PLAIN} accepts plain PyTorch in silence",
+        stacklevel=2,
+    )
+    return None
+
+
+def _load_library() -> Path | None:
+    """Make the operators known to PyTorch; return the file they are from, None for plain PyTorch."""
+    library = _find_library()
+    if library is None:
+        register()
+        return None
     try:
-        torch.ops.load_library(str(LIBRARY))
+        torch.ops.load_library(str(library))
     except OSError as error:
         raise ExtensionError(
-            f"adapterx: the compiled operator library {LIBRARY} does not load under torch {torch.__version__}: "
+            f"adapterx: the compiled operator library {library} does not load under torch {torch.__version__}: "
             f"{error}; it must be built against the installed torch: `pip install --no-build-isolation -e .`"
         ) from error
+    return library
 
 
-_load_library()
+LIBRARY = _load_library()
+"""The file that the operators are from: a program without adapterx loads it. `None`: they are in plain PyTorch."""
 
 operators = cast("Operators", torch.ops.adapterx)
 """`torch.ops.adapterx` with types: every operator that the library registers, private ones too, by its schema."""
@@ -134,6 +171,7 @@ def build_info() -> dict[str, str | bool]:
         `version` (of adapterx), `compiler`, `torch` (built against), `cpu_capability` (instruction set in use on this
         machine), `cuda` (version of the toolkit), `cuda_architectures` (for which the kernels were compiled),
         `plan_table` (what the choice among the CUDA paths rests on: `"roofline"`, or `"measured on ..."`); the last
-        three are `False` where the library has no CUDA kernels.
+        three are `False` where the library has no CUDA kernels, and all but `version` and `torch` where plain PyTorch
+        computes, for want of a library.
     """
     return json.loads(torch.ops.adapterx.build_info())

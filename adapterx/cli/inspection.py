@@ -27,7 +27,11 @@ _FOR_MACHINES = ("base_check", "tensors")  # hashes, samples and shapes, a scree
 
 def installation() -> dict[str, Any]:
     """Return versions and what the operator library was built for."""
-    facts = versions() | {"python": platform.python_version(), "operator library": ops.LIBRARY} | ops.build_info()
+    facts = (
+        versions()
+        | {"python": platform.python_version(), "operator library": ops.LIBRARY or "plain PyTorch"}
+        | ops.build_info()
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return facts | {"threads": torch.get_num_threads(), "GPU": gpu}
 

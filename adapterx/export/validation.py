@@ -118,6 +118,11 @@ def check_torchscript(
     atol: float | None = None,
 ) -> dict[str, Any]:
     """Run the file in a new process that imports torch and loads the operator library, nothing else."""
+    if ops.LIBRARY is None:
+        raise ExportError(
+            f"{speaker()}: a TorchScript file is checked in a new process with the compiled operator library, and here "
+            "plain PyTorch computes; install a library for this torch, or pass validate=False and check it where one is"
+        )
     shapes = ready.clip(shapes)
     batches = [ready.inputs_at(*shape) for shape in shapes]
     with staging(Path(tempfile.gettempdir())) as folder:
