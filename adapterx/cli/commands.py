@@ -1,15 +1,20 @@
 """What the commands share: the program, how a command is registered, and the arguments that several take."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from adapterx.checkpoint.document import PACKAGE_VERSION
 from adapterx.cli import help
+from adapterx.cli.options import HERE
 from adapterx.cli.paths import as_path
 from adapterx.cli.refusals import CommandLine, errors_in_one_line
+from adapterx.cli.reporting import put, silence
 from adapterx.errors import ConfigError, speaker, speaking_as
 
 app = typer.Typer(
@@ -19,7 +24,47 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help=help.PROGRAM,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        put(f"adapterx {PACKAGE_VERSION}\n")
+        raise typer.Exit
+
+
+@app.callback(help=help.PROGRAM)
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", show_default=False, is_eager=True, callback=_tell_version
+        ),
+    ] = False,
+) -> None:
+    """Answer what concerns no command."""
+
+
+class Command(TyperCommand):
+    """A command; `--resume` may stand with a run behind it or alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Say what `--resume` alone means, then parse."""
+        if any(parameter.name == "resume" for parameter in self.params):
+            behind = [*args, "-"][1:]
+            alone = (word == "--resume" and after.startswith("-") for word, after in zip(args, behind, strict=True))
+            args = [f"--resume={HERE}" if is_alone else word for word, is_alone in zip(args, alone, strict=True)]
+        return super().parse_args(ctx, args)
+
+
+QUIET = inspect.Parameter(
+    "quiet",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but errors and what was asked for.", show_default=False)
+    ],
 )
 
 
@@ -32,14 +77,17 @@ def command(function: Callable[..., None], *, panel: str | None = None) -> Calla
     name = function.__name__.rstrip("_")
 
     @functools.wraps(function)
-    def checked(**given: Any) -> None:
+    def checked(quiet: bool, **given: Any) -> None:
         for name, value in given.items():
             if value == "":  # as of a variable of the shell that is not set
                 raise ConfigError(f"{speaker()}: {name} must not be empty")
-        function(**given)
+        with silence(quiet):
+            function(**given)
 
     safe = errors_in_one_line(name)(speaking_as(name)(checked))
-    return app.command(name, help=help.of(function, name), rich_help_panel=panel)(safe)
+    signature = inspect.signature(function, eval_str=True)
+    safe.__signature__ = signature.replace(parameters=[*signature.parameters.values(), QUIET])
+    return app.command(name, cls=Command, help=help.of(function, name), rich_help_panel=panel)(safe)
 
 
 def option(text: str, *names: str, **more: Any) -> Any:

@@ -5,7 +5,10 @@ from collections.abc import Callable
 
 KEEP_LINES = "\b\n"  # before a paragraph: do not fill its lines
 
-PROGRAM = "Train, score, use and export bottleneck adapters on frozen Transformers.\n\n" + KEEP_LINES + (
+EXAMPLES_FOLLOW = "[bold]Examples[/bold]"
+
+SUMMARY = "Train, score, use and export bottleneck adapters on frozen Transformers."
+PROGRAM = f"{SUMMARY}\n\n{EXAMPLES_FOLLOW}\n\n{KEEP_LINES}" + (
     "  adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment\n"
     "  adapterx evaluate runs/sentiment --data test.csv\n"
     "  adapterx predict runs/sentiment 'A quiet, beautiful film.'\n"
@@ -20,8 +23,8 @@ EXAMPLES = {
         "  --examples-per-class 16 --bottleneck-dim 16 --positions feed_forward --output runs/few-shot",
         "# a decoder, whose last token has seen the whole text\n"
         "adapterx train --model gpt2 --pooling last --data train.jsonl --output runs/decoder",
-        "# the same call with --resume continues after Ctrl-C, a crash or a full disk\n"
-        "adapterx train --model bert-base-uncased --data train.csv --output runs/sentiment --resume",
+        "# continue after Ctrl-C, a crash or a full disk, with the options of the run\n"
+        "adapterx train --resume runs/sentiment",
         "# two devices\n"
         "torchrun --nproc-per-node 2 -m adapterx.cli train --model bert-base-uncased \\\n"
         "  --data train.csv --output runs/two",
@@ -69,4 +72,8 @@ EXAMPLES = {
 def of(command: Callable[..., None], name: str) -> str:
     """Return the help of a command that is called `name`."""
     summary = " ".join(inspect.getdoc(command).split())
-    return "\n\n".join([summary, "[bold]Examples[/bold]", *(KEEP_LINES + e for e in EXAMPLES[name])])
+    return "\n\n".join([summary, EXAMPLES_FOLLOW, *(KEEP_LINES + _indented(each) for each in EXAMPLES[name])])
+
+
+def _indented(example: str) -> str:
+    return "".join(f"  {line}" for line in example.splitlines(keepends=True))

@@ -46,7 +46,7 @@ def describe(target: str) -> dict[str, Any] | str:
     if state_of(folder) == "complete":
         return _run_folder(folder) | _sizes(folder)
     if state_of(folder) == "interrupted":
-        return f"{target} holds an interrupted run; finish it with `adapterx train ... --resume`"
+        return f"{target} holds an interrupted run; finish it with `adapterx train --resume {target}`"
     if (folder / "adapter_config.json").exists():
         return _adapter_folder(folder) | _sizes(folder)
     if (folder / "fusion_config.json").exists():

@@ -1,5 +1,6 @@
 """Progress of a training run, as a Trainer callback. Imports transformers; only `train` imports this module."""
 
+import math
 import sys
 import time
 from contextlib import suppress
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from adapterx.cli.reporting import say
+from adapterx.cli.reporting import is_silent, say
 
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -17,15 +18,15 @@ SHOW_CURSOR = "\x1b[?25h"
 class ProgressLine(TrainerCallback):
     """A bar on a terminal, and a line after every epoch everywhere."""
 
-    def __init__(self, epochs: int, metric: str) -> None:
-        self.epochs, self.metric = epochs, metric
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(
             *columns,
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=is_silent() or not console.is_terminal,
             # Lines for a file go there, not to the terminal of the bar.
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         )
@@ -60,7 +61,8 @@ class ProgressLine(TrainerCallback):
         loss = sum(self.losses) / len(self.losses) if self.losses else float("nan")
         self.losses = []
         seconds = time.perf_counter() - self.start
-        say(f"epoch {round(state.epoch or 0)}/{self.epochs}: loss {loss:.4f}{scores} ({seconds:.0f} s)")
+        epoch = math.ceil((state.epoch or 0.0) - 1e-6)  # --max-steps may end in the middle of one
+        say(f"epoch {epoch}/{math.ceil(state.num_train_epochs)}: loss {loss:.4f}{scores} ({seconds:.0f} s)")
 
     def close(self) -> None:
         """Give the terminal back; `run_trainer` calls it, also after an error or a signal."""

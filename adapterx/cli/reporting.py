@@ -2,6 +2,8 @@
 
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -31,9 +33,28 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(map(shown, text))
 
 
+_silent = False
+
+
+@contextmanager
+def silence(silent: bool) -> Iterator[None]:
+    """Inside, `say` and `print_figures` print nothing if `silent`; what a program reads and errors are printed."""
+    global _silent
+    before, _silent = _silent, silent
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+def is_silent() -> bool:
+    """Return whether nothing is said for a person: because it is to be quiet, or another process speaks."""
+    return _silent or not is_main_process()
+
+
 def say(message: str) -> None:
     """Print a line for a person, once on several devices."""
-    if is_main_process():
+    if not is_silent():
         Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print(printable(message, keep=LINES))
 
 
@@ -55,7 +76,7 @@ def put(content: str) -> None:
 
 def print_figures(title: str, figures: dict[str, object]) -> None:
     """Print a two-column table."""
-    if not is_main_process():
+    if is_silent():
         return
     table = Table(title=_cell(title), show_header=False, title_justify="left")
     table.add_column(style="bold")

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from adapterx.cli import records, runs
-from adapterx.cli.options import OPTIONS, TrainOptions
+from adapterx.cli.options import COMMAND, OPTIONS, TrainOptions
 from adapterx.cli.records import CHECKPOINTS, CONTENTS, STARTED_WITH, Json, to_document, to_json
 from adapterx.cli.reporting import say
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError
 
 _OF_VERSION_1 = {option.name for option in OPTIONS} | {"adapter", *CONTENTS}
-_NOT_COMPARED = {"format_version", "document_sha256", *records.MACHINE}
+_NOT_COMPARED = {"format_version", "document_sha256", COMMAND, *records.MACHINE}
 
 
 def machine(options: TrainOptions) -> Json:
@@ -61,7 +61,7 @@ def begin(output: Path, options: TrainOptions, found: Json) -> None:
         found: what the data and the model brought.
     """
     runs.clear_folder(output)
-    noted = options.record() | found | machine(options)
+    noted = options.record() | found | machine(options) | {COMMAND: dict(options.words)}
     runs.write(output / CHECKPOINTS / STARTED_WITH, to_document(noted))
 
 
@@ -108,7 +108,7 @@ def telling_how_to_go_on(output: Path) -> Iterator[None]:
         if state is None:  # nothing had begun
             raise
         done = f"the run in {output} is complete"
-        say(f"interrupted; {done if state == 'complete' else 'continue with the same command and --resume'}")
+        say(f"interrupted; {done if state == 'complete' else f'continue with: adapterx train --resume {output}'}")
         if isinstance(stop, KeyboardInterrupt):
             raise SystemExit(130) from stop
         raise

@@ -47,7 +47,7 @@ def reserved(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         ConfigError: another process trains into it, it holds something and no flag is given, there is nothing to
             resume, or it is not writable.
     """
-    _check_resumable(output, resume=resume)
+    check_resumable(output, resume=resume)
     with ExitStack() as held:
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -60,12 +60,17 @@ def reserved(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
             raise ConfigError(
                 f"train: another process is training into {output}; wait until it is done, or choose another folder"
             ) from error
-        _check_resumable(output, resume=resume)  # that other process may just have ended
+        check_resumable(output, resume=resume)  # that other process may just have ended
         _check_empty(output, resume=resume, overwrite=overwrite)
         yield
 
 
-def _check_resumable(output: Path, *, resume: bool) -> None:
+def check_resumable(output: Path, *, resume: bool) -> None:
+    """Refuse what cannot be a run folder, and with `resume` one that holds nothing to go on with.
+
+    Raises:
+        ConfigError: it is one of these.
+    """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"train: the output {output} must be a folder, it is a file")
     state = state_of(output)
@@ -147,7 +152,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     state = state_of(folder)
     if state != "complete":
-        unfinished = f"the run in {folder} is not complete; finish it with `adapterx train ... --resume`"
+        unfinished = f"the run in {folder} is not complete; finish it with `adapterx train --resume {folder}`"
         absent = f"{folder} is no run folder: it has no {RECORD}"
         missing = f"the run folder {folder} does not exist"
         raise CheckpointError(f"{speaker()}: {unfinished if state else absent if folder.is_dir() else missing}")

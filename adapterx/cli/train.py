@@ -137,6 +137,9 @@ def run_trainer(trainer: "AdapterTrainer", checkpoints: Path, *, resume: bool) -
         say(f"skipped: {reason}")
     if resume:
         say(f"resuming from {newest.name}" if newest else "no complete checkpoint yet: starting from the beginning")
+    for callback in trainer.callback_handler.callbacks if newest else ():
+        step = getattr(callback, "had_stopped", lambda _: None)(newest)
+        trainer.args.max_steps = step or trainer.args.max_steps  # nothing is left to do but to load the best epoch
     start = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)

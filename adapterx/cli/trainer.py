@@ -7,6 +7,7 @@ import transformers
 from torch import nn
 
 from adapterx.cli.options import TrainOptions
+from adapterx.cli.pacing import SaveEvery, StopEarly
 from adapterx.cli.progress import ProgressLine
 from adapterx.cli.recipes import EVAL_BATCH_SIZE
 from adapterx.cli.tasks import TASKS
@@ -39,6 +40,9 @@ def build_trainer(
     watched = by_length(watched) if watched else None
     metric = task.best(known)
     best = metric if options.keep_best else None
+    callbacks = [ProgressLine(metric[0]), SaveEvery(options.save_steps)]
+    if options.early_stopping is not None:
+        callbacks.append(StopEarly(options.early_stopping, *metric, options.early_stopping_threshold or 0.0))
     trainer = AdapterTrainer(
         model=model,
         args=training_arguments(options, checkpoints, num_examples=len(training), evaluates=bool(watched), best=best),
@@ -46,7 +50,7 @@ def build_trainer(
         eval_dataset=watched,
         data_collator=task.collator(tokenizer, model),
         compute_metrics=task.scorer(watched, known) if watched else None,
-        callbacks=[ProgressLine(options.epochs, metric[0])],
+        callbacks=callbacks,
         head_learning_rate=options.head_learning_rate,
         **task.for_trainer(),
     )
@@ -72,7 +76,8 @@ def training_arguments(
     options: TrainOptions, checkpoints: Path, *, num_examples: int, evaluates: bool, best: tuple[str, bool] | None
 ) -> transformers.TrainingArguments:
     """Return the options in the Trainer's words; `best` is the metric to choose an epoch by, and its direction."""
-    steps = math.ceil(num_examples / options.batch_size) * options.epochs
+    batches = math.ceil(num_examples / options.batch_size)
+    steps = options.max_steps or math.ceil(batches / options.gradient_accumulation) * options.epochs
     # The name of the option changed between the major versions; the meaning, a share of all steps, did not.
     warmup = "warmup_steps" if int(transformers.__version__.split(".")[0]) >= 5 else "warmup_ratio"
     chosen = {}
@@ -80,7 +85,9 @@ def training_arguments(
         chosen = {"load_best_model_at_end": True, "metric_for_best_model": best[0], "greater_is_better": best[1]}
     return transformers.TrainingArguments(
         output_dir=str(checkpoints),
-        num_train_epochs=options.epochs,
+        num_train_epochs=options.epochs or 1,
+        max_steps=options.max_steps or -1,
+        gradient_accumulation_steps=options.gradient_accumulation,
         learning_rate=options.learning_rate,
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=EVAL_BATCH_SIZE,

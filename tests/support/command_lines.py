@@ -235,6 +235,16 @@ RUNS = [
     Line("predict {run} good --format jsonl", '"probability"', 0),
     Line("--help", "Usage", 0),
     Line("train --help", "--bottleneck-dim", 0),
+    Line("train -h", "--bottleneck-dim", 0),
+    Line("-h", "Usage", 0),
+    Line("--version", "adapterx 0.", 0),
+    Line("predict {run} good --quiet --format jsonl", '"probability"', 0),
+    Line("evaluate {run} --data {data} -q --json", '"accuracy"', 0),
+    Line("train --resume {absent}", "nothing to resume"),
+    Line("train --resume {run}", "is complete"),
+    Line("train --resume={file}", "must be a folder"),
+    Line("train --resume= --model {model}", "resume must not be empty"),
+    Line("train --resume {folder} --output {new}", "must name the same folder"),
 ]
 LINES = MISUSED + VALUES + OUTPUTS + BASES + RUNS
 

@@ -11,11 +11,12 @@ from adapterx.errors import ConfigError
 class DataOptions:
     """The panel "Data"."""
 
-    model: str = option(DATA, "Base model: a folder in the Hugging Face layout, or a hub name.", REQUIRED)
+    model: str = option(DATA, "Base model (required): a folder in the Hugging Face layout, or a hub name.", REQUIRED)
     data: tuple[str, ...] = option(
         DATA,
-        "Training data: .csv .tsv .jsonl .json .parquet .arrow (packed ones too: .csv.gz), a pattern of such files, "
-        "a folder as folder@split, or a dataset as name:configuration@split; repeat for several of the same columns.",
+        "Training data (required): .csv .tsv .jsonl .json .parquet .arrow (or packed, .csv.gz), a pattern of such "
+        "files, a folder as folder@split, or a dataset as name:configuration@split; repeat for several of the same "
+        "columns.",
         REQUIRED,
         must=SOURCES,
         free=True,  # its content is compared

@@ -25,9 +25,20 @@ def one_of(*allowed: str) -> Rule:
     return f"be one of {', '.join(allowed)}", allowed.__contains__
 
 
-def option(panel: str, text: str, default: Any = None, *, must: Rule = ANYTHING, free: bool = False) -> Any:
+def option(
+    panel: str,
+    text: str,
+    default: Any = None,
+    *,
+    must: Rule = ANYTHING,
+    free: bool = False,
+    typed: Any = None,
+    metavar: str | None = None,
+) -> Any:
     """Declare an option: panel and text of `--help`, default (None lets the method, model or data decide) and rule.
 
     A resumed run may differ from the first in a `free` one, which changes where and how fast, not what comes out.
+    `typed` is its type on the command line where that is another, `metavar` what stands for its value in the help.
     """
-    return field(default=default, metadata={"panel": panel, "text": text, "must": must, "free": free})
+    metadata = {"panel": panel, "text": text, "must": must, "free": free, "typed": typed, "metavar": metavar}
+    return field(default=default, metadata=metadata)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterx.cli.options.declaring import OUTPUT, REQUIRED, option
+from adapterx.cli.options.declaring import COUNT, OUTPUT, REQUIRED, option
 from adapterx.errors import ConfigError
 
 
@@ -11,9 +11,19 @@ from adapterx.errors import ConfigError
 class OutputOptions:
     """The panel "Output"."""
 
-    output: Path = option(OUTPUT, "Folder of the run; new or empty.", REQUIRED, free=True)  # noqa: RUF009
-    resume: bool = option(OUTPUT, "Continue an interrupted run; the other options must be the same.", False, free=True)
+    output: Path = option(OUTPUT, "Folder of the run (required); new or empty.", REQUIRED, free=True)  # noqa: RUF009
+    resume: bool = option(
+        OUTPUT,
+        "Continue an interrupted run, with its own options; without RUN that of --output, whose options are repeated.",
+        False,
+        free=True,
+        typed=str,
+        metavar="[RUN]",
+    )
     overwrite: bool = option(OUTPUT, "Discard an earlier run in the output folder.", False, free=True)
+    save_steps: int | None = option(
+        OUTPUT, "Save a checkpoint every N steps, besides that of each epoch.", must=COUNT, free=True
+    )
     keep_checkpoints: bool = option(OUTPUT, "Keep the checkpoints when the run is complete.", False, free=True)
 
     def check_output(self) -> None:

@@ -28,6 +28,7 @@ class TrainOptions(TrainingOptions, OutputOptions, DataOptions):  # the fields o
     """
 
     adapter_values: InitVar[Mapping[str, Any] | None] = None
+    words: Mapping[str, Any] = field(default_factory=dict)  # what was typed, for `--resume RUN`
     adapter: AdapterConfig | None = field(init=False)  # None for the methods that attach none
 
     def __post_init__(self, adapter_values: Mapping[str, Any] | None) -> None:
@@ -44,12 +45,17 @@ class TrainOptions(TrainingOptions, OutputOptions, DataOptions):  # the fields o
         self._set("adapter", adapter_config(self.method, adapter_values or {}))
         self.check_output()
         self.check_data()
+        if self.early_stopping is not None:
+            self._set("keep_best", True)
         if self.keep_best and self.eval_fraction == 0.0:
-            raise ConfigError("train: keep_best needs examples to choose by: give eval_data or eval_fraction above 0")
+            needs = "keep_best" if self.early_stopping is None else "early_stopping"
+            raise ConfigError(f"train: {needs} needs examples to choose by: give eval_data or eval_fraction above 0")
         self.check_training()
         by_default = TASKS[self.task].recipes[self.method] | {
             "eval_fraction": 0.0 if self.eval_data is not None else EVAL_FRACTION
         }
+        if self.max_steps is not None:
+            del by_default["epochs"]
         for name, value in by_default.items():
             if getattr(self, name) is None:
                 self._set(name, value)

@@ -34,9 +34,16 @@ class TrainingOptions:
         TRAINING, "How tokens become one vector: mean (default), cls, last (decoders).", must=one_of(*POOLINGS)
     )
     epochs: int | None = option(TRAINING, "Passes over the data (default: the method's).", must=COUNT)
+    max_steps: int | None = option(TRAINING, "Optimizer steps, in place of --epochs.", must=COUNT)
     learning_rate: float | None = option(TRAINING, "Peak learning rate (default: the method's).", must=RATE)
     head_learning_rate: float | None = option(TRAINING, "Peak learning rate of the head.", must=RATE)
     batch_size: int = option(TRAINING, "Examples in a batch, on each device.", 16, must=COUNT)
+    gradient_accumulation: int = option(
+        TRAINING,
+        "Batches whose gradients make up one step (default 1): the memory of one, the step of all.",
+        1,
+        must=COUNT,
+    )
     warmup_ratio: float = option(TRAINING, "Share of the steps in which the rate rises.", 0.1, must=SHARE)
     weight_decay: float = option(TRAINING, "AdamW's weight decay.", 0.01, must=DECAY)
     head_dropout: float | None = option(TRAINING, "Dropout before the head's linear layer (default 0.1).", must=SHARE)
@@ -48,6 +55,12 @@ class TrainingOptions:
     )
     keep_best: bool = option(
         TRAINING, "Keep the epoch with the best held-out score, not the last; then report on other data.", False
+    )
+    early_stopping: int | None = option(
+        TRAINING, "Stop after N epochs without a better held-out score; implies --keep-best.", must=COUNT
+    )
+    early_stopping_threshold: float | None = option(
+        TRAINING, "With --early-stopping: by more than this a score must be better (default 0).", must=DECAY
     )
     seed: int = option(TRAINING, "Seed of everything that is drawn (default 0).", 0, must=SEED)
     threads: int | None = option(
@@ -78,11 +91,15 @@ class TrainingOptions:
                 )
 
     def check_training(self) -> None:
-        """Refuse what this machine cannot do.
+        """Refuse what excludes each other, and what this machine cannot do.
 
         Raises:
-            ConfigError: half precision is asked for without a GPU.
+            ConfigError: two options do, one is of no use without another, or half precision is to do without a GPU.
         """
+        if self.max_steps is not None and self.epochs is not None:
+            raise ConfigError("train: max_steps and epochs exclude each other; give one of them")
+        if self.early_stopping_threshold is not None and self.early_stopping is None:
+            raise ConfigError("train: early_stopping_threshold needs early_stopping: give --early-stopping N")
         if self.precision == "fp16" and not self.uses_gpu:
             raise ConfigError("train: precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
 
