@@ -106,7 +106,7 @@ def test_options_that_an_earlier_version_did_not_know_stand_at_their_defaults(mo
     interrupted(model, data, tmp_path / "o", monkeypatch, 11)
     path = tmp_path / "o" / "checkpoints" / "options.json"
     record = json.loads(path.read_text())
-    own = ("format_version", "document_sha256", "threads", "device", "versions", "processes")
+    own = ("format_version", "document_sha256", "threads", "device", "versions", "processes", "command")
     for name in (*own, "weights of the base model", "tokenizer of the base model"):
         del record[name]  # as 0.1.0 wrote it
     del record["keep_best"], record["adapter"]["up_bias"], record["adapter"]["layers"]
