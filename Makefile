@@ -8,21 +8,23 @@ SOURCES := $(shell find csrc -type f)
 RESULTS ?= runs/$@
 # An environment with torch 2.11.0+cu130 and its toolkit for `make gpu-library`; unset: it makes .venv-cuda.
 CUDA_VENV ?=
+# Interpreters with a torch each, for which `make wheels` puts a library into the wheel.
+WHEEL_PYTHONS ?= $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test torture models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs site lint format bench bench-table clean
+.PHONY: help install demo test torture models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check wheels cpp-example docs site lint format bench bench-table clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q '$(TORCH)' 'setuptools>=77' ninja
+	$(VENV)/bin/pip install -q '$(TORCH)' scikit-build-core cmake ninja
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py cuda_toolkit.py version.txt $(SOURCES)
-	$(VENV)/bin/pip install -q --no-build-isolation -e '.[train,onnx,test,lint,docs]'
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt $(wildcard cmake/*) cuda_toolkit.py version.txt $(SOURCES)
+	$(VENV)/bin/pip install -q --no-build-isolation -e '.[train,onnx,test,lint,docs,distribution]'
 	@$(VENV)/bin/python -c 'import adapterx.ops; print("installed, kernels:", adapterx.ops.build_info())'
 	touch $@
 
@@ -75,8 +77,8 @@ cmake-check: install  ## build the same library with CMake, install it, find it 
 	$(VENV)/bin/cmake --build build/cmake_consumer
 	build/cmake_consumer/consumer
 
-cmake-cuda-check: install  ## cuda-check of the library that CMake builds
-	$(PYTHON) tests/cuda/check_extension.py --cmake
+wheels: install  ## the source distribution and the wheel in dist/, built, audited, installed and used under every torch of WHEEL_PYTHONS
+	$(VENV)/bin/python distribution/make_wheels.py $(foreach python,$(WHEEL_PYTHONS),--python $(python))
 
 cpp-example: install  ## build the C++ program of export/cpp_loader, run it on an exported model, compare with PyTorch
 	$(VENV)/bin/python -m pytest tests/export/test_cpp_loader.py
@@ -104,4 +106,4 @@ bench-table: install  ## write the tables of README and docs/cuda.md anew from w
 	$(VENV)/bin/python benchmarks/tables.py
 
 clean:  ## remove what was built (keeps .venv and runs/)
-	rm -rf build *.egg-info adapterx/libadapterx.so
+	rm -rf build dist adapterx/libadapterx*.so

@@ -1,7 +1,6 @@
 """Find the CUDA toolkit and decide whether the operator library gets its CUDA kernels.
 
-setup.py imports this file and CMakeLists.txt runs it, so that both builds decide alike. Standard library only: the
-answer is needed before the build helpers of torch and CMake look for a toolkit themselves.
+CMake runs this file before it, or torch's own package file, would look for a toolkit. Standard library only.
 """
 
 from __future__ import annotations

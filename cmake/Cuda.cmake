@@ -1,7 +1,13 @@
-# Decides about the CUDA kernels, by the same file as setup.py; with ADAPTERX_TORCH set, the toolkit must be that torch's.
+# Decides about the CUDA kernels by cuda_toolkit.py; with ADAPTERX_TORCH set, the toolkit must be that torch's. Where the option
+# ADAPTERX_CUDA is AUTO, the environment variable of that name (1, 0 or nothing) decides; CUDA_HOME and TORCH_CUDA_ARCH_LIST
+# are read there too.
 # Sets ADAPTERX_WITH_CUDA and, where it is true, ADAPTERX_CUDA_{VERSION,INCLUDE_DIRS,LIBRARIES,ARCHITECTURES,CMAKE_ARCHITECTURES}.
 find_package(Python REQUIRED COMPONENTS Interpreter)
-set(ADAPTERX_DECIDE ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/cuda_toolkit.py --setting ${ADAPTERX_CUDA})
+set(ADAPTERX_CUDA_SETTING ${ADAPTERX_CUDA})
+if(ADAPTERX_CUDA STREQUAL "AUTO" AND NOT "$ENV{ADAPTERX_CUDA}" STREQUAL "")
+  set(ADAPTERX_CUDA_SETTING $ENV{ADAPTERX_CUDA})
+endif()
+set(ADAPTERX_DECIDE ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/cuda_toolkit.py --setting ${ADAPTERX_CUDA_SETTING})
 if(ADAPTERX_TORCH)
   list(APPEND ADAPTERX_DECIDE --torch ${ADAPTERX_TORCH})
 endif()

@@ -10,7 +10,7 @@
 #endif
 
 #ifndef ADAPTERX_VERSION
-#define ADAPTERX_VERSION "unknown"  // built without setup.py or CMakeLists.txt, which both pass version.txt on
+#define ADAPTERX_VERSION "unknown"  // built without CMakeLists.txt, which passes version.txt on
 #endif
 
 namespace adapterx::ops {

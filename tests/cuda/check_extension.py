@@ -1,13 +1,13 @@
 """Build the complete CUDA extension without a GPU, load it, and check every kernel in it: `make cuda-check`.
 
 Makes an environment of its own (.venv-cuda) with a CUDA build of torch and the toolkit in pip's packages, so that the
-outcome does not depend on what the machine has, and builds with setup.py into build/cuda-check. Checks that the library
-loads and computes without a driver; that ptxas reports no spills and no stack in any kernel of any architecture; that
-the tensor-core kernels contain mma, ldmatrix and 128-bit copies; that no kernel touches local memory; that their hot
-loops keep to their instruction budgets. Then builds the kernels without torch with CMake (on PATH), for one
-architecture, under a program that runs.
+outcome does not depend on what the machine has, and builds with CMake (on PATH, with ninja), as pip does, into
+build/cuda-check. Checks that the library loads and computes without a driver; that ptxas reports no spills and no stack
+in any kernel of any architecture; that the tensor-core kernels contain mma, ldmatrix and 128-bit copies; that no kernel
+touches local memory; that their hot loops keep to their instruction budgets. Then builds the kernels without torch, for
+one architecture, under a program that runs.
 
-    python tests/cuda/check_extension.py            # with CMake instead of setup.py: --cmake
+    python tests/cuda/check_extension.py
 """
 
 import argparse
@@ -25,6 +25,9 @@ from instruction_budgets import check_loops
 from kernel_report import Kernel, check_resources, check_sass, disassemble, parse_report, print_table, split_sass
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "distribution"))
+from build_library import commands, library_in  # noqa: E402
+
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 KERNEL_SOURCES = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
 ARCHITECTURES = "8.0;9.0;10.0+PTX"
@@ -86,29 +89,12 @@ def build_environment(programs: Path, toolkit: Path) -> dict[str, str]:
     }
 
 
-def build_with_setup(build: Path, env: dict[str, str]) -> Path:
-    """Build by setup.py; return the library."""
-    programs = Path(env["PATH"].split(os.pathsep)[0])
-    command = [
-        programs / "python",
-        "setup.py",
-        "build_ext",
-        "--build-lib",
-        build / "library",
-        "--build-temp",
-        build / "objects",
-    ]
-    run_logged(command, build / "build.log", env)
-    return build / "library" / "adapterx" / "libadapterx.so"
-
-
-def build_with_cmake(build: Path, env: dict[str, str]) -> Path:
-    """Build by CMakeLists.txt; return the library."""
-    programs = Path(env["PATH"].split(os.pathsep)[0])
-    configure = ["cmake", "-S", ROOT, "-B", build / "cmake", "-GNinja", "-DADAPTERX_CUDA=ON"]
-    run_logged([*configure, f"-DPython_EXECUTABLE={programs / 'python'}"], build / "build.log", env)
-    run_logged(["cmake", "--build", build / "cmake", "--verbose", "-j", env["MAX_JOBS"]], build / "build.log", env)
-    return build / "cmake" / "libadapterx.so"
+def build_library(build: Path, env: dict[str, str]) -> Path:
+    """Build the library of the Python package; return it."""
+    python = Path(env["PATH"].split(os.pathsep)[0]) / "python"
+    for command in commands(python, build / "objects", build / "library"):
+        run_logged(command, build / "build.log", env)
+    return library_in(build / "library")
 
 
 def check_kernels_alone(build: Path, env: dict[str, str]) -> list[str]:
@@ -172,18 +158,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-cuda")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "cuda-check")
-    parser.add_argument("--cmake", action="store_true", help="build with CMake (on PATH) instead of setup.py")
     arguments = parser.parse_args()
-    build = (arguments.build.with_name("cmake-cuda-check") if arguments.cmake else arguments.build).resolve()
+    build = arguments.build.resolve()
     with timed("environment"):
         programs = environment(arguments.venv.resolve())
     toolkit = next(programs.parent.glob("lib/python*/site-packages/nvidia/cu*/bin/nvcc")).parents[1]
     build.mkdir(parents=True, exist_ok=True)
     (build / "build.log").unlink(missing_ok=True)
     with timed(f"build for {ARCHITECTURES}"):
-        library = (build_with_cmake if arguments.cmake else build_with_setup)(
-            build, build_environment(programs, toolkit)
-        )
+        library = build_library(build, build_environment(programs, toolkit))
     keep_reports(build / "build.log", build / "reports")
     load = [programs / "python", Path(__file__).with_name("load_library.py"), library]
     version = re.search(r"release (\S+),", subprocess.check_output([toolkit / "bin" / "nvcc", "--version"], text=True))

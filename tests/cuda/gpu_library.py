@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from check_extension import ROOT, build_environment, build_with_setup, environment, run_logged, timed
+from check_extension import ROOT, build_environment, build_library, environment, run_logged, timed
 
 BUILD = ROOT / "build" / "gpu-library"
 SELF_TEST = "ptx_self_test"
@@ -48,7 +48,7 @@ def main() -> int:
     changes = {"TORCH_CUDA_ARCH_LIST": options.architectures, "NVCC_APPEND_FLAGS": "", "ADAPTERX_LINEINFO": "1"}
     env = {**build_environment(programs, toolkit), **changes}
     with timed(f"build for {options.architectures}"):
-        library = build_with_setup(build, env)
+        library = build_library(build, env)
         self_test = build_self_test(toolkit, build, options.architectures, env)
     load = [programs / "python", Path(__file__).with_name("load_library.py"), library, "--cuda", "13.0"]
     if subprocess.run([*load, "--architectures", options.architectures], check=False).returncode:

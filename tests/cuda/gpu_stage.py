@@ -27,7 +27,7 @@ def program(name: str, *arguments: str) -> Callable[[float], list[str]]:
     return lambda _: python(f"tests/cuda/{name}", *arguments)
 
 
-BUILD = Step("build", lambda _: python("setup.py", "build_ext", "--inplace"), BUILD_S)
+BUILD = Step("build", lambda _: python("distribution/build_library.py"), BUILD_S)
 MACHINE = Step("machine", program("gpu_machine.py"), 60.0)
 
 
@@ -64,8 +64,9 @@ def have_machine_and_library(runner: Runner) -> None:
 
 def why_not_built(build: Result, path: str) -> str:
     """Return words for a build that has not come to a good end."""
-    ninja = "" if shutil.which("ninja", path=path) else "; ninja was not found, without which files compile one by one"
-    return f"the library could not be built, {build.words}{ninja}: {build.output[-600:]}"
+    missing = [tool for tool in ("cmake", "ninja") if not shutil.which(tool, path=path)]
+    tools = f"; {' and '.join(missing)} not found, which the build needs" if missing else ""
+    return f"the library could not be built, {build.words}{tools}: {build.output[-600:]}"
 
 
 def run_stage(name: str, seconds: float, results: Path, work: Callable[[Runner, Path], None]) -> int:

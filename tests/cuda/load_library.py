@@ -1,6 +1,6 @@
 """Load a CUDA build of the operator library where there is no GPU, and run a CPU operator of it: `make cuda-check`.
 
-python tests/cuda/load_library.py build/cuda-check/library/adapterx/libadapterx.so --cuda 13.0 --architectures 9.0+PTX
+python tests/cuda/load_library.py FILE.so --cuda 13.0 --architectures 9.0+PTX
 """
 
 import argparse

@@ -1,84 +1,189 @@
-"""The build: what setup.py and CMake compile, and what the source distribution holds."""
+"""The build of the Python package: what CMake compiles and links, for which torches, and what it refuses."""
 
+import json
+import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from toolkit_cases import ROOT, make_toolkit
+from toolkit_cases import ROOT, load_module
+
+TOOLS = Path(sys.executable).parent
 
 
-def run_setup(monkeypatch, **environ):
-    """Run setup.py up to its call of setup(); return the extension."""
-    captured = {}
-    monkeypatch.setattr("setuptools.setup", lambda **arguments: captured.update(arguments))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("ADAPTERX_CUDA", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "ADAPTERX_LINEINFO"):
-        monkeypatch.setenv(name, "")  # so that what setup.py sets is undone
-        monkeypatch.setenv(name, environ[name]) if name in environ else monkeypatch.delenv(name)
-    runpy.run_path(str(ROOT / "setup.py"), run_name="__main__")
-    return captured["ext_modules"][0]
+def make_torch(folder, version):
+    """Lay out what the build reads of a torch: its version, headers, libraries."""
+    (folder / "include" / "ATen").mkdir(parents=True)
+    (folder / "lib").mkdir()
+    (folder / "version.py").write_text(f"__version__ = '{version}'\ncuda: Optional[str] = None\n", encoding="utf-8")
+    for name in ("torch", "torch_cpu", "c10"):
+        (folder / "lib" / f"lib{name}.so").touch()
+    return folder
+
+
+def configure(folder, torches, *options, **environ):
+    """Configure the build of the Python package, without building."""
+    pytest.importorskip("cmake", reason="the package is configured with cmake")
+    pytest.importorskip("ninja", reason="the package is built with ninja")
+    command = [TOOLS / "cmake", "-S", ROOT, "-B", folder, "-GNinja", f"-DCMAKE_MAKE_PROGRAM={TOOLS / 'ninja'}"]
+    command += ["-DADAPTERX_BUILD_PYTHON=ON", "-DADAPTERX_BUILD_OPS=OFF", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    command += [f"-DPython_EXECUTABLE={sys.executable}", f"-DADAPTERX_TORCHES={';'.join(map(str, torches))}", *options]
+    names = ("ADAPTERX_CUDA", "CUDA_HOME", "MAX_JOBS", "ADAPTERX_LINEINFO")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    words = [str(part) for part in command]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=kept | environ)
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory):
+    """A build for two torches."""
+    folder = tmp_path_factory.mktemp("configured")
+    torches = [make_torch(folder / name, version) for name, version in (("old", "2.11.0+cpu"), ("new", "2.14.1"))]
+    done = configure(folder / "build", torches, MAX_JOBS="3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "adapterx: building the CPU library: torch 2.11.0+cpu is built without CUDA" in done.stdout
+    return folder
+
+
+def compiled(configured):
+    """What is compiled, as (file from the root, the command)."""
+    entries = json.loads((configured / "build" / "compile_commands.json").read_text(encoding="utf-8"))
+    return [(Path(entry["file"]).relative_to(ROOT).as_posix(), entry["command"]) for entry in entries]
+
+
+def is_of_cuda(name):
+    return name.startswith(("csrc/kernels/cuda/", "csrc/ops/cuda"))
+
+
+def test_every_source_is_compiled_and_those_of_cuda_only_with_cuda(configured):
+    on_disk = {path.relative_to(ROOT).as_posix() for s in ("*.cpp", "*.cu") for path in (ROOT / "csrc").rglob(s)}
+    assert {name for name, _ in compiled(configured)} == {name for name in on_disk if not is_of_cuda(name)}
+    text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    patterns = " ".join(re.findall(r"file\(GLOB ADAPTERX_\w+SOURCES CONFIGURE_DEPENDS ([^)]*)\)", text)).split()
+    matched = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
+    assert matched | {"csrc/package/older_glibc.cpp"} == on_disk, "a file that no build compiles"
+
+
+def test_kernels_are_compiled_once_and_operators_for_each_torch(configured):
+    files = [name for name, _ in compiled(configured)]
+    for name in set(files):
+        assert files.count(name) == (1 if name.startswith("csrc/kernels/") else 2), name
+    for name, command in compiled(configured):
+        seen = {torch for torch in ("old", "new") if f"{configured}/{torch}/include" in command}
+        target = {
+            torch for torch, minor in (("old", "2.11"), ("new", "2.14")) if f"adapterx-torch{minor}.dir" in command
+        }
+        assert seen == target
+        assert len(seen) == (0 if name.startswith("csrc/kernels/") else 1)
+        assert "-DADAPTERX_WITH_CUDA" not in command
+        assert "-fvisibility=hidden" in command or "older_glibc" in name
+        assert not re.search(r"\s-g\d?\s", command)
+
+
+def test_each_library_links_its_torch_and_no_python(configured):
+    ninja = (configured / "build" / "build.ninja").read_text(encoding="utf-8")
+    for torch, minor in (("old", "2.11"), ("new", "2.14")):
+        link = ninja.split(f"build libadapterx-torch{minor}.so:")[1].split("\n\n")[0]
+        # By name, for these files tell no name of their own.
+        assert re.search(r"LINK_LIBRARIES = (.*)", link)[1].split() == [
+            *("libadapterx_kernels.a", "-ltorch", "-ltorch_cpu", "-lc10"),
+        ]
+        assert re.search(r"LINK_PATH = (.*)", link)[1].split() == [f"-L{configured}/{torch}/lib"]
+        assert "rpath" not in link
+    if sys.platform == "linux":
+        assert ninja.count("-Wl,--exclude-libs,libstdc++.a") == 2
+
+
+def test_so_many_compilers_run_at_a_time(configured):
+    ninja = (configured / "build" / "build.ninja").read_text(encoding="utf-8")
+    rules = (configured / "build" / "CMakeFiles" / "rules.ninja").read_text(encoding="utf-8")
+    assert "pool adapterx_compilers\n  depth = 3" in ninja + rules
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"MAX_JOBS": "many"}, "MAX_JOBS must be a positive number, got many"),
+        (
+            {"ADAPTERX_CUDA": "1"},
+            "ADAPTERX_CUDA=1 needs a CUDA build of torch, got torch 2.13.0, which is built without",
+        ),
+        ({"ADAPTERX_CUDA": "maybe"}, "ADAPTERX_CUDA must be 1 .*, got 'maybe'"),
+    ],
+)
+def test_a_build_that_is_refused_ends_in_words(tmp_path, environ, words):
+    done = configure(tmp_path / "build", [make_torch(tmp_path / "torch", "2.13.0")], **environ)
+    assert done.returncode != 0
+    assert re.search(words, " ".join(done.stderr.split()))
+
+
+def test_a_folder_that_is_no_torch_is_refused(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "version.py").write_text("version = 1\n", encoding="utf-8")
+    torches = [make_torch(tmp_path / "torch", "2.13.0"), tmp_path / "other"]
+    done = configure(tmp_path / "build", torches)
+    assert done.returncode != 0
+    assert "ADAPTERX_TORCHES must name folders of torch" in " ".join(done.stderr.split())
+
+
+# --- where torch is found
 
 
 @pytest.fixture
-def cuda_extension(monkeypatch, tmp_path):
-    """Describe the extension of a machine that has a CUDA build of torch and a toolkit."""
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    root = make_toolkit(tmp_path)
-    return lambda **environ: run_setup(monkeypatch, CUDA_HOME=str(root), **environ)
+def finder(monkeypatch):
+    """The program of the build that finds torch, where Python has no torch to import."""
+    module = load_module(ROOT / "cmake" / "find_torch.py")
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    return module
 
 
-def cmake_sources(cuda):
-    """Read the patterns out of CMakeLists.txt and apply them."""
-    text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
-    patterns = dict(re.findall(r"file\(GLOB (\w+) CONFIGURE_DEPENDS ([^)]*)\)", text))
-    names = ["ADAPTERX_KERNEL_SOURCES", "ADAPTERX_OPS_SOURCES", *(["ADAPTERX_CUDA_KERNEL_SOURCES"] if cuda else [])]
-    found = {path.relative_to(ROOT).as_posix() for n in names for p in patterns[n].split() for path in ROOT.glob(p)}
-    left_out = re.search(r"if\(NOT ADAPTERX_WITH_CUDA\)\s+list\(FILTER \w+ EXCLUDE REGEX \"([^\"]+)\"\)", text).group(1)
-    return sorted(name for name in found if cuda or not re.search(left_out, f"/{name}"))
+def test_torch_is_found_where_pip_hides_it_from_an_isolated_build(finder, monkeypatch, tmp_path):
+    torch = make_torch(tmp_path / "torch", "2.13.0")
+    monkeypatch.setattr(finder.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert finder.find_torch() == torch
 
 
-def test_setup_and_cmake_compile_the_same_files(monkeypatch, cuda_extension):
-    cpu = run_setup(monkeypatch, ADAPTERX_CUDA="0").sources
-    cuda = cuda_extension().sources
-    assert sorted(cpu) == cmake_sources(cuda=False)
-    assert sorted(cuda) == cmake_sources(cuda=True)
-    extra = set(cuda) - set(cpu)
-    assert set(cpu) < set(cuda)
-    assert all(name.startswith(("csrc/kernels/cuda/", "csrc/ops/cuda")) for name in extra)
-    on_disk = {p.relative_to(ROOT).as_posix() for s in ("*.cpp", "*.cu") for p in (ROOT / "csrc").rglob(s)}
-    assert set(cuda) == on_disk, "a file that no build compiles"
+def test_without_torch_the_command_is_named(finder, monkeypatch, tmp_path):
+    monkeypatch.setattr(finder.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(SystemExit, match=r"install it first .*`pip install --no-build-isolation \.`"):
+        finder.find_torch()
 
 
-def test_no_two_files_share_an_object(cuda_extension):
-    objects = [Path(name).with_suffix("") for name in cuda_extension().sources]
-    assert len(set(objects)) == len(objects)
+def test_no_torch_is_asked_of_pip():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    requires = re.search(r"\[build-system\]\nrequires = \[(.*?)\]", text, re.DOTALL)[1]
+    assert "torch" not in requires
+    assert '"torch>=2.11"' in re.search(r"\ndependencies = \[(.*?)\]", text)[1]
 
 
-def test_a_cpu_build_knows_nothing_of_cuda(monkeypatch):
-    extension = run_setup(monkeypatch, ADAPTERX_CUDA="0")
-    assert [name for name, _ in extension.define_macros] == ["ADAPTERX_VERSION"]
-    assert not {"c10_cuda", "torch_cuda", "cudart", "torch_python"} & set(extension.libraries)
+# --- flags
 
 
-def test_a_cuda_build_says_what_it_is_made_for_and_links_no_python(cuda_extension, tmp_path):
-    extension = cuda_extension(TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX")
-    macros = dict(extension.define_macros)
-    assert macros["ADAPTERX_CUDA_VERSION"] == '"13.0"'
-    assert macros["ADAPTERX_CUDA_ARCHITECTURES"] == '"8.0;9.0+PTX"'
-    assert "ADAPTERX_WITH_CUDA" in macros
-    assert extension.extra_link_args[-2:] == [f"{tmp_path}/lib64/libcudart.so", f"{tmp_path}/lib64/libcublasLt.so"]
-    assert extension.include_dirs[0] == f"{tmp_path}/include"
-    assert "torch_python" not in extension.libraries
-    assert not [flag for flags in extension.extra_compile_args.values() for flag in flags if "-std" in flag]
+@pytest.mark.parametrize(
+    ("environ", "flags"),
+    [
+        ({"MAX_JOBS": "2"}, ""),
+        ({"MAX_JOBS": "64"}, "--threads=3"),
+        ({"MAX_JOBS": "20", "ADAPTERX_LINEINFO": "1"}, "--threads=2;-lineinfo"),
+    ],
+)
+def test_cores_to_spare_compile_architectures_side_by_side(tmp_path, environ, flags):
+    pytest.importorskip("cmake", reason="the package is configured with cmake")
+    script = tmp_path / "flags.cmake"
+    script.write_text(
+        f'include({ROOT}/cmake/Jobs.cmake)\nadapterx_nvcc_flags(10 3)\nmessage("[${{ADAPTERX_NVCC_FLAGS}}]")\n',
+        encoding="utf-8",
+    )
+    command = [str(TOOLS / "cmake"), "-P", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environ})
+    assert f"[{flags}]" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have one C++ library")
-def test_a_cxx_library_that_is_linked_in_is_not_seen_from_outside(monkeypatch, tmp_path):
+def test_a_cxx_library_that_is_linked_in_is_not_seen_from_outside(tmp_path):
     """Where the compiler does so; next to PyTorch's copy, two visible ones break each other."""
     compiler = shutil.which("g++")
     if compiler is None or shutil.which("nm") is None:
@@ -95,42 +200,4 @@ def test_a_cxx_library_that_is_linked_in_is_not_seen_from_outside(monkeypatch, t
 
     if not visible():
         pytest.skip("the compiler has no C++ library to link in")
-    assert not visible(*run_setup(monkeypatch, ADAPTERX_CUDA="0").extra_link_args)
-
-
-def test_cores_to_spare_compile_architectures_side_by_side(cuda_extension):
-    def threads(jobs):
-        flags = cuda_extension(TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0+PTX", MAX_JOBS=jobs).extra_compile_args["nvcc"]
-        return [flag for flag in flags if flag.startswith("--threads")]
-
-    assert threads("2") == []
-    assert threads("64") == ["--threads=3"]
-
-
-def test_line_numbers_for_profilers_on_demand(cuda_extension):
-    assert "-lineinfo" not in cuda_extension().extra_compile_args["nvcc"]
-    assert "-lineinfo" in cuda_extension(ADAPTERX_LINEINFO="1").extra_compile_args["nvcc"]
-
-
-def test_a_build_that_is_refused_ends_in_words(monkeypatch):
-    monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(SystemExit, match=r"^adapterx: ADAPTERX_CUDA=1 needs a CUDA build of torch"):
-        run_setup(monkeypatch, ADAPTERX_CUDA="1")
-
-
-def test_the_source_distribution_holds_all_that_a_build_reads(cuda_extension, monkeypatch):
-    from setuptools._distutils.filelist import FileList
-
-    tracked = subprocess.run(
-        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    if tracked.returncode:
-        pytest.skip("not a git checkout")
-    monkeypatch.chdir(ROOT)
-    files = FileList()
-    files.allfiles = [name for name in tracked.stdout.split("\0") if name]
-    for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines():
-        files.process_template_line(line)
-    headers = [path.relative_to(ROOT).as_posix() for s in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(s)]
-    needed = {"cuda_toolkit.py", "version.txt", "CMakeLists.txt", "cmake/Cuda.cmake", "cmake/Torch.cmake", *headers}
-    assert needed | set(cuda_extension().sources) <= {Path(name).as_posix() for name in files.files}
+    assert not visible("-Wl,--exclude-libs,libstdc++.a")

@@ -127,8 +127,8 @@ def test_without_a_library_one_is_built_beside_the_ceilings(rehearsal):
 
 
 def test_a_build_that_fails_is_the_end_and_says_why(rehearsal):
-    """As where ninja is missing; what the machine is, and what it reaches, is known all the same."""
-    code, _, last = rehearsal.run("check", {"setup.py": "fail"}, library=False)
+    """As where cmake is missing; what the machine is, and what it reaches, is known all the same."""
+    code, _, last = rehearsal.run("check", {"build_library.py": "fail"}, library=False)
     assert code == 2
     assert last["not_passed"] == {"build": "failed"}
     assert rehearsal.facts("machine")
@@ -144,7 +144,7 @@ def test_an_earlier_run_is_not_gone_on_with(rehearsal):
     assert rehearsal.start("first").wait() == 2
     assert "RESULTS must hold no earlier run of this stage" in (rehearsal.folder / "output.txt").read_text()
     assert rehearsal.place.read_bytes() == before
-    code, _, last = rehearsal.run("check", {"setup.py": "fail"}, library=False)  # the other one may follow
+    code, _, last = rehearsal.run("check", {"build_library.py": "fail"}, library=False)  # the other one may follow
     assert (code, last["stage"]) == (2, "gpu-check")
 
 
@@ -179,7 +179,8 @@ def test_tests_of_other_versions_are_collected_and_run():
 
 def test_what_is_missing_for_a_build_and_for_tests_is_said(tmp_path, monkeypatch):
     build = Result("build", "timed out", True, words="ended after 200 s", output="[1/30] c++")
-    assert "ended after 200 s; ninja was not found" in gpu_stage.why_not_built(build, str(tmp_path))
+    assert "ended after 200 s; cmake and ninja not found" in gpu_stage.why_not_built(build, str(tmp_path))
+    (tmp_path / "cmake").touch(0o755)
     (tmp_path / "ninja").touch(0o755)
     assert gpu_stage.why_not_built(build, str(tmp_path)).endswith("ended after 200 s: [1/30] c++")
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)

@@ -131,7 +131,7 @@ def test_the_library_that_is_carried(tmp_path, monkeypatch, capsys):
 
     def build(folder, env):
         calls.append({name: env[name] for name in ("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "ADAPTERX_CUDA")})
-        library = folder / "library" / "adapterx" / "libadapterx.so"
+        library = folder / "library" / "adapterx" / "libadapterx-torch2.11.so"
         library.parent.mkdir(parents=True)
         library.write_bytes(b"x" * (1 << 20))
         return library
@@ -141,7 +141,7 @@ def test_the_library_that_is_carried(tmp_path, monkeypatch, capsys):
         return subprocess.CompletedProcess(command, loads)
 
     monkeypatch.setattr(gpu_library, "ROOT", tmp_path)
-    monkeypatch.setattr(gpu_library, "build_with_setup", build)
+    monkeypatch.setattr(gpu_library, "build_library", build)
     monkeypatch.setattr(gpu_library, "run_logged", lambda command, log, env: calls.append([str(c) for c in command]))
     monkeypatch.setattr(gpu_library.subprocess, "run", load)
     options = ["gpu_library.py", "--venv", str(tmp_path / "venv"), "--build", str(tmp_path / "build")]
@@ -153,9 +153,9 @@ def test_the_library_that_is_carried(tmp_path, monkeypatch, capsys):
     assert "-arch=sm_90" in calls[1]
     assert calls[1][-2:] == [str(tmp_path / "build/library/adapterx/ptx_self_test"), calls[1][-1]]
     assert calls[2] == ["--cuda", "13.0", "--architectures", "9.0"]
-    assert "1.0 MiB, ADAPTERX_LIBRARY=build/library/adapterx/libadapterx.so" in capsys.readouterr().out
+    assert "1.0 MiB, ADAPTERX_LIBRARY=build/library/adapterx/libadapterx-torch2.11.so" in capsys.readouterr().out
     loads = 1
-    (tmp_path / "build/library/adapterx/libadapterx.so").unlink()
+    (tmp_path / "build/library/adapterx/libadapterx-torch2.11.so").unlink()
     (tmp_path / "build/library/adapterx").rmdir()
     with pytest.raises(SystemExit, match="does not load"):
         gpu_library.main()
