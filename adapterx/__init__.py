@@ -47,7 +47,7 @@ from adapterx.fusing import (
     remove_fusion,
 )
 from adapterx.fusion import AdapterFusion, FusionConfig
-from adapterx.heads import ClassificationHead, SequenceClassifier
+from adapterx.heads import ClassificationHead, SequenceClassifier, TokenClassificationHead, TokenClassifier
 from adapterx.host import AdapterSet
 from adapterx.ops import build_info
 from adapterx.phm import PHMConfig
@@ -79,6 +79,8 @@ __all__ = [
     "Stack",
     "Summary",
     "TargetError",
+    "TokenClassificationHead",
+    "TokenClassifier",
     "TrainingError",
     "UnknownAdapterError",
     "__version__",

@@ -89,19 +89,26 @@ def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
     """Return the names of classes by column, where `datasets` noted them in the schema of a file."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            column: feature["names"]
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature["names"], list)
-        }
+        found = {}
+        for column, feature in features.items():
+            feature = feature.get("feature", feature)  # of each value, where the column holds lists
+            if feature.get("_type") == "ClassLabel" and isinstance(feature["names"], list):
+                found[column] = feature["names"]
+        return found
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):  # another program's, or damaged
         return {}
 
 
 def named(row: Row, names: dict[str, list[str]]) -> Row:
     """Return a row with the names of classes in place of their numbers; -1, which stands for none, becomes None."""
-    for column, known in names.items():
-        value = row.get(column)
+
+    def name(value: object, known: list[str]) -> object:
+        if isinstance(value, list):
+            return [name(each, known) for each in value]
         if isinstance(value, int) and value < len(known):
-            row[column] = known[value] if value >= 0 else None
+            return known[value] if value >= 0 else None
+        return value
+
+    for column, known in names.items():
+        row[column] = name(row.get(column), known)
     return row

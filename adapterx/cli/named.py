@@ -82,7 +82,8 @@ def read_saved(folder: Path, split: str | None, default_split: str) -> RowStream
 def _stream(source: str, loaded: Any) -> RowStream:
     import datasets
 
-    names = {c: f.names for c, f in loaded.features.items() if isinstance(f, datasets.ClassLabel)}
+    of_values = {c: getattr(f, "feature", f) for c, f in loaded.features.items()}  # in lists too
+    names = {c: f.names for c, f in of_values.items() if isinstance(f, datasets.ClassLabel)}
 
     def rows() -> Iterator[tuple[str, Row]]:
         count = 0

@@ -7,10 +7,12 @@ from adapterx.cli.tasks.multi_label import MultiLabelClassification
 from adapterx.cli.tasks.regression import Regression
 from adapterx.cli.tasks.single_label import SequenceClassification
 from adapterx.cli.tasks.task import Task
+from adapterx.cli.tasks.token_classification import TokenClassification
 
 DEFAULT = SequenceClassification.name
 TASKS: dict[str, Task] = {
-    task.name: task for task in (SequenceClassification(), MultiLabelClassification(), Regression())
+    task.name: task
+    for task in (SequenceClassification(), MultiLabelClassification(), Regression(), TokenClassification())
 }
 NAMES = {alias: name for name, task in TASKS.items() for alias in (name, *task.aliases)}
 
