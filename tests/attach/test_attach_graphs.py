@@ -1,11 +1,14 @@
 """Adapted models under gradient checkpointing, `torch.compile` and `torch.export`."""
 
+import dataclasses
+from functools import partial
+
 import pytest
 import torch
 from attach_cases import FEED_FORWARD, PLACEMENTS
 from tiny_adapters import randomise
 from tiny_models import build, inputs_for, plain_model, run
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from adapterx import AdapterConfig, adapter_parameters, attach, set_active
 
@@ -88,3 +91,40 @@ def test_export(name, config):
         torch.testing.assert_close(program.module()(**inputs)[0], run(model, inputs))
     nodes = [node for node in program.graph.nodes if node.target is torch.ops.adapterx.bottleneck_adapter.default]
     assert len(nodes) == len(report.targets)
+
+
+@pytest.mark.parametrize("saved", ["nothing", "matrix products", "adapters"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@PLACEMENTS
+def test_selective_checkpointing(name, saved, config):
+    """The third mode: a policy keeps the results of some operators, ours among them, and computes the others again."""
+    kept = {
+        "nothing": (),
+        "matrix products": (torch.ops.aten.mm.default, torch.ops.aten.addmm.default),
+        "adapters": (torch.ops.adapterx.bottleneck_adapter_train.default,),
+    }[saved]
+    seen = []
+
+    def policy(context, operator, *args, **kwargs):
+        seen.append(operator)
+        return CheckpointPolicy.MUST_SAVE if operator in kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    model = build(name).train()
+    model.config.use_cache = False
+    inputs = inputs_for(name, model)
+    attach(model, dataclasses.replace(config, dropout=0.2))
+    randomise(model)
+    target = torch.randn_like(run(model, inputs))
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(5)
+        (run(model, inputs) * target).mean().backward()
+        return [parameter.grad.clone() for _, parameter in adapter_parameters(model)]
+
+    plain = gradients()
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, policy)})
+    for one, other in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)
+    assert torch.ops.adapterx.bottleneck_adapter_train.default in seen
