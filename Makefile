@@ -14,6 +14,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help install demo test torture models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check wheels cpp-example docs site lint format bench bench-table clean
+.PHONY: help install demo test torture distributed large models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs site lint format bench bench-table clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,6 +39,12 @@ test: install  ## run the whole test suite, the files in two processes (a test u
 
 torture: install  ## the long campaigns: kills, full disks, damaged and contested folders (about half an hour)
 	$(VENV)/bin/python -m pytest tests/torture -o python_files='torture_*.py'
+
+distributed: install  ## two processes through torchrun and accelerate, beside one (some minutes)
+	$(VENV)/bin/python -m pytest tests/distributed -o python_files='test_*.py distributed_*.py'
+
+large: install  ## compiled training for every kind of adapter, quantised and offloaded bases (some minutes)
+	$(VENV)/bin/python -m pytest tests/large tests/attach/test_quantised_bases.py tests/attach/test_offloaded_bases.py -o python_files='test_*.py large_*.py'
 
 adapterhub: install  ## beside AdapterHub's adapters, in .venv-adapterhub: its outputs again, ours against them, our files loaded by it
 	$(PYTHON) -m venv .venv-adapterhub

@@ -129,7 +129,7 @@ class AdapterSet(SwitchableModules):
                 if projection.weight.is_meta and not hidden_states.is_meta:
                     raise TargetError(
                         f"attach: {where} must be in memory, got weights on the meta device; offload the model before "
-                        "attaching"
+                        "attaching, or fill them with restore_adapter"
                     ) from error
 
 

@@ -257,6 +257,33 @@ def fan_out_table() -> str:
     return table_of(name, heads, fan_out_line) if read_rows(name) else "Not measured yet."
 
 
+def large_base_table() -> str:
+    """Show what the phases of a training on a base of a billion parameters take, and what full fine-tuning needs."""
+    name = "bench_large_base_cpu.csv"
+    rows = read_rows(name)
+    if not rows:
+        return "Not measured yet."
+    found = {key: float(row["median"]) for key, row in latest(rows, ("implementation", "metric")).items()}
+    words = {
+        "build": "build the base in bfloat16",
+        "attach": "attach",
+        "train": "a step of training, AdamW",
+        "train, checkpointing": "the same with gradient checkpointing",
+        "save": "save the adapter",
+    }
+    lines = ["| phase | peak of the process, MiB | seconds |", "|---|---|---|"]
+    for phase, told in words.items():
+        lines.append(f"| {told} | {found[phase, 'peak memory']:,.0f} | {found[phase, 'time']:.1f} |")
+    for (implementation, metric), value in found.items():
+        if metric == "memory":
+            lines.append(f"| {implementation} | {value:,.0f} | |")
+    base, trained = (found[what, "parameters"] for what in ("base", "adapters"))
+    row = rows[-1]
+    note = f"{base:,.0f} M parameters, {trained:.1f} M of adapters beside them, width {row['bottleneck_dim']}"
+    where = f"{row['device']}, {row['threads']} thread, torch {row['torch']}, {row['date']}"
+    return "\n".join([*lines, "", f"{note}; {where}: `benchmarks/results/{name}`."])
+
+
 PAGES = {
     "README.md": {
         "operator": operator_table,
@@ -267,6 +294,7 @@ PAGES = {
         "model": model_table,
     },
     "docs/mixed.md": {"many_adapters": many_adapters_table, "fan_out": fan_out_table},
+    "docs/large-bases.md": {"large_base": large_base_table},
     "docs/cuda.md": {"counted": counted_table, "limits": limit_table},
 }
 

@@ -1,10 +1,11 @@
 """Everything that writes or reads checkpoints: adapters, heads, what a training run trains; strict, without pickle."""
 
-from adapterx.checkpoint.adapter import adapter_state, load_adapter, restore_adapter, save_adapter
+from adapterx.checkpoint.adapter import load_adapter, restore_adapter, save_adapter
 from adapterx.checkpoint.formats import format_of
 from adapterx.checkpoint.fusion import load_fusion, save_fusion
 from adapterx.checkpoint.head import load_head, restore_head, save_head
 from adapterx.checkpoint.rewriting import average_saved_adapters, rename_saved_adapter
+from adapterx.checkpoint.tensors import adapter_state
 from adapterx.checkpoint.trained import restore_trained, save_trained, trainable_state
 
 __all__ = [

@@ -8,29 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterx.adapters import active_adapters, adapter_names, adapters, check_known
+from adapterx.adapters import adapters
 from adapterx.bottleneck import BottleneckAdapter
 from adapterx.checkpoint.base import check_same_base, record_base
 from adapterx.checkpoint.contents import Contents, check_targets, describe_target, read_contents, renamed_to_fit
 from adapterx.checkpoint.document import describe_base
 from adapterx.checkpoint.fitting import check_fit, copy_into
 from adapterx.checkpoint.pair import stored_metadata, write_pair
+from adapterx.checkpoint.tensors import (
+    adapter_modules,
+    adapter_state,
+    adapter_tensors,
+    give_memory,
+    new_tensors,
+    plan_modules,
+    plan_tensors,
+    resolve_name,
+)
 from adapterx.config import AdapterConfig
-from adapterx.couplings import INVERTIBLES, Couplings, HeadCouplings
+from adapterx.couplings import INVERTIBLES
 from adapterx.errors import (
     CheckpointError,
     ConfigError,
     TargetError,
-    UnknownAdapterError,
     speaker,
     speaking_as,
 )
-from adapterx.host import ADAPTERS, COPIES, AdapterSet, base_modules
+from adapterx.host import ADAPTERS, COPIES, base_modules
 from adapterx.phm import Factors
-from adapterx.planning import Plan, build_invertible, check_dtype, check_name, norms_to_train, plan_attachment
+from adapterx.planning import build_invertible, check_dtype, check_name, norms_to_train, plan_attachment
 from adapterx.records import Attachment
-from adapterx.route import SwitchableModules
-from adapterx.sharding import check_not_sharded, gathered, reshard, written_once
+from adapterx.sharding import check_not_sharded, reshard, written_once
 from adapterx.targets import Target, find_ends, find_targets
 
 _SPARE = 2**20  # numbers that a configuration may need beyond those in the files
@@ -57,26 +65,6 @@ def save_adapter(
     """
     tensors, document = adapter_contents(model, resolve_name(model, name), metadata)
     written_once(model, lambda: write_pair(folder, "adapter", tensors, document))
-
-
-@speaking_as("adapter_state")
-def adapter_state(model: nn.Module, name: str | None = None) -> dict[str, Tensor]:
-    """Return what `save_adapter` writes of an adapter, by the names in its file.
-
-    Where FSDP2 has sharded the model this is collective, as everything that saves and restores is: all processes call
-    it, and each gets whole tensors.
-
-    Args:
-        model: the module that was given to `attach`.
-        name: which adapter; None takes the only one, or the only active one.
-
-    Returns:
-        Tensors without gradients, which share the memory of the adapter's; of a sharded one, whole copies on the CPU.
-
-    Raises:
-        UnknownAdapterError: the adapter is not attached, or None does not say which one.
-    """
-    return gathered(dict(_adapter_tensors(model, resolve_name(model, name))))
 
 
 def adapter_contents(
@@ -118,7 +106,7 @@ def load_adapter(
 
     The model must be the one that the adapter was trained on: the weights of the adapted modules must be equal, as far
     as the coarser dtype of the two can tell. Quantised or offloaded weights are not compared, nor are the files of
-    0.1.0, which recorded none.
+    0.1.0, which recorded none. On the meta device the adapter alone gets memory, on the CPU.
 
     Args:
         model: as in `attach`.
@@ -153,12 +141,12 @@ def load_adapter(
         # A generator of its own, so that loading does not move the global random numbers.
         generator = torch.Generator(device="cpu").manual_seed(0)
         plan = plan_attachment(model, contents.config, name, generator=generator, dtype=dtype, saved=saved)
-    own = _plan_tensors(plan)
-    check_fit(own, contents.tensors, folder)
+    check_fit(plan_tensors(plan), contents.tensors, folder, planned=True)
     check_targets(contents, targets)
     if check_base:
         check_same_base(model, contents.base, contents.described, str(folder))
-    copy_into(own, contents.tensors)
+    give_memory(plan_modules(plan))
+    copy_into(plan_tensors(plan), contents.tensors)
     return plan.commit(active=active)
 
 
@@ -166,7 +154,8 @@ def load_adapter(
 def restore_adapter(model: nn.Module, folder: str | Path, name: str | None = None, *, check_base: bool = True) -> None:
     """Copy saved weights into an adapter that is attached already, for example to go on with a training run.
 
-    The base model is compared as in `load_adapter`, except for modules whose own weights are being trained.
+    The base model is compared as in `load_adapter`, except for modules whose own weights are being trained. An adapter
+    on the meta device gets memory on the CPU.
 
     Args:
         model: the module that was given to `attach`.
@@ -179,16 +168,25 @@ def restore_adapter(model: nn.Module, folder: str | Path, name: str | None = Non
         CheckpointError: the files are missing or damaged, are another library's, do not fit, or belong to another
             model; the adapter is then as it was.
     """
-    copy_into(*fitting_tensors(model, folder, resolve_name(model, name), check_base=check_base))
+    name = resolve_name(model, name)
+    _, saved = fitting_tensors(model, folder, name, check_base=check_base, planned=True)
+    give_memory(adapter_modules(model, name))
+    copy_into(dict(adapter_tensors(model, name)), saved)
 
 
 def fitting_tensors(
-    model: nn.Module, folder: str | Path, name: str, *, check_base: bool = True, sha256: str | None = None
+    model: nn.Module,
+    folder: str | Path,
+    name: str,
+    *,
+    check_base: bool = True,
+    sha256: str | None = None,
+    planned: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors of an attached adapter and those saved in the folder, which fit; errors as `restore_adapter`.
 
     Together with `copy_into` this is `restore_adapter`, in two steps for those who restore several things or nothing.
-    `sha256` is that of `read_pair`.
+    `sha256` is that of `read_pair`, `planned` that of `check_fit`.
     """
     contents = read_contents(folder, sha256=sha256)
     attachment = adapters(model)[name]
@@ -198,52 +196,12 @@ def fitting_tensors(
         raise CheckpointError(
             f"{speaker()}: {folder} holds an adapter of another configuration: {contents.config}, not {own}"
         )
-    state = dict(_adapter_tensors(model, name))
-    check_fit(state, contents.tensors, folder)
+    state = dict(adapter_tensors(model, name))
+    check_fit(state, contents.tensors, folder, planned=planned)
     check_targets(contents, attachment.targets)
     if check_base:
         check_same_base(model, contents.base, contents.described, str(folder), trained=True)
     return state, contents.tensors
-
-
-def resolve_name(model: nn.Module, name: str | None) -> str:
-    """Return the name of the adapter that is meant; None means the only one, or the only active one.
-
-    Raises:
-        UnknownAdapterError: it is not attached, or None does not say which one.
-    """
-    if name is not None:
-        check_known(model, [name])
-        return name
-    for names in (adapter_names(model), active_adapters(model)):
-        if len(names) == 1:
-            return names[0]
-    raise UnknownAdapterError(
-        f"{speaker()}: name must be given, since not exactly one adapter is attached or active; attached are "
-        f"{', '.join(map(repr, sorted(adapter_names(model)))) or 'none'}"
-    )
-
-
-def _adapter_tensors(model: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield an adapter's tensors under `<module>.adapterx.<key>`, those of trained copies under `<module>.<key>`."""
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        if isinstance(module, SwitchableModules) and name in module:
-            if isinstance(module, HeadCouplings):  # what is at the embeddings, too
-                continue
-            if isinstance(module, (AdapterSet, Couplings)):
-                yield from _new_tensors(path, module[name], seen)
-            else:
-                for key, tensor in module[name].state_dict().items():
-                    yield f"{path.rpartition('.')[0]}.{key}", tensor
-
-
-def _new_tensors(prefix: str, adapter: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of an adapter on one module, but for those that it shares with a module before."""
-    for key, tensor in adapter.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield f"{prefix}.{key}", tensor.detach()
 
 
 @contextmanager
@@ -263,7 +221,7 @@ def _check_extent(
     wanted, shared, seen = {}, {}, set()
     adapters = [(target.module, _without_memory(target, contents.config, shared)) for target in targets]
     for path, adapter in adapters:
-        wanted |= _new_tensors(f"{path}.{ADAPTERS}", adapter, seen)
+        wanted |= new_tensors(f"{path}.{ADAPTERS}", adapter, seen)
     for path in (*contents.config.modules_to_save, *norms_to_train(modules, targets, contents.config)):
         for key, tensor in modules[path].state_dict(keep_vars=True).items():
             if not {ADAPTERS, COPIES, INVERTIBLES} & set(key.split(".")):
@@ -271,7 +229,7 @@ def _check_extent(
     if contents.config.invertible is not None:
         ends = find_ends(modules, targets)
         invertible = build_invertible(modules, ends, contents.config, None, None, device="meta")
-        wanted |= _new_tensors(f"{ends.module}.{INVERTIBLES}", invertible, seen)
+        wanted |= new_tensors(f"{ends.module}.{INVERTIBLES}", invertible, seen)
     held = sum(tensor.numel() for tensor in contents.tensors.values())
     if sum(tensor.numel() for tensor in wanted.values()) > held + _SPARE:
         check_fit(wanted, contents.tensors, folder, planned=True)
@@ -284,14 +242,3 @@ def _without_memory(target: Target, config: AdapterConfig, shared: dict[str, Fac
     return BottleneckAdapter(
         target.input_size, target.hidden_size, width, **config.branch_options(), shared=shared, device="meta"
     )
-
-
-def _plan_tensors(plan: Plan) -> dict[str, Tensor]:
-    found, seen = {}, set()
-    for path, adapter in plan.adapters.items():
-        found |= _new_tensors(f"{path}.{ADAPTERS}", adapter, seen)
-    for path, copied in plan.copies.items():
-        found |= {f"{path}.{key}": tensor for key, tensor in copied.state_dict().items()}
-    if plan.invertible is not None:
-        found |= _new_tensors(f"{plan.ends.module}.{INVERTIBLES}", plan.invertible, seen)
-    return found

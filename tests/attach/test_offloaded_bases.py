@@ -9,6 +9,8 @@ from tiny_models import build, inputs_for, run
 
 from adapterx import (
     AdapterConfig,
+    BottleneckAdapter,
+    CheckpointError,
     TargetError,
     adapter_parameters,
     attach,
@@ -16,6 +18,7 @@ from adapterx import (
     disabled,
     load_adapter,
     mixed,
+    restore_adapter,
     save_adapter,
 )
 
@@ -94,3 +97,82 @@ def test_offloading_after_attaching_is_refused_in_words():
         TargetError, match=r"attach: adapter 'default' of encoder\.layer\.0\..* offload the model before"
     ):
         run(model, inputs)
+
+
+def on_meta(model):
+    with torch.device("meta"):
+        return type(model)(model.config).eval()
+
+
+META = AdapterConfig(bottleneck_dim=4, modules_to_save=("pooler",), train_norms=True)
+
+
+@pytest.mark.parametrize("way", ["load", "restore"])
+@pytest.mark.parametrize("first", ["adapter", "base"])
+def test_a_meta_model_is_filled_by_base_and_adapter(way, first, tmp_path):
+    """A model without memory gets its base weights by assignment and its adapter from a file, in either order."""
+    plain = build("bert")
+    attach(plain, META, "a", seed=1)
+    randomise(plain)
+    save_adapter(plain, tmp_path)
+    base = build("bert")
+    base.load_state_dict(plain.state_dict(), strict=False)
+    with accelerate.init_empty_weights(include_buffers=False):
+        model = type(plain)(plain.config).eval()
+    if way == "restore":
+        attach(model, META, "a")
+    if first == "base":
+        model.load_state_dict(base.state_dict(), strict=False, assign=True)
+    load_adapter(model, tmp_path) if way == "load" else restore_adapter(model, tmp_path, "a")
+    assert not any(parameter.is_meta for _, parameter in adapter_parameters(model))
+    if first == "adapter":
+        model.load_state_dict(base.state_dict(), strict=False, assign=True)
+    inputs = inputs_for("bert", plain)
+    for found, wanted in zip(model(**inputs)[:2], plain(**inputs)[:2], strict=True):
+        assert torch.equal(found, wanted)
+    run(model, inputs).sum().backward()
+    assert all(p.grad is not None for name, p in adapter_parameters(model) if "pooler" not in name)
+
+
+def test_an_empty_model_that_accelerate_fills_and_dispatches(tmp_path):
+    plain = build("bert")
+    plain.save_pretrained(tmp_path / "base")
+    attach(plain, META, "a", seed=1)
+    randomise(plain)
+    save_adapter(plain, tmp_path / "adapter")
+    with accelerate.init_empty_weights(include_buffers=False):
+        model = type(plain)(plain.config).eval()
+    places = {"embeddings": "cpu", "encoder.layer.0": "disk", "encoder.layer.1": "cpu", "pooler": "disk"}
+    accelerate.load_checkpoint_and_dispatch(
+        model, tmp_path / "base", device_map=places, offload_folder=tmp_path / "weights", force_hooks=True
+    )
+    load_adapter(model, tmp_path / "adapter")
+    inputs = inputs_for("bert", plain)
+    assert torch.equal(model(**inputs)[1], plain(**inputs)[1])
+
+
+def test_what_does_not_fit_leaves_a_meta_adapter_without_memory(tmp_path):
+    plain = build("bert")
+    attach(plain, AdapterConfig(bottleneck_dim=5), "a")
+    save_adapter(plain, tmp_path)
+    model = on_meta(plain)
+    attach(model, AdapterConfig(bottleneck_dim=4), "a")
+    with pytest.raises(CheckpointError, match="another configuration"):
+        restore_adapter(model, tmp_path, "a")
+    assert all(parameter.is_meta for _, parameter in adapter_parameters(model))
+
+
+def test_new_adapters_of_a_meta_model_are_initialised_when_they_have_memory():
+    model, plain = on_meta(build("bert")), build("bert")
+    attach(model, AdapterConfig(bottleneck_dim=4))
+    model.load_state_dict(plain.state_dict(), strict=False, assign=True)
+    for module in model.modules():
+        if isinstance(module, BottleneckAdapter):
+            module.to_empty(device="cpu")
+            module.reset_parameters()
+    model.embeddings.position_ids, model.embeddings.token_type_ids = (
+        plain.embeddings.position_ids,
+        plain.embeddings.token_type_ids,
+    )
+    inputs = inputs_for("bert", plain)
+    assert torch.equal(run(model, inputs), run(plain, inputs))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapterx.adapters import adapters
-from adapterx.checkpoint.adapter import resolve_name
+from adapterx.checkpoint.tensors import resolve_name
 from adapterx.config import POSITIONS, AdapterConfig
 from adapterx.couplings import INVERTIBLES
 from adapterx.errors import CheckpointError, TargetError, speaker, speaking_as
