@@ -20,8 +20,10 @@ from adapterx.plain import operators
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("test_ops_errors.py", "test_ops_transforms.py", "test_ops_grouped.py")
-# Operators and nodes that only the compiled library has, and words of the dispatcher.
-ONLY_COMPILED = (
+# Operators, nodes and words that only the compiled library has; what is slow is asked once, below.
+LEFT_OUT = (
+    "gradgradcheck",
+    "opcheck",
     "backward_operator",
     "training_operator",
     "bit_for_bit",
@@ -39,7 +41,7 @@ def run_plain(*command, **environ):
 
 def test_the_tests_of_the_operators_pass():
     files = [f"tests/ops/{name}" for name in FILES]
-    left_out = " and ".join(f"not {words}" for words in ONLY_COMPILED)
+    left_out = " and ".join(f"not {words}" for words in LEFT_OUT)
     done = run_plain("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", left_out, *files)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 150
@@ -62,6 +64,10 @@ facts["grouped"] = float((ops.bottleneck_adapter(*tensors, *rest, indices) - wan
 single = [tensor.clone().requires_grad_() for tensor in (h, r, *(stack[0] for stack in stacks))]
 checks = torch.library.opcheck(torch.ops.adapterx.bottleneck_adapter, (*single, *rest))
 facts["opcheck"] = sorted(set(checks.values()))
+
+single_and_grouped = ((single, None), ([tensor.clone().requires_grad_() for tensor in tensors], indices))
+facts["derivatives"] = [torch.autograd.gradgradcheck(lambda *t: ops.bottleneck_adapter(*t, *rest, chosen), given)
+                        for given, chosen in single_and_grouped]
 
 class Model(torch.nn.Module):
     def forward(self, h):
@@ -105,6 +111,10 @@ def test_there_is_no_library_and_the_wish_is_fulfilled_in_silence(facts):
 
 def test_pytorchs_own_check_of_operators(facts):
     assert facts["opcheck"] == ["SUCCESS"]
+
+
+def test_second_derivatives(facts):
+    assert facts["derivatives"] == [True, True]
 
 
 def test_an_exported_graph_has_the_operator_as_one_node(facts):
