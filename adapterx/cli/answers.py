@@ -7,7 +7,7 @@ from typing import Any
 
 from adapterx.cli.reporting import printable
 from adapterx.cli.tasks.task import Task
-from adapterx.errors import DataError, speaker
+from adapterx.errors import ConfigError, DataError, speaker
 
 FORMATS = ("text", "jsonl", "csv")  # lines for a person, JSON Lines with every probability, CSV
 FORM_HELP = (
@@ -25,12 +25,18 @@ def usual_form(output: Path | None) -> str:
     return "text" if output is None and sys.stdout is not None and sys.stdout.isatty() else "jsonl"
 
 
-def render(predictions: list[dict[str, Any]], form: str, task: Task) -> str:
-    """Write predictions as one of FORMATS.
+def render(predictions: list[dict[str, Any]], form: str, task: Task, *, all_probabilities: bool = False) -> str:
+    """Write predictions as one of FORMATS; in CSV with a column for each probability if they are wanted.
 
     Raises:
-        DataError: a value of the user's table cannot be written.
+        ConfigError: the task has no probabilities.
+        DataError: a value of the user's table cannot be written, or a column would have the name of another.
     """
+    if all_probabilities:
+        if not isinstance(predictions[0].get("probabilities"), dict):
+            raise ConfigError(f"{speaker()}: --all-probabilities needs a task with labels, the run's is {task.name}")
+        if form == "csv":
+            predictions = [_spread(each) for each in predictions]
     if form == "text":
         table = [[printable(cell) for cell in task.cells(each)] for each in predictions]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -46,6 +52,27 @@ def render(predictions: list[dict[str, Any]], form: str, task: Task) -> str:
     return written.encode(
         "utf-8", "backslashreplace"
     ).decode()  # a table may hold half a surrogate pair: in JSON `\ud800`
+
+
+def _spread(prediction: dict[str, Any]) -> dict[str, Any]:
+    """Return a prediction with its probabilities as values of their own."""
+    spread = {f"probabilities.{label}": value for label, value in prediction["probabilities"].items()}
+    if same := sorted(spread.keys() & prediction.keys()):
+        raise DataError(f"{speaker()}: the table has a column {same[0]!r} already; rename it for --all-probabilities")
+    return prediction | spread
+
+
+def matrix(metrics: dict[str, Any]) -> str:
+    """Return the confusion matrix of an evaluation as CSV: a row for each true label, a column for each predicted one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    counts = metrics.get("confusion_matrix")
+    if counts is None:
+        raise ConfigError(f"{speaker()}: --confusion-matrix needs a run that gives each text one label")
+    rows = [["true", *counts], *([true, *(str(row.get(guess, 0)) for guess in counts)] for true, row in counts.items())]
+    return "".join(",".join(map(_quoted, row)) + "\n" for row in rows)
 
 
 def _json(value: object) -> str:

@@ -12,11 +12,14 @@ from adapterx.cli.exporting import FORMATS, export_run
 from adapterx.cli.options import TrainOptions, takes_train_options
 from adapterx.cli.paths import check_file, check_folder, deliver
 from adapterx.cli.records import to_json
-from adapterx.cli.reporting import print_figures, put, say
+from adapterx.cli.reporting import print_figures, print_matrix, put, say
 from adapterx.cli.runs import load_run, read_record
+from adapterx.cli.sources import Sources
 from adapterx.cli.tasks import task_of
 from adapterx.cli.tasks.task import Asked
+from adapterx.cli.texts import with_ids_first
 from adapterx.cli.train import train as run_training
+from adapterx.errors import ConfigError, speaker
 
 __all__ = ["app", "library"]
 
@@ -31,29 +34,42 @@ def train(options: TrainOptions) -> None:
 @command
 def evaluate(
     run: Run,
-    data: Annotated[str, option("Labelled data: a file or pattern, or name:configuration@split, as for train.")],
+    data: Annotated[
+        list[str], option("Labelled data: a file, pattern, folder or dataset, as for train; repeat for several.")
+    ],
     text_column: TextColumn = None,
     label_column: Annotated[str | None, option("Column of the labels.")] = None,
     model: BaseModel = None,
     other_base: OtherBase = False,
     output: Annotated[Path | None, option("Also write the figures, as JSON, to this file.", **PATH)] = None,
     as_json: Annotated[bool, option("Print JSON instead of tables.", "--json")] = False,
+    confusion_matrix: Annotated[
+        Path | None, option("Also write the confusion matrix, as CSV, to this file: a row for each true label.", **PATH)
+    ] = None,
 ) -> None:
     """Score a run on labelled data, by the metrics of its task: accuracy, macro-F1, loss, a baseline, and others."""
-    if output is not None:
-        check_file(output)
+    for file in (output, confusion_matrix):
+        if file is not None:
+            check_file(file)
+    if "" in data:
+        raise ConfigError(f"{speaker()}: data must not be empty")
+    sources = Sources(data)
     metrics = scoring.evaluate(
-        run, data, text_column=text_column, label_column=label_column, model=model, other_base=other_base
+        run, sources, text_column=text_column, label_column=label_column, model=model, other_base=other_base
     )
     if output is not None:
         deliver(output, to_json(metrics))
+    if confusion_matrix is not None:
+        deliver(confusion_matrix, answers.matrix(metrics).encode("utf-8", "backslashreplace"))
     if as_json:
         put(to_json(metrics).decode())
         return
     tables = {name: part for name, part in metrics.items() if isinstance(part, dict)}
-    print_figures(f"{run} on {data}", {name: metrics[name] for name in metrics if name not in (*tables, "data")})
+    print_figures(f"{run} on {sources}", {name: metrics[name] for name in metrics if name not in (*tables, "data")})
     for name, part in tables.items():
-        if len(part) <= 20:
+        if len(part) <= 20 and name == "confusion_matrix":
+            print_matrix("confusion matrix (rows: true, columns: predicted)", part)
+        elif len(part) <= 20:
             print_figures(name, {label: scoring.table_line(scores) for label, scores in part.items()})
 
 
@@ -67,7 +83,11 @@ def predict(
         str | None, option("A table, whose other columns are kept in jsonl and csv, or .txt with one text a line.")
     ] = None,
     text_column: TextColumn = None,
+    id_column: Annotated[
+        str | None, option("Column that tells the texts apart: it comes first, and no value may stand in it twice.")
+    ] = None,
     form: Annotated[str | None, option(answers.FORM_HELP, "--format")] = None,
+    all_probabilities: Annotated[bool, option("In csv: a column for each label, called probabilities.LABEL.")] = False,
     model: BaseModel = None,
     other_base: OtherBase = False,
     output: Annotated[Path | None, option("Write here instead of printing.", **PATH)] = None,
@@ -79,9 +99,14 @@ def predict(
         check_file(output)
     record = read_record(run)
     task = task_of(record)
-    wanted = task.wanted(texts or [], file, Asked.again(record, text_column))
     chosen = form or answers.usual_form(output)
-    rendered = answers.render(scoring.predict(load_run(run, model=model, other_base=other_base), wanted), chosen, task)
+    if all_probabilities and chosen == "text":
+        raise ConfigError(f"{speaker()}: --all-probabilities needs --format csv or jsonl, which has them anyway")
+    wanted = task.wanted(texts or [], file, Asked.again(record, text_column))
+    if id_column is not None:
+        wanted = with_ids_first(wanted, id_column, task.answer)
+    predictions = scoring.predict(load_run(run, model=model, other_base=other_base), wanted)
+    rendered = answers.render(predictions, chosen, task, all_probabilities=all_probabilities)
     if output is not None:
         deliver(output, rendered.encode("utf-8", "backslashreplace"))
     else:
@@ -147,10 +172,13 @@ def info(
         str | None,
         typer.Argument(help="The folder of a run, an adapter or a fusion, or a base model.", show_default=False),
     ] = None,
+    as_json: Annotated[bool, option("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
     """Tell what is installed, what a folder holds, or which modules of a model would be adapted."""
-    if target is None:
-        print_figures("adapterx", inspection.installation())
+    told = inspection.installation() if target is None else inspection.describe(target)
+    if as_json:
+        put(inspection.as_json(told))
+    elif isinstance(told, str):
+        say(told)
     else:
-        told = inspection.describe(target)
-        say(told) if isinstance(told, str) else print_figures(target, told)
+        print_figures(target or "adapterx", told)

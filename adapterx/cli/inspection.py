@@ -1,5 +1,6 @@
 """`adapterx info`: what is installed, what a folder holds, what would be adapted in a model."""
 
+import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ def describe(target: str) -> dict[str, Any] | str:
     if (folder / "fusion_config.json").exists():
         return _stored_facts(read_document(folder, "fusion")) | _sizes(folder)
     return _base_model(target)
+
+
+def as_json(told: dict[str, Any] | str) -> str:
+    """Return what is told as a JSON object; what is lines for a person stands in `report`."""
+    facts = {"report": told.splitlines()} if isinstance(told, str) else told
+    return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def _sizes(folder: Path) -> dict[str, str]:

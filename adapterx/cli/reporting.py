@@ -102,6 +102,18 @@ def print_table(rows: list[dict[str, object]]) -> None:
     Console(highlight=False).print(table)
 
 
+def print_matrix(title: str, matrix: dict[str, dict[str, int]]) -> None:
+    """Print counts with a row and a column for each name."""
+    if is_silent():
+        return
+    table = Table(title=_cell(title), title_justify="left")
+    for name in ("", *matrix):
+        table.add_column(_cell(name), justify="right" if name else "left")
+    for name, counts in matrix.items():
+        table.add_row(_cell(name), *(str(counts.get(other, 0)) for other in matrix))
+    Console(highlight=False).print(table)
+
+
 def _cell(text: str) -> Text:
     return Text(printable(text))  # a plain str would be read as rich's markup: a label `[neg]` would vanish
 

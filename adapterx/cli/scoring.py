@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterx.cli.runs import load_run, read_record
+from adapterx.cli.sources import Sources
 from adapterx.cli.tasks import task_of
 from adapterx.cli.tasks.task import Asked, Run
 from adapterx.cli.texts import Wanted
@@ -11,7 +12,7 @@ from adapterx.cli.texts import Wanted
 
 def evaluate(
     folder: Path,
-    data: str,
+    data: str | Sources,
     *,
     text_column: str | None,
     label_column: str | None,
@@ -28,7 +29,7 @@ def evaluate(
     examples = task.read(data, Asked.again(record, text_column, label_column), default_split="test")
     task.check(examples, record, data)
     run = load_run(folder, model=model, other_base=other_base)
-    told = {"data": data.encode("utf-8", "backslashreplace").decode(), "examples": len(examples.texts)}
+    told = {"data": str(data).encode("utf-8", "backslashreplace").decode(), "examples": len(examples.texts)}
     return told | task.evaluate(run, examples)
 
 

@@ -10,7 +10,7 @@ from adapterx.cli.encodings import decode, split_lines
 from adapterx.cli.examples import find_column, require_encodable, texts_of
 from adapterx.cli.packing import unpacked
 from adapterx.cli.sources import SUFFIXES, find_files, kind_of, read_bytes, read_stream
-from adapterx.cli.tables import Rows, read_rows
+from adapterx.cli.tables import Rows, listed, read_rows
 from adapterx.errors import ConfigError, DataError, speaker
 
 ANSWER = ("text", "label", "probability", "probabilities")  # what a prediction adds to the columns of a table
@@ -67,6 +67,32 @@ def texts_to_label(
             raise DataError(f"{speaker()}: text {i} must not be empty, got {text!r}")
         require_encodable(text, f"text {i}")
     return Wanted(texts, [{} for _ in texts])
+
+
+def with_ids_first(wanted: Wanted, column: str, answer: Sequence[str]) -> Wanted:
+    """Return the texts with the column of their ids before the others.
+
+    Args:
+        wanted: of a table.
+        column: as it is called in the table.
+        answer: what a prediction adds, whose names no ids can have.
+
+    Raises:
+        DataError: there is no such column, a value is missing, or stands twice, so that answers could be confused.
+    """
+    known = wanted.columns[0] if wanted.columns else {}
+    if column not in known or column in answer:
+        raise DataError(
+            f"{speaker()}: id_column must name a column beside the texts, one of {listed(known)}, got {column!r}"
+        )
+    seen: dict[str, int] = {}
+    for i, values in enumerate(wanted.columns, 1):
+        key = "" if values[column] is None or values[column] != values[column] else str(values[column]).strip()
+        if not key or key in seen:
+            told = f"text {i} has none" if not key else f"texts {seen[key]} and {i} both have {key!r}"
+            raise DataError(f"{speaker()}: id_column {column!r} must tell the texts apart, {told}")
+        seen[key] = i
+    return Wanted(wanted.texts, [{column: values[column], **values} for values in wanted.columns])
 
 
 def _standard_input() -> bytes:

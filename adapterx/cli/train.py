@@ -61,6 +61,7 @@ def train_into(output: Path, options: TrainOptions, training: Examples, held_out
     described = describe_base(base, tokenizer)
     max_length = resolve_max_length(options.max_length, tokenizer, base, task.max_length)
     model = build_model(base, options, known)
+    task.prepare(model, training, known, options.record())
 
     # Before an older run is deleted: texts may be refused here.
     encoder = Encoder(tokenizer, max_length, embedded_tokens(base), options.record())

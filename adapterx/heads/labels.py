@@ -10,20 +10,21 @@ PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)  # in the words of trans
 IGNORED = -100  # the label of an example, or of a token, that the loss leaves out
 
 
-def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+def sequence_loss(logits: Tensor, labels: Tensor, problem_type: str, class_weights: Tensor | None = None) -> Tensor:
     """Return the mean loss of a batch: cross entropy, binary cross entropy, or squared error.
 
     Args:
         logits: `(batch, num_labels)`.
         labels: class ids `(batch,)`, or for the other two problem types numbers `(batch, num_labels)`.
         problem_type: one of `PROBLEM_TYPES`.
+        class_weights: `(num_labels,)`, of cross entropy only.
 
     Raises:
         DataError: the labels are of another shape, dtype or range.
     """
     if problem_type == SINGLE_LABEL:
         check_labels(labels, *logits.shape)
-        return nn.functional.cross_entropy(logits.float(), labels.long())
+        return nn.functional.cross_entropy(logits.float(), labels.long(), weight=class_weights)
     targets = checked_targets(labels, *logits.shape, problem_type=problem_type).float()
     if problem_type == MULTI_LABEL:
         return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)

@@ -22,6 +22,9 @@ class SequenceClassifier(HeadedModel):
         hidden_size: width of the hidden states; None reads `base_model.config.hidden_size`.
         problem_type: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`, which decides
             about the loss.
+        class_weights: what the classes weigh in the loss while the model is in training mode, `(num_labels,)`, as in
+            `torch.nn.CrossEntropyLoss(weight=...)`; None weighs them alike. An attribute that can be set later, and
+            is not saved.
 
     Raises:
         ConfigError: a value breaks its rule, or the base model does not tell its hidden size.
@@ -36,8 +39,11 @@ class SequenceClassifier(HeadedModel):
         dropout: float = 0.0,
         hidden_size: int | None = None,
         problem_type: str = SINGLE_LABEL,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__(base_model, hidden_size)
+        # Not of the state: they belong to the data of a training, not to what is saved of it.
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.head = ClassificationHead(
             self.hidden_size, num_labels, pooling=pooling, dropout=dropout, problem_type=problem_type
         )
@@ -71,4 +77,5 @@ class SequenceClassifier(HeadedModel):
         logits = self.head(hidden_states, attention_mask)
         if labels is None:
             return {"logits": logits}
-        return {"loss": sequence_loss(logits, labels, self.problem_type), "logits": logits}
+        weights = self.class_weights if self.training else None
+        return {"loss": sequence_loss(logits, labels, self.problem_type, weights), "logits": logits}

@@ -1,6 +1,7 @@
 """The options that say what is read."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from adapterx.cli.options.declaring import COUNT, DATA, REQUIRED, SHARE, SOURCES, option
 from adapterx.cli.recipes import EVAL_FRACTION, MAX_LENGTH
@@ -30,6 +31,14 @@ class DataOptions:
         DATA, "Column of the labels (default: label, category, ...); several for some tasks, as a,b,c."
     )
     label_separator: str | None = option(DATA, "What stands between the labels of a text, where there are several (,).")
+    labels: tuple[str, ...] | None = option(
+        DATA, "The classes in order, as neg,pos (default: those of the data, in order).", must=SOURCES
+    )
+    label_map: Any = option(  # noqa: RUF009
+        DATA,
+        "Other names for labels: old=new,old=new, or a file (.json object, .csv of two columns); repeat for several.",
+        typed=tuple[str, ...],
+    )
     examples_per_class: int | None = option(DATA, "Few-shot: train on K examples of each class.", must=COUNT)
     max_length: int | None = option(DATA, f"Tokens read of each text (default {MAX_LENGTH}).")
 

@@ -1,10 +1,11 @@
 """All options of one training run, checked."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from typing import Any
 
+from adapterx.cli.classes import label_map
 from adapterx.cli.options.adapter import adapter_config
 from adapterx.cli.options.data import DataOptions
 from adapterx.cli.options.output import OutputOptions
@@ -36,6 +37,8 @@ class TrainOptions(TrainingOptions, OutputOptions, DataOptions):  # the fields o
             given = getattr(self, name)
             if given is not None:
                 self._set(name, Sources([given] if isinstance(given, str) else given))
+        if isinstance(self.label_map, Sequence):
+            self._set("label_map", label_map(self.label_map))
         for declared in OPTIONS:
             value, (rule, holds) = getattr(self, declared.name), declared.metadata["must"]
             if value is not None and not holds(value):

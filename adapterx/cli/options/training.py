@@ -4,12 +4,36 @@ from dataclasses import dataclass
 
 import torch
 
-from adapterx.cli.options.declaring import BETWEEN, COUNT, DECAY, RATE, SEED, SHARE, THREADS, TRAINING, one_of, option
+from adapterx.cli.options.declaring import (
+    BETWEEN,
+    COUNT,
+    DECAY,
+    RATE,
+    SEED,
+    SHARE,
+    SOURCES,
+    THREADS,
+    TRAINING,
+    one_of,
+    option,
+)
 from adapterx.cli.recipes import METHODS
 from adapterx.cli.tasks import DEFAULT, NAMES, TASKS
 from adapterx.cli.tasks.task import Task
 from adapterx.errors import ConfigError
 from adapterx.heads import POOLINGS
+
+
+def defaults_of(name: str) -> str:
+    """Return in words what an option is by default, for each method; and for each task where they differ."""
+    told: dict[str, list[str]] = {}
+    for task in TASKS.values():
+        values = (f"{recipe[name]} with {method}" for method, recipe in task.recipes.items() if name in recipe)
+        told.setdefault(", ".join(values), []).append(task.name)
+    told.pop("", None)
+    if len(told) == 1:
+        return f"default: {next(iter(told))}"
+    return "default: " + "; ".join(f"{values} for {', '.join(names)}" for values, names in told.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +57,23 @@ class TrainingOptions:
     pooling: str | None = option(
         TRAINING, "How tokens become one vector: mean (default), cls, last (decoders).", must=one_of(*POOLINGS)
     )
-    epochs: int | None = option(TRAINING, "Passes over the data (default: the method's).", must=COUNT)
+    epochs: int | None = option(TRAINING, f"Passes over the data ({defaults_of('epochs')}).", must=COUNT)
     max_steps: int | None = option(TRAINING, "Optimizer steps, in place of --epochs.", must=COUNT)
-    learning_rate: float | None = option(TRAINING, "Peak learning rate (default: the method's).", must=RATE)
-    head_learning_rate: float | None = option(TRAINING, "Peak learning rate of the head.", must=RATE)
-    batch_size: int = option(TRAINING, "Examples in a batch, on each device.", 16, must=COUNT)
+    learning_rate: float | None = option(TRAINING, f"Peak learning rate ({defaults_of('learning_rate')}).", must=RATE)
+    head_learning_rate: float | None = option(
+        TRAINING,
+        f"Peak learning rate of the head ({defaults_of('head_learning_rate')}, else that of the rest).",
+        must=RATE,
+    )
+    batch_size: int = option(TRAINING, "Examples in a batch, on each device (default 16).", 16, must=COUNT)
     gradient_accumulation: int = option(
         TRAINING,
         "Batches whose gradients make up one step (default 1): the memory of one, the step of all.",
         1,
         must=COUNT,
     )
-    warmup_ratio: float = option(TRAINING, "Share of the steps in which the rate rises.", 0.1, must=SHARE)
-    weight_decay: float = option(TRAINING, "AdamW's weight decay.", 0.01, must=DECAY)
+    warmup_ratio: float = option(TRAINING, "Share of the steps in which the rate rises (default 0.1).", 0.1, must=SHARE)
+    weight_decay: float = option(TRAINING, "AdamW's weight decay (default 0.01).", 0.01, must=DECAY)
     head_dropout: float | None = option(TRAINING, "Dropout before the head's linear layer (default 0.1).", must=SHARE)
     threshold: float | None = option(
         TRAINING, "Probability from which a text has a label, where it may have several (default 0.5).", must=BETWEEN
@@ -55,6 +83,9 @@ class TrainingOptions:
     )
     keep_best: bool = option(
         TRAINING, "Keep the epoch with the best held-out score, not the last; then report on other data.", False
+    )
+    class_weights: tuple[str, ...] | None = option(
+        TRAINING, "What an error in each class weighs: balanced, or label=weight,label=weight.", must=SOURCES
     )
     early_stopping: int | None = option(
         TRAINING, "Stop after N epochs without a better held-out score; implies --keep-best.", must=COUNT

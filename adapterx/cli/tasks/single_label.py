@@ -1,15 +1,19 @@
 """Sequence classification: each text has one label."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
 
+from adapterx.cli.classes import class_weights, given_labels, renamed, require_known
 from adapterx.cli.examples import Examples, label_ids, ordered_labels
+from adapterx.cli.reporting import say
 from adapterx.cli.rules import LABELS
 from adapterx.cli.sources import Sources
 from adapterx.cli.tasks.sequences import SequenceTask
-from adapterx.cli.tasks.task import Encoded, Json, Run
+from adapterx.cli.tasks.task import Asked, Encoded, Json, Run
 from adapterx.cli.texts import ANSWER, Wanted
 from adapterx.heads.labels import SINGLE_LABEL
 from adapterx.training import classification_scores
@@ -25,15 +29,31 @@ class SequenceClassification(SequenceTask):
     aliases = ("text-classification", "sentiment-analysis", "single-label-classification")
     about = "one label for each text"
     problem_type = SINGLE_LABEL
-    options = SequenceTask.options | {"examples_per_class"}
+    options = SequenceTask.options | {"examples_per_class", "labels", "label_map", "class_weights"}
     figures = ("accuracy", "macro_f1", "majority_baseline")
     recorded: ClassVar = {"labels": LABELS}
     answer = ANSWER
     nested = frozenset({"probabilities"})
 
+    def read(self, source: str | Sources, asked: Asked, *, default_split: str) -> Examples:
+        """Read labelled texts, with the names that `--label-map` gives the labels."""
+        return renamed(super().read(source, asked, default_split=default_split), asked.settings.get("label_map"))
+
     def learn(self, examples: Examples, settings: Mapping[str, Any], source: str | Sources) -> Json:
         """Return the classes in order."""
-        return {"labels": ordered_labels(examples.labels, source)}
+        if settings.get("labels") is None:
+            return {"labels": ordered_labels(examples.labels, source)}
+        labels = given_labels(settings["labels"])
+        require_known(examples, labels, source)
+        return {"labels": labels}
+
+    def prepare(self, model: nn.Module, training: Examples, known: Json, settings: Mapping[str, Any]) -> None:
+        """Tell the model what each class weighs."""
+        if settings.get("class_weights") is not None:
+            weights = class_weights(settings["class_weights"], known["labels"], training)
+            told = (f"{label} {weight:.4g}" for label, weight in zip(known["labels"][:20], weights, strict=False))
+            say(f"class weights: {', '.join(told)}")
+            model.class_weights = torch.tensor(weights)
 
     def targets(self, examples: Examples, known: Json, source: str | Sources) -> Sequence[int]:
         """Return class ids."""
@@ -66,6 +86,7 @@ class SequenceClassification(SequenceTask):
         metrics: Json = classification_scores(guesses.tolist(), truth.tolist())
         metrics["loss"] = torch.nn.functional.cross_entropy(logits, truth).item()
         metrics["majority_baseline"] = counts.max().item() / len(truth)
+        metrics["confusion_matrix"] = confusion_matrix(guesses.tolist(), truth.tolist(), run.labels)
         metrics["classes"] = {}
         for i, label in enumerate(run.labels):
             hits = ((guesses == i) & (truth == i)).sum().item()
@@ -95,3 +116,11 @@ class SequenceClassification(SequenceTask):
     def cells(self, prediction: Json) -> tuple[str, ...]:
         """Return label, probability and text."""
         return prediction["label"], f"{prediction['probability']:.3f}", prediction["text"]
+
+
+def confusion_matrix(guesses: Sequence[int], truth: Sequence[int], labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return for each class how many of its examples were taken for each class; what is 0 is left out."""
+    counts = Counter(zip(truth, guesses, strict=True))
+    return {
+        label: {guess: counts[i, j] for j, guess in enumerate(labels) if counts[i, j]} for i, label in enumerate(labels)
+    }

@@ -155,6 +155,11 @@ class Task(ABC):
         """Return the part of the model that adapters hang on, which is the base model."""
         return model.base_model
 
+    def prepare(  # noqa: B027 - most tasks have nothing to tell
+        self, model: nn.Module, training: Examples, known: Json, settings: Mapping[str, Any]
+    ) -> None:
+        """Tell the model what its loss needs of the examples that it is trained on."""
+
     @abstractmethod
     def encode(self, examples: Examples, known: Json, encoder: Encoder) -> Encoded:
         """Return the rows that training and evaluation take.
