@@ -13,8 +13,7 @@ WHEEL_PYTHONS ?= $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test torture models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check wheels cpp-example docs site lint format bench bench-table clean
-.PHONY: help install demo test torture distributed large models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check cmake-cuda-check cpp-example docs site lint format bench bench-table clean
+.PHONY: help install demo test torture models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check wheels cpp-example docs site lint format bench bench-table clean distributed large
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
