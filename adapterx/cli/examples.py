@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterx.cli.labels import NoClass, label_text
+from adapterx.cli.rows import RowStream
 from adapterx.cli.sources import Sources
+from adapterx.cli.spool import chosen
 from adapterx.cli.tables import Rows, listed, read_rows
 from adapterx.errors import DataError, speaker
 
@@ -24,7 +26,7 @@ class Examples:
     A task decides what a text and a label is: words and their tags, for example.
     """
 
-    texts: list[Any]
+    texts: Sequence[Any]
     labels: list[Any]
     text_column: str
     label_column: str | None
@@ -32,11 +34,17 @@ class Examples:
     def take(self, positions: list[int]) -> "Examples":
         """Return the examples at these positions."""
         labels = [self.labels[i] for i in positions] if self.labels else []
-        return Examples([self.texts[i] for i in positions], labels, self.text_column, self.label_column)
+        return Examples(chosen(self.texts, positions), labels, self.text_column, self.label_column)
 
     def digest(self) -> str:
         """Return a fingerprint of texts and labels, to notice that a file was changed between two runs."""
-        return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256()  # of `json.dumps([texts, labels])`, which may not fit memory
+        for opening, values in (("[[", self.texts), ("], [", self.labels)):
+            digest.update(opening.encode())
+            for i, value in enumerate(values):
+                digest.update(((", " if i else "") + json.dumps(value)).encode())
+        digest.update(b"]]")
+        return digest.hexdigest()[:16]
 
 
 def load_examples(
@@ -62,16 +70,25 @@ def load_examples(
     rows = read_rows(source, default_split=default_split)
     text_column = find_column(rows, text_column, recorded[0], "text")
     label_column = find_column(rows, label_column, recorded[1], "label")
+    require_columns(str(source), text_column, label_column)
+    texts, labels = texts_of(rows, text_column), checked(rows, label_column, label_value)
+    return Examples(texts, labels, text_column, label_column)
+
+
+def require_columns(source: str, text_column: str, label_column: str) -> None:
+    """Refuse one column for both, and names that cannot be recorded.
+
+    Raises:
+        DataError: it is one, or a name holds half a character.
+    """
     if label_column == text_column:
         raise DataError(f"{speaker()}: {source}: text column and label column must differ, both are {text_column!r}")
     for column in (text_column, label_column):
         require_encodable(column, f"{source}: the name of a column")
-    texts, labels = texts_of(rows, text_column), checked(rows, label_column, _label)
-    return Examples(texts, labels, text_column, label_column)
 
 
 def find_column(
-    rows: Rows, asked: str | None, recorded: str | None, kind: str, usual_names: Sequence[str] | None = None
+    rows: Rows | RowStream, asked: str | None, recorded: str | None, kind: str, usual_names: Sequence[str] | None = None
 ) -> str:
     """Return the name of the column that holds the texts (`kind` is `"text"`) or the labels (`"label"`).
 
@@ -124,10 +141,19 @@ def checked(rows: Rows, column: str, convert: Callable[[object, str], Any]) -> l
             missing.append(place)
         else:
             converted.append(found)
+    require_present(rows, column, missing)
+    return converted
+
+
+def require_present(rows: Rows | RowStream, column: str, missing: Sequence[str]) -> None:
+    """Refuse a column without a value in the rows at some places.
+
+    Raises:
+        DataError: there are such places.
+    """
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise DataError(f"{speaker()}: {rows.source}: column {column!r} has no value in {shown}; fill or delete them")
-    return converted
 
 
 def text_value(value: object, where: str) -> str | None:
@@ -156,7 +182,12 @@ def require_encodable(text: str, where: str) -> None:
         raise DataError(f"{speaker()}: {where} must be text that UTF-8 can hold, got {text[error.start]!r}") from None
 
 
-def _label(value: object, where: str) -> str | None:
+def label_value(value: object, where: str) -> str | None:
+    """Return the text of a label; None if it is missing.
+
+    Raises:
+        DataError: the cell holds something else.
+    """
     try:
         text = label_text(value)
     except NoClass as error:

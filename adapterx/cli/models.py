@@ -145,8 +145,13 @@ def resolve_max_length(
 
 
 def encode(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int, *, embedded: int | None = None
-) -> list[dict[str, list[int]]]:
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    max_length: int,
+    *,
+    embedded: int | None = None,
+    stride: int | None = None,
+) -> list[dict[str, Any]]:
     """Tokenize texts; padding is left to the batch.
 
     Args:
@@ -154,13 +159,16 @@ def encode(
         texts: what to read.
         max_length: tokens read of each text.
         embedded: of how many tokens the base model has embeddings, see `embedded_tokens`.
+        stride: give all windows of a text, which share so many tokens, with `overflow_to_sample_mapping`.
 
     Raises:
         DataError: a text has no tokens, such as an empty one where the tokenizer adds none of its own, or it holds a
             token for which the model has no embedding.
     """
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
-    for text, ids in zip(texts, encoded["input_ids"], strict=True):
+    windows = {} if stride is None else {"stride": stride, "return_overflowing_tokens": True}
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, **windows)
+    for i, ids in enumerate(encoded["input_ids"]):
+        text = texts[i if stride is None else encoded["overflow_to_sample_mapping"][i]]
         if not ids:
             raise DataError(f"{speaker()}: a text must have tokens, the tokenizer finds none in {text[:80]!r}")
         if embedded is not None and max(ids) >= embedded:
@@ -169,7 +177,7 @@ def encode(
                 f"{speaker()}: a text must not hold the token {token!r}, for which the model has no embedding: "
                 f"{text[:80]!r}"
             )
-    return [{name: column[i] for name, column in encoded.items()} for i in range(len(texts))]
+    return [{name: column[i] for name, column in encoded.items()} for i in range(len(encoded["input_ids"]))]
 
 
 def _source(model: str) -> tuple[str, bool]:
@@ -251,20 +259,6 @@ def _unneeded(base: nn.Module, *, whole: bool) -> set[str]:
         if "Sinusoidal" in type(module).__name__:
             kept -= {id(parameter) for parameter in module.parameters()}
     return {name for name, parameter in base.named_parameters(remove_duplicate=False) if id(parameter) not in kept}
-
-
-def check_known(rows: Sequence[dict[str, list[int]]], tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuse texts of which the tokenizer knows no word: a model would learn nothing from them, and not say so.
-
-    Raises:
-        DataError: every token of every text is the unknown one.
-    """
-    unknown, marks = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
-    found = {number for row in rows for number in row["input_ids"]} - (marks - {unknown})
-    if unknown is not None and found == {unknown}:
-        raise DataError(
-            f"{speaker()}: the tokenizer must know some words of the texts, it knows none (made for other languages?)"
-        )
 
 
 def embedded_tokens(base: nn.Module) -> int | None:

@@ -17,13 +17,14 @@ from adapterx.checkpoint.folder import discard, newest_complete
 from adapterx.cli import resuming, runs
 from adapterx.cli.bases import describe_base
 from adapterx.cli.examples import Examples
-from adapterx.cli.models import check_known, embedded_tokens, quiet_transformers, resolve_max_length
+from adapterx.cli.models import embedded_tokens, quiet_transformers, resolve_max_length
 from adapterx.cli.options import TrainOptions
 from adapterx.cli.process import is_main_process
 from adapterx.cli.recipes import CURVE_EXAMPLES
 from adapterx.cli.records import CHECKPOINTS, CURVE, METRICS, RECORD, describe_file, to_document
 from adapterx.cli.reporting import draw_learning_curve, print_figures, say
 from adapterx.cli.tasks import TASKS
+from adapterx.cli.tasks.batches import check_known
 from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Task
 from adapterx.errors import AdapterxError, CheckpointError, TrainingError
 from adapterx.training import examples_per_class, seed_everything, stratified_split
@@ -64,7 +65,7 @@ def train_into(output: Path, options: TrainOptions, training: Examples, held_out
     task.prepare(model, training, known, options.record())
 
     # Before an older run is deleted: texts may be refused here.
-    encoder = Encoder(tokenizer, max_length, embedded_tokens(base), options.record())
+    encoder = Encoder(tokenizer, max_length, embedded_tokens(base), options.record(), options.spool)
     rows = task.encode(training, known, encoder)
     check_known(rows, tokenizer)
     held_out_rows = held_out and task.encode(held_out, known, encoder)
@@ -105,7 +106,7 @@ def train_into(output: Path, options: TrainOptions, training: Examples, held_out
 def read_data(options: TrainOptions) -> tuple[Examples, Examples | None, Json]:
     """Return the training examples, the held-out ones (None if there are none), and what the task learnt from them."""
     task, settings = TASKS[options.task], options.record()
-    asked = Asked(options.text_column, options.label_column, (None, None), settings)
+    asked = Asked(options.text_column, options.label_column, (None, None), settings, options.spool)
     examples, held_out = task.read(options.data, asked, default_split="train"), None
     known = task.learn(examples, settings, options.data)
     if options.eval_data is not None:

@@ -39,6 +39,14 @@ class DataOptions:
         "Other names for labels: old=new,old=new, or a file (.json object, .csv of two columns); repeat for several.",
         typed=tuple[str, ...],
     )
+    streaming: bool | None = option(
+        DATA, "For data larger than memory: keep texts on the disk of --output; nothing else changes.", free=True
+    )
+    window_stride: int | None = option(
+        DATA,
+        "Read long texts whole, in windows of --max-length tokens that share N with the one before.",
+        must=("be 0 or more, and below 2^31", lambda value: 0 <= value < 2**31),
+    )
     examples_per_class: int | None = option(DATA, "Few-shot: train on K examples of each class.", must=COUNT)
     max_length: int | None = option(DATA, f"Tokens read of each text (default {MAX_LENGTH}).")
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from adapterx.cli.classes import label_map
@@ -72,6 +73,12 @@ class TrainOptions(TrainingOptions, OutputOptions, DataOptions):  # the fields o
         for name, value in values.items():
             other._set(name, value)
         return other
+
+    @property
+    def spool(self) -> Path | None:
+        """The folder on whose disk data lie that are larger than memory; None where they are kept in memory."""
+        above = self.output.absolute()
+        return next(folder for folder in (above, *above.parents) if folder.is_dir()) if self.streaming else None
 
     def record(self) -> dict[str, Any]:
         """Return every value that the result depends on, as JSON can hold it; a resumed run must have the same."""

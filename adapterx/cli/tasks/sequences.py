@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from adapterx.checkpoint import load_head, save_head
 from adapterx.cli.examples import Examples
-from adapterx.cli.models import encode, load_text_model
+from adapterx.cli.models import load_text_model
 from adapterx.cli.recipes import CLASSIFICATION
 from adapterx.cli.sources import Sources
 from adapterx.cli.tasks.batches import batches_of, encoder_of, logits_of_batch
 from adapterx.cli.tasks.task import Encoded, Encoder, Json, Run, Task
+from adapterx.cli.tasks.windows import averaged, encode_texts, texts_of_rows
 from adapterx.errors import CheckpointError, speaker
 from adapterx.heads import SequenceClassifier
 
@@ -63,11 +64,12 @@ class SequenceTask(Task):
     def encode(self, examples: Examples, known: Json, encoder: Encoder) -> Encoded:
         """Encode the texts, keeping their order."""
         targets = self.targets(examples, known, "the data")
-        rows = encode(encoder.tokenizer, examples.texts, encoder.max_length, embedded=encoder.embedded)
-        return [row | {"labels": target} for row, target in zip(rows, targets, strict=True)]
+        return encode_texts(encoder, examples.texts, targets)
 
     def unread(self, examples: Examples, rows: Encoded, max_length: int) -> str | None:
-        """Return how many texts reach the limit."""
+        """Return how many texts reach the limit, or how many windows they were cut into."""
+        if texts_of_rows(rows) is not None:
+            return f"{len(examples.texts)} texts are read in {len(rows)} windows of at most {max_length} tokens"
         full = sum(len(row["input_ids"]) >= max_length for row in rows)
         told = f"{full} of {len(rows)} texts reach {max_length} tokens; what lies beyond is not read (--max-length)"
         return told if full else None
@@ -102,8 +104,9 @@ class SequenceTask(Task):
     def logits(self, run: Run, texts: Sequence[str]) -> Tensor:
         """Return float32 logits `(texts, labels)`, in the order of the texts, on the CPU; errors as in `encode`."""
         encoder = encoder_of(run)
-        rows = encode(run.tokenizer, texts, encoder.max_length, embedded=encoder.embedded)
+        rows = encode_texts(encoder, texts)
+        owners = texts_of_rows(rows) or range(len(rows))
         logits = torch.empty(len(rows), self.outputs(run.record))
         for chosen, batch in batches_of(run, rows):
-            logits[chosen] = logits_of_batch(run, batch, [texts[i] for i in chosen])
-        return logits
+            logits[chosen] = logits_of_batch(run, batch, [texts[owners[i]] for i in chosen])
+        return logits if isinstance(owners, range) else averaged(logits, owners, len(texts))

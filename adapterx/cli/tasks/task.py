@@ -12,13 +12,14 @@ from adapterx.cli.examples import Examples, load_examples
 from adapterx.cli.recipes import MAX_LENGTH
 from adapterx.cli.rules import Rule
 from adapterx.cli.sources import Sources
+from adapterx.cli.streamed import stream_examples
 from adapterx.cli.texts import Wanted, texts_to_label
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 Json = dict[str, Any]
-Encoded = list[dict[str, Any]]  # token ids, and as `labels` what the loss compares with, of every example
+Encoded = Sequence[dict[str, Any]]  # token ids, and as `labels` what the loss compares with, of every example
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Asked:
         label_column: likewise.
         recorded: the columns of texts and labels that the training read.
         settings: the options of the training, by their names.
+        spool: a folder on whose disk the texts stay, for data larger than memory; None keeps them in memory.
     """
 
     text_column: str | None
     label_column: str | None
     recorded: tuple[str | None, str | None]
     settings: Mapping[str, Any]
+    spool: Path | None = None
 
     @classmethod
     def again(cls, record: Json, text_column: str | None = None, label_column: str | None = None) -> "Asked":
@@ -53,12 +56,14 @@ class Encoder:
         max_length: tokens read of each text.
         embedded: of how many tokens the base model has embeddings; None: it does not tell.
         settings: the options of the training, by their names.
+        spool: a folder on whose disk the rows lie, for data larger than memory; None keeps them in memory.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     max_length: int
     embedded: int | None
     settings: Mapping[str, Any]
+    spool: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,10 @@ class Task(ABC):
 
     def read(self, source: str | Sources, asked: Asked, *, default_split: str) -> Examples:
         """Read and check examples; errors as in `load_examples`."""
-        return load_examples(
-            source,
-            text_column=asked.text_column,
-            label_column=asked.label_column,
-            recorded=asked.recorded,
-            default_split=default_split,
-        )
+        columns = {"text_column": asked.text_column, "label_column": asked.label_column, "recorded": asked.recorded}
+        if asked.spool is not None:
+            return stream_examples(source, **columns, default_split=default_split, folder=asked.spool)
+        return load_examples(source, **columns, default_split=default_split)
 
     @abstractmethod
     def learn(self, examples: Examples, settings: Mapping[str, Any], source: str | Sources) -> Json:

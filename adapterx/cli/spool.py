@@ -1,0 +1,65 @@
+"""Lists that lie on a disk, for what is larger than memory."""
+
+import json
+import os
+import tempfile
+import weakref
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Spool(Sequence[Any]):
+    """A list of JSON values in a file without a name, which is gone when the process ends, however it ends.
+
+    In memory is where each value ends, 8 bytes. Values are read one by one, by their position.
+
+    Args:
+        folder: on whose disk the file lies; there may be no room in the usual place for temporary files, or it may be
+            memory itself.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it is closed with the list
+        weakref.finalize(self, self._file.close)
+        self._ends, self._written = array("Q"), True
+
+    def append(self, value: Any) -> None:
+        """Add a value."""
+        content = json.dumps(value).encode()
+        self._file.write(content)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(content))
+        self._written = False
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, position: Any) -> Any:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"Spool: position must lie between {-len(self)} and {len(self) - 1}, got {position}")
+        position %= len(self)
+        if not self._written:
+            self._file.flush()
+            self._written = True
+        start = self._ends[position - 1] if position else 0
+        # Not seek and read: a process that was forked shares the place in the file.
+        return json.loads(os.pread(self._file.fileno(), self._ends[position] - start, start))
+
+
+class Chosen(Sequence[Any]):
+    """Values of another list, by their positions there."""
+
+    def __init__(self, values: Sequence[Any], positions: Sequence[int]) -> None:
+        self._values, self._positions = values, array("Q", positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._values[self._positions[position]]
+
+
+def chosen(values: Sequence[Any], positions: Sequence[int]) -> Sequence[Any]:
+    """Return the values at these positions: a list of a list, else what reads them when they are asked for."""
+    return [values[i] for i in positions] if isinstance(values, list) else Chosen(values, positions)

@@ -1,0 +1,81 @@
+"""Long texts as windows: pieces of as many tokens as are read at once, each of which overlaps the one before."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapterx.cli.models import encode
+from adapterx.cli.spool import Spool
+from adapterx.cli.tasks.task import Encoder
+from adapterx.errors import ConfigError, speaker
+
+OWNER = "overflow_to_sample_mapping"  # the tokenizers' name for the text of a window
+TEXT = "text"  # in a row: the position of the text that a window is of
+CHUNK = 1000  # texts that are encoded at once
+
+
+def stride_of(settings: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a window shares with the one before; None where texts are cut off instead."""
+    return settings.get("window_stride")
+
+
+def encode_texts(encoder: Encoder, texts: Sequence[str], targets: Sequence[Any] | None = None) -> Sequence[Any]:
+    """Return a row for each text, or for each window of it; with a target as `labels` where there are targets.
+
+    Raises:
+        ConfigError: windows would never come to an end, or the tokenizer cannot cut them.
+        DataError: as in `encode`.
+    """
+    rows: list[Any] | Spool = [] if encoder.spool is None else Spool(encoder.spool)
+    stride = stride_of(encoder.settings)
+    if stride is not None:
+        _check_stride(encoder, stride)
+    for start in range(0, len(texts), CHUNK):
+        part = [texts[i] for i in range(start, min(start + CHUNK, len(texts)))]
+        encoded = encode(encoder.tokenizer, part, encoder.max_length, embedded=encoder.embedded, stride=stride)
+        for row in encoded:
+            owner = len(rows) if stride is None else start + row.pop(OWNER)
+            row |= {} if stride is None else {TEXT: owner}
+            rows.append(row if targets is None else row | {"labels": targets[owner]})
+    return rows
+
+
+def _check_stride(encoder: Encoder, stride: int) -> None:
+    tokenizer, marks = encoder.tokenizer, encoder.tokenizer.num_special_tokens_to_add()
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{speaker()}: window_stride needs a tokenizer of the library tokenizers, which cuts windows")
+    if stride >= encoder.max_length - marks:
+        raise ConfigError(
+            f"{speaker()}: window_stride must be below the {encoder.max_length - marks} tokens of a text that are read "
+            f"at once, got {stride}"
+        )
+
+
+def texts_of_rows(rows: Sequence[Any]) -> list[int] | None:
+    """Return for each row the position of its text; None where each row is a text of its own."""
+    return [row[TEXT] for row in rows] if len(rows) and TEXT in rows[0] else None
+
+
+def averaged(logits: Tensor, owners: Sequence[int], count: int) -> Tensor:
+    """Return logits of whole texts: the logarithms of the mean of their windows' probabilities.
+
+    A text of one window keeps its logits.
+
+    Args:
+        logits: of the windows, `(windows, labels)`.
+        owners: the text of each window, from 0 to `count - 1`.
+        count: texts, each of which has a window.
+
+    Returns:
+        `(count, labels)`, float32.
+    """
+    owner = torch.tensor(owners)
+    windows = owner.bincount(minlength=count)
+    means = torch.zeros(count, logits.shape[1], dtype=torch.float64)
+    means.index_add_(0, owner, logits.double().softmax(dim=1))
+    alone = torch.zeros(count, logits.shape[1])
+    alone[owner] = logits.float()
+    logs = (means / windows[:, None]).clamp_min(torch.finfo(torch.float64).tiny).log().float()
+    return torch.where(windows[:, None] == 1, alone, logs)
