@@ -224,6 +224,13 @@ def test_adding_an_adapter_changes_nothing_of_the_others():
     assert {name.split(".two.")[0].rpartition(".")[2] for name in trained(model)} == {"adapterx", "modules_to_save"}
 
 
+def test_adding_an_adapter_leaves_frozen_ones_frozen():
+    model = wrapped(inference_mode=True, modules_to_save=["classifier"])
+    assert not trained(model)
+    model.add_adapter("two", Config(bottleneck_dim=8, modules_to_save=["classifier"]))
+    assert not trained(model)
+
+
 @pytest.mark.parametrize("name", ["output", "down_proj", "classifier", "weight", "merged", "a.b"])
 def test_names_that_peft_would_take_for_others_are_refused(name):
     model = wrapped()
@@ -320,6 +327,18 @@ def test_dtypes_follow_autocast_adapter_dtype(tmp_path):
     low = get_peft_model(bert().to(torch.bfloat16), Config(bottleneck_dim=4), autocast_adapter_dtype=False)
     assert {p.dtype for p in low.parameters() if p.requires_grad} == {torch.bfloat16}
     assert logits(low).dtype == torch.bfloat16
+
+
+def test_what_is_gone_is_not_saved_as_nothing(tmp_path):
+    model = wrapped()
+    dense = model.get_base_model().bert.encoder.layer[0].output
+    dense.dense = torch.nn.Linear(48, 32)  # as a quantiser does
+    with pytest.raises(TargetError, match="save_pretrained: model must keep the modules"):
+        model.save_pretrained(tmp_path)
+    model = wrapped()
+    adapterx.detach(model)  # past PEFT
+    with pytest.raises(UnknownAdapterError, match="save_pretrained: name must be an attached adapter"):
+        model.save_pretrained(tmp_path)
 
 
 # --- what cannot be done ----------------------------------------------------------------------------------------------

@@ -104,6 +104,9 @@ def test_an_adapter_on_a_module_of_lora_is_refused():
     with pytest.raises(TargetError, match=r"attach: .*layers\.0\.self_attn\.o_proj is adapted by PEFT"):
         adapterx.attach(model, OWN, "own")
     assert trained(model) == before
+    for inside in (("default",), r".*\.q_proj\.base_layer"):
+        with pytest.raises(TargetError, match="attach: target_modules must match"):
+            adapterx.attach(model, adapterx.AdapterConfig(bottleneck_dim=2, target_modules=inside), "own")
     adapterx.attach(model, adapterx.AdapterConfig(bottleneck_dim=4, positions=("feed_forward",)), "own")
 
 
@@ -160,6 +163,19 @@ def test_adapters_that_others_have_frozen_are_named():
     adapterx.set_active(model, "own")
     model(input_ids=IDS, labels=IDS).loss.backward()
     assert not adapterx.unused_adapters(model)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time:UserWarning")
+def test_one_peft_model_inside_another_is_refused():
+    own = get_peft_model(llama(), plugin.BottleneckConfig(bottleneck_dim=4))
+    for config in (lora(), prompts(), plugin.BottleneckConfig(bottleneck_dim=2)):
+        for model in (own, own.get_base_model()):
+            with pytest.raises(ConfigError, match="get_peft_model: model must not have a BottleneckConfig already"):
+                get_peft_model(model, config)
+    for config in (lora(), prompts()):
+        theirs = get_peft_model(llama(), config)
+        with pytest.raises(ConfigError, match="must not be adapted by another method of PEFT"):
+            get_peft_model(theirs, plugin.BottleneckConfig(bottleneck_dim=2))
 
 
 def test_structure_does_not_take_what_lora_has_added():

@@ -8,12 +8,13 @@ from safetensors.torch import load_file
 pytest.importorskip("peft", minversion="0.21")
 
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft_cases import IDS, PEFTS_OWN, bert, llama, logits, randomise, t5, trained
 
 import adapterx
 import adapterx.integrations.peft as plugin
 from adapterx import ops
+from adapterx.integrations.transformers import AdapterTrainer
 
 pytestmark = [*PEFTS_OWN, pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")]
 Config = plugin.BottleneckConfig
@@ -61,6 +62,41 @@ def test_the_trainer_saves_adapters_alone_and_resumes(tmp_path):
     assert all(torch.equal(p, own[name]) for name, p in whole.model.named_parameters())
     loaded = PeftModel.from_pretrained(bert(), tmp_path / "whole" / "checkpoint-4")
     assert torch.equal(logits(loaded.eval()), logits(whole.model.eval()))
+
+
+def test_lora_and_adapters_train_together_and_resume(tmp_path):
+    def trainer(folder):
+        model = get_peft_model(bert(), LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+        adapterx.attach(model, adapterx.AdapterConfig(bottleneck_dim=4), "own")
+        return AdapterTrainer(model=model, args=arguments(tmp_path / folder), train_dataset=Rows(32))
+
+    whole, resumed = trainer("whole"), trainer("resumed")
+    before = {name: parameter.clone() for name, parameter in whole.model.named_parameters()}
+    whole.train()
+    changed = {name for name, p in whole.model.named_parameters() if not torch.equal(p, before[name])}
+    assert {name for name in trained(whole.model) if "lora_B" in name or "up_proj.weight" in name} <= changed
+    assert changed <= trained(whole.model)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    own = dict(resumed.model.named_parameters())
+    assert all(torch.equal(p, own[name]) for name, p in whole.model.named_parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_base_in_four_bits_trains(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    llama().save_pretrained(tmp_path / "base")
+
+    def load():
+        settings = transformers.BitsAndBytesConfig(load_in_4bit=True)
+        base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=settings)
+        return prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+
+    model = randomise(get_peft_model(load(), Config(bottleneck_dim=4, task_type="CAUSAL_LM")))
+    model.train()(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(load(), tmp_path / "adapter")
+    assert torch.equal(logits(loaded.train()), logits(model))  # in eval mode such small weights fail in bitsandbytes
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -14,9 +14,10 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
-from adapterx.errors import TargetError
+from adapterx.errors import ConfigError, TargetError
 from adapterx.host import is_hung, walk
 from adapterx.integrations.peft.config import BottleneckConfig
+from adapterx.integrations.peft.layer import TunedAdapters
 from adapterx.neighbours import replaced_by_others
 
 
@@ -30,7 +31,10 @@ def register_neighbours() -> None:
 def _respecting(method: Any) -> Any:
     @functools.wraps(method)
     def wrapped(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-        model = self if "base_model" in self.__dict__.get("_modules", ()) else kwargs.get("model", *args[:1])
+        model = self
+        if "_modules" not in vars(self):  # `__init__`, where the model is an argument
+            model = kwargs["model"] if "model" in kwargs else args[0]
+            _check_not_tuned(model)
         with _training_kept(model):
             result = method(self, *args, **kwargs)
         _check_not_wrapped(self)
@@ -60,6 +64,15 @@ def _training_kept(model: nn.Module) -> Iterator[None]:
     yield
     for parameter, flag in flags.items():
         parameter.requires_grad_(flag)
+
+
+def _check_not_tuned(model: nn.Module) -> None:
+    """Refuse a model that has a tuner already: PEFT would save and switch its layers as those of the second one."""
+    if any(isinstance(module, TunedAdapters) for _, module in walk(model)):
+        raise ConfigError(
+            "get_peft_model: model must not have a BottleneckConfig already; hang bottleneck adapters beside other "
+            "methods of PEFT by adapterx.attach(model, config)"
+        )
 
 
 def _check_not_wrapped(model: PeftModel) -> None:

@@ -12,18 +12,19 @@ from peft.utils.other import _set_adapter, set_additional_trainable_modules
 from torch import Tensor, nn
 
 from adapterx.active import set_active
-from adapterx.adapters import adapter_names, check_known, merge_adapter
+from adapterx.adapters import adapter_names, check_known, check_whole, merge_adapter
 from adapterx.attachment import detach
 from adapterx.checkpoint.contents import describe_target
 from adapterx.combining import combine_adapters
 from adapterx.devices import device_and_dtype
 from adapterx.errors import ConfigError, speaking_as
-from adapterx.host import ADAPTERS, switchable_modules, walk
+from adapterx.host import ADAPTERS, base_modules, switchable_modules, walk
 from adapterx.integrations.peft.batches import mixed_batch
 from adapterx.integrations.peft.choosing import flags_kept, plan_injection, wrappers
 from adapterx.integrations.peft.config import AdapterxType, BottleneckConfig
 from adapterx.integrations.peft.keys import in_files, in_model, tensor_names
 from adapterx.integrations.peft.layer import TunedAdapters
+from adapterx.neighbours import others_parameters
 from adapterx.records import Attachment
 from adapterx.route import SwitchableModules
 
@@ -43,7 +44,7 @@ class BottleneckModel(BaseTuner):
 
     Raises:
         TypeError: it is not `get_peft_model` or `PeftModel` that builds it.
-        ConfigError: the model has adapters of adapterx already, or a name is no name for an adapter.
+        ConfigError: the model has adapters already, of adapterx or another method, or a name is none for an adapter.
         TargetError: the modules to adapt cannot be chosen.
     """
 
@@ -68,6 +69,11 @@ class BottleneckModel(BaseTuner):
             raise ConfigError(
                 f"get_peft_model: model must have no adapters that adapterx.attach has hung on it, got "
                 f"{', '.join(map(repr, attached))}; detach them, or attach them afterwards"
+            )
+        if others_parameters(base_modules(model)):
+            raise ConfigError(
+                "get_peft_model: model must not be adapted by another method of PEFT already; hang bottleneck adapters "
+                "beside it by adapterx.attach(model, config)"
             )
         self._off = False
         super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
@@ -243,6 +249,9 @@ class BottleneckModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
+        with speaking_as("save_pretrained"):
+            check_whole(model)
+            check_known(model, [adapter_name])
         return in_files(tensor_names(model, adapter_name), state_dict)
 
     @classmethod
