@@ -122,6 +122,18 @@ def test_lora_on_an_adapted_module_is_refused_and_the_model_stays():
     assert trained(model) == flags
 
 
+def test_one_more_lora_on_an_adapted_module_is_refused_and_the_first_stays():
+    model = both(lora, "attached second")
+    randomise(model)
+    before, keys, flags = logits(model.eval()), set(model.state_dict()), trained(model)
+    with pytest.raises(TargetError, match=r"add_adapter: target_modules .* got model\.layers\.0\.self_attn\.o_proj"):
+        model.add_adapter("two", lora(target_modules=["q_proj", "o_proj"]))
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits(model), before)
+    assert set(model.state_dict()) == keys
+    assert trained(model) == flags
+
+
 def test_a_trained_copy_of_what_holds_adapters_is_refused():
     model = bert()
     adapterx.attach(model, OWN, "own")

@@ -31,13 +31,19 @@ def register_neighbours() -> None:
 def _respecting(method: Any) -> Any:
     @functools.wraps(method)
     def wrapped(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-        model = self
-        if "_modules" not in vars(self):  # `__init__`, where the model is an argument
-            model = kwargs["model"] if "model" in kwargs else args[0]
+        first = "_modules" not in vars(self)  # `__init__`, where the model is an argument
+        model = kwargs.get("model", *args[:1]) if first else self
+        if first:
             _check_not_tuned(model)
         with _training_kept(model):
             result = method(self, *args, **kwargs)
-        _check_not_wrapped(self)
+        if taken := _taken(self):
+            _undo(self, taken, None if first else kwargs.get("adapter_name", *args[:1]))
+            shown = ", ".join(path.removeprefix("base_model.model.") for path in list(taken)[:4])
+            raise TargetError(
+                f"{'get_peft_model' if first else 'add_adapter'}: target_modules and modules_to_save must not take "
+                f"modules that adapters of adapterx hang on or in, got {shown}; leave them out of one of both"
+            )
         return result
 
     return wrapped
@@ -61,9 +67,11 @@ def _training_kept(model: nn.Module) -> Iterator[None]:
     """Let what hangs on the model require gradients at the end as it did at the beginning."""
     hung = [module for _, module in walk(model) if is_hung(module)]
     flags = {parameter: parameter.requires_grad for module in hung for parameter in module.parameters()}
-    yield
-    for parameter, flag in flags.items():
-        parameter.requires_grad_(flag)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
 
 
 def _check_not_tuned(model: nn.Module) -> None:
@@ -75,16 +83,21 @@ def _check_not_tuned(model: nn.Module) -> None:
         )
 
 
-def _check_not_wrapped(model: PeftModel) -> None:
-    """Refuse what hides adapters: their names would change, and a trained copy would have adapters of its own."""
+def _taken(model: PeftModel) -> dict[str, nn.Module]:
+    """Return the modules, by qualified name, in place of which PEFT has put something, and in which adapters hang.
+
+    Their names would be others, and a trained copy would have adapters of its own.
+    """
     held = {path: replaced_by_others(module) for path, module in walk(model)}
-    taken = [path for path, module in held.items() if module is not None and any(map(is_hung, module.modules()))]
-    if not taken:
-        return
-    if isinstance(model.base_model, BaseTuner):
+    return {path: own for path, own in held.items() if own is not None and any(map(is_hung, own.modules()))}
+
+
+def _undo(model: PeftModel, taken: dict[str, nn.Module], adapter: str | None) -> None:
+    """Take off what PEFT has just added: one more adapter, or, for None, its first."""
+    for path, own in taken.items():
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, own)
+    if adapter is not None:
+        model.delete_adapter(adapter)
+    elif isinstance(model.base_model, BaseTuner):
         model.base_model.unload()
-    shown = ", ".join(path.removeprefix("base_model.model.") for path in taken[:4])
-    raise TargetError(
-        f"get_peft_model: target_modules and modules_to_save must not take modules that adapters of adapterx hang on "
-        f"or in, got {shown}; leave them out of one of both"
-    )

@@ -88,6 +88,8 @@ def wrappers(model: nn.Module) -> list[AuxiliaryTrainingWrapper]:
 def flags_kept(model: nn.Module) -> Iterator[None]:
     """Give the parameters that a model has now their `requires_grad` back at the end."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    yield
-    for parameter, flag in flags.items():
-        parameter.requires_grad_(flag)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
