@@ -2,6 +2,7 @@
 
     python distribution/check_installed.py               # the compiled operators must be there
     python distribution/check_installed.py --plain       # there must be none, which a warning says
+    python distribution/check_installed.py --in FOLDER   # it must be the one in that folder
 
 Needs torch and what adapterx needs, nothing else. Ends with an error where something is wrong.
 """
@@ -11,6 +12,7 @@ import json
 import sys
 import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,13 +20,14 @@ from torch import nn
 TORCH = torch.__version__
 
 
-def check_import(plain: bool) -> None:
+def check_import(folder: Path | None, *, plain: bool) -> None:
     """Import the package; the one warning that it may give says that there is no library."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         from adapterx import ops
     said = [str(warning.message) for warning in caught if "adapterx" in str(warning.message)]
     minor = ".".join(TORCH.split(".")[:2])
+    assert folder is None or folder.resolve() in Path(ops.__file__).resolve().parents, f"another one: {ops.__file__}"
     assert (ops.LIBRARY is None) == plain, f"the operators are from {ops.LIBRARY}"
     assert len(said) == plain, said
     assert all(f"no compiled operators for torch {minor} " in words for words in said), said
@@ -143,9 +146,11 @@ def main() -> int:
     """Check all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plain", action="store_true", help="no library for this torch is expected")
+    parser.add_argument("--in", dest="folder", type=Path, help="where adapterx must be imported from")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    check_import(parser.parse_args().plain)
+    check_import(options.folder, plain=options.plain)
     check_operator()
     check_surroundings()
     check_training()

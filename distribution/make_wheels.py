@@ -78,17 +78,16 @@ def build(sources: Path, work: Path, pythons: Sequence[Path]) -> tuple[Path, Pat
 
 
 def use(wheel: Path, work: Path, pythons: Sequence[Path]) -> None:
-    """Install the wheel into a folder and use it under every torch; without the library of one, under that one."""
+    """Install the wheel into a folder and use it under every torch, and under the last one without the libraries."""
     installed = work / "check_installed"
     install = ("-m", "pip", "install", "-q", "--no-deps", "--target", installed)
     run(sys.executable, *install, wheel, "safetensors", quiet=True)
+    check, environment = (HERE / "check_installed.py", "--in", installed), {"PYTHONPATH": str(installed)}
     for python in pythons:
-        run(python, HERE / "check_installed.py", cwd=work, PYTHONPATH=str(installed))
-    script = "import adapterx.ops; print(adapterx.ops.LIBRARY)"
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    library = subprocess.check_output([pythons[-1], "-c", script], cwd=work, env=environment, text=True).strip()
-    Path(library).unlink()
-    run(pythons[-1], HERE / "check_installed.py", "--plain", cwd=work, PYTHONPATH=str(installed))
+        run(python, *check, cwd=work, **environment)
+    for library in (installed / "adapterx").glob("*.so"):
+        library.unlink()
+    run(pythons[-1], *check, "--plain", cwd=work, **environment)
 
 
 def main() -> int:
@@ -110,7 +109,8 @@ def main() -> int:
         wheel = next((work / "named").glob("*.whl"))
         run(sys.executable, HERE / "audit.py", wheel)
         run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
-        run(Path(sys.executable).with_name("check-wheel-contents"), wheel)
+        contents = Path(sys.executable).with_name("check-wheel-contents")
+        run(contents, "--config", HERE.parent / "pyproject.toml", wheel)
         with timed(f"using the wheel under {len(pythons)} torches"):
             use(wheel, work, pythons)
         for file in (sdist, wheel):
