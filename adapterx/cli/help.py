@@ -25,6 +25,12 @@ EXAMPLES = {
         "adapterx train --model gpt2 --pooling last --data train.jsonl --output runs/decoder",
         "# continue after Ctrl-C, a crash or a full disk, with the options of the run\n"
         "adapterx train --resume runs/sentiment",
+        "# rare classes weigh more, long texts are read whole, and training ends when it no longer helps\n"
+        "adapterx train --model bert-base-uncased --data 'parts/*.jsonl.gz' --class-weights balanced \\\n"
+        "  --window-stride 32 --epochs 20 --early-stopping 3 --output runs/reports",
+        "# data larger than memory, a checkpoint every 1000 steps, batches of 8 x 16\n"
+        "adapterx train --model bert-base-uncased --data large.csv --streaming --save-steps 1000 \\\n"
+        "  --gradient-accumulation 8 --max-steps 20000 --output runs/large",
         "# two devices\n"
         "torchrun --nproc-per-node 2 -m adapterx.cli train --model bert-base-uncased \\\n"
         "  --data train.csv --output runs/two",
@@ -32,10 +38,12 @@ EXAMPLES = {
     "evaluate": (
         "adapterx evaluate runs/sentiment --data test.csv\n"
         "adapterx evaluate runs/sentiment --data test.jsonl --json --output runs/sentiment/test.json",
+        "# a split of a saved dataset; who is taken for whom\n"
+        "adapterx evaluate runs/sentiment --data saved@test --confusion-matrix confusions.csv",
     ),
     "predict": (
         "adapterx predict runs/sentiment 'A quiet, beautiful film.' 'Two hours I will not get back.'\n"
-        "adapterx predict runs/sentiment --file new.csv --format csv --output labelled.csv\n"
+        "adapterx predict runs/sentiment --file new.csv --id-column id --all-probabilities --output labelled.csv\n"
         "cat reviews.txt | adapterx predict runs/sentiment - --format jsonl",
     ),
     "export": (

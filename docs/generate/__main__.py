@@ -6,6 +6,7 @@ from pathlib import Path
 import api_pages
 import floors
 import operator_stub
+import option_table
 import parity_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs" / "README.md": filled("docs/README.md", "api", api_pages.index()),
         ROOT / "docs" / "architecture.md": filled("docs/architecture.md", "floors", floors.drawing()),
         ROOT / "docs" / "adapterhub.md": filled("docs/adapterhub.md", "parity", parity_table.table()),
+        ROOT / "docs" / "command-line.md": filled("docs/command-line.md", "options", option_table.tables()),
         operator_stub.STUB: operator_stub.stub(),
     }
 
