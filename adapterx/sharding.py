@@ -51,8 +51,27 @@ def like(own: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
 
 
+def check_gathered(model: nn.Module) -> None:
+    """Refuse a model whose parameters DeepSpeed ZeRO-3 has partitioned: what it leaves of them is empty.
+
+    Raises:
+        CheckpointError: it has, and they are not gathered now.
+    """
+    if any(not p.numel() and getattr(p, "ds_numel", 0) for p in model.parameters()):
+        raise CheckpointError(
+            f"{speaker()}: parameters must be in memory, got some that DeepSpeed ZeRO-3 has partitioned; in all "
+            "processes enter deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0), and call this "
+            "in the first one"
+        )
+
+
 def reshard(model: nn.Module) -> None:
-    """Let FSDP2 put its shards back where a forward pass left whole parameters: those are copies, and go."""
+    """Let FSDP2 put its shards back where a forward pass left whole parameters: those are copies, and go.
+
+    Raises:
+        CheckpointError: ZeRO-3 has partitioned the model.
+    """
+    check_gathered(model)
     if "torch.distributed.fsdp" in sys.modules and torch.distributed.is_initialized():
         model.state_dict()  # its hooks do so, also for parameters that an enclosing module manages
 
@@ -67,8 +86,9 @@ def written_once(model: nn.Module, write: Callable[[], None]) -> None:
         write: writes what has been gathered.
 
     Raises:
-        CheckpointError: the process that writes could not.
+        CheckpointError: the process that writes could not, or ZeRO-3 has partitioned the model.
     """
+    check_gathered(model)
     if (mesh := _mesh_of(model)) is None:
         write()
         return

@@ -71,7 +71,6 @@ def adapter_contents(
     model: nn.Module, name: str, metadata: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the document of an adapter's files; collective and errors as in `save_adapter`."""
-    reshard(model)
     return adapter_state(model, name), _describe(model, name, metadata)
 
 

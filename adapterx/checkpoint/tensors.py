@@ -11,7 +11,7 @@ from adapterx.errors import UnknownAdapterError, speaker, speaking_as
 from adapterx.host import ADAPTERS, AdapterSet
 from adapterx.planning import Plan
 from adapterx.route import SwitchableModules
-from adapterx.sharding import gathered
+from adapterx.sharding import gathered, reshard
 
 
 @speaking_as("adapter_state")
@@ -30,7 +30,9 @@ def adapter_state(model: nn.Module, name: str | None = None) -> dict[str, Tensor
 
     Raises:
         UnknownAdapterError: the adapter is not attached, or None does not say which one.
+        CheckpointError: DeepSpeed ZeRO-3 has partitioned the model.
     """
+    reshard(model)
     return gathered(dict(adapter_tensors(model, resolve_name(model, name))))
 
 

@@ -1,5 +1,6 @@
 """`adapterx train`: from data to a run folder that can be evaluated, used and exported."""
 
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,7 +27,7 @@ from adapterx.cli.reporting import draw_learning_curve, print_figures, say
 from adapterx.cli.tasks import TASKS
 from adapterx.cli.tasks.batches import check_known
 from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Task
-from adapterx.errors import AdapterxError, CheckpointError, TrainingError
+from adapterx.errors import AdapterxError, CheckpointError, ConfigError, TrainingError
 from adapterx.training import examples_per_class, seed_everything, stratified_split
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def train(options: TrainOptions) -> Json:
     Raises:
         AdapterxError: the data or the model cannot be used, or training failed; nothing good is lost.
     """
+    check_launch()
     output = options.output.absolute()
     data = read_data(options)
     with ExitStack() as held:
@@ -46,6 +48,20 @@ def train(options: TrainOptions) -> Json:
             held.enter_context(runs.reserved(output, resume=options.resume, overwrite=options.overwrite))
         held.enter_context(resuming.telling_how_to_go_on(output))
         return train_into(output, options, *data)
+
+
+def check_launch() -> None:
+    """Refuse what `accelerate launch` may ask for by the environment: the first process alone writes the run.
+
+    Raises:
+        ConfigError: the model is to be shared out among the processes.
+    """
+    for variable, option in (("ACCELERATE_USE_FSDP", "--use_fsdp"), ("ACCELERATE_USE_DEEPSPEED", "--use_deepspeed")):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ConfigError(
+                f"train: every process must hold the whole model, got {option} from accelerate launch; leave it out, "
+                "or train by AdapterTrainer in a program of your own (docs/distributed.md)"
+            )
 
 
 def train_into(output: Path, options: TrainOptions, training: Examples, held_out: Examples | None, known: Json) -> Json:

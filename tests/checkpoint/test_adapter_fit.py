@@ -8,7 +8,7 @@ from saved_adapters import CONFIG, PLAIN, assert_refused, edit, rewrite
 from tiny_models import build, plain_model
 
 import adapterx
-from adapterx import CheckpointError, ConfigError, attach, load_adapter, save_adapter
+from adapterx import CheckpointError, ConfigError, attach, load_adapter, restore_adapter, save_adapter
 
 
 def test_another_model(saved):
@@ -76,3 +76,16 @@ def test_it_is_load_adapter_that_speaks(saved, tmp_path):
         load_adapter(model, saved)
     with adapterx.mixed(model, ["default"]), pytest.raises(RuntimeError, match=r"^load_adapter: model must not be"):
         load_adapter(model, saved, "other")
+
+
+def test_what_zero_3_has_partitioned_is_refused(saved, tmp_path):
+    """DeepSpeed leaves empty tensors, which fit no shape and would be saved as they are."""
+    model = plain_model()
+    attach(model, PLAIN)
+    for parameter in model.parameters():
+        parameter.ds_numel = parameter.numel()
+        parameter.data = torch.empty(0)
+    for act in (save_adapter, restore_adapter):
+        with pytest.raises(CheckpointError, match=rf"{act.__name__}: .*enter deepspeed\.zero\.GatheredParameters"):
+            act(model, tmp_path / "adapter" if act is save_adapter else saved)
+    assert not (tmp_path / "adapter").exists()

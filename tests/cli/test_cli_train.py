@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import tiny_training
-from command_line import ROWS, invoke, tensors, train
+from command_line import ROWS, invoke, refused, tensors, train
 from safetensors.torch import load_file
 
 
@@ -97,3 +97,12 @@ def test_local_folder_never_meets_the_network(model, data, tmp_path, monkeypatch
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     train(model, data, tmp_path / "run")
     invoke("predict", tmp_path / "run", "good")
+
+
+@pytest.mark.parametrize("option", ["fsdp", "deepspeed"])
+def test_a_model_that_is_to_be_shared_out_is_refused(model, data, tmp_path, monkeypatch, option):
+    """`accelerate launch` asks for it by the environment; the first process would save its share alone."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{option.upper()}", "true")
+    said = refused("train", "--model", model, "--data", data, "--output", tmp_path / "run")
+    assert f"train: every process must hold the whole model, got --use_{option}" in said
+    assert not (tmp_path / "run").exists()
