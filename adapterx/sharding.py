@@ -60,8 +60,8 @@ def check_gathered(model: nn.Module) -> None:
     if any(not p.numel() and getattr(p, "ds_numel", 0) for p in model.parameters()):
         raise CheckpointError(
             f"{speaker()}: parameters must be in memory, got some that DeepSpeed ZeRO-3 has partitioned; in all "
-            "processes enter deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0), and call this "
-            "in the first one"
+            "processes enter deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0), and call "
+            "this in the first one"
         )
 
 
