@@ -1,4 +1,4 @@
-"""The same commands on one process and on two: `adapterx train` and a script of `AdapterTrainer`, as users start them."""
+"""The same commands on one process and on two: `adapterx train` and a script of `AdapterTrainer`."""
 
 import json
 import os
@@ -20,26 +20,19 @@ import together
 
 many_processes.let_accelerate_shard_on_cpus()
 folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-found = together.train(folder, **settings)
-if many_processes.dist.get_rank() == 0:
-    (folder / "found.json").write_text(json.dumps(found))
+with many_processes.group():
+    found = together.train(folder, **settings)
+    if many_processes.dist.get_rank() == 0:
+        (folder / "found.json").write_text(json.dumps(found))
 """
 
 
 def run(*command, processes=0):
     """Run a command; with `processes` by torchrun."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    done = subprocess.run(
-        [*(start if processes else ()), *map(str, command)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=400,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [*(start if processes else ()), *map(str, command)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return done
 
@@ -55,13 +48,25 @@ def files(tmp_path_factory):
     torch.manual_seed(7)
     BertModel(config, add_pooling_layer=False).save_pretrained(folder / "base")
     tiny_training.save_tiny_tokenizer(folder / "base")
-    tiny_training.write_csv(folder / "train.csv", tiny_training.sentences(48))
+    tiny_training.write_csv(folder / "train.csv", tiny_training.sentences(48))  # whole batches: none is filled up
+    tiny_training.write_csv(folder / "dev.csv", tiny_training.sentences(16, seed=1))
     return folder
 
 
 def test_the_command_on_one_process_and_on_two(files, tmp_path):
     train = ["-m", "adapterx.cli", "train", "--model", files / "base", "--data", files / "train.csv", "--epochs", "2"]
-    train += ["--bottleneck-dim", "8", "--dropout", "0", "--head-dropout", "0", "--precision", "fp32"]
+    train += [
+        "--eval-data",
+        files / "dev.csv",
+        "--bottleneck-dim",
+        "8",
+        "--dropout",
+        "0",
+        "--head-dropout",
+        "0",
+        "--precision",
+        "fp32",
+    ]
     run(*train, "--batch-size", "8", "--output", tmp_path / "one", processes=1)
     run(*train, "--batch-size", "4", "--output", tmp_path / "two", processes=2)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--module"]
