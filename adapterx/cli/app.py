@@ -91,6 +91,12 @@ def predict(
     model: BaseModel = None,
     other_base: OtherBase = False,
     output: Annotated[Path | None, option("Write here instead of printing.", **PATH)] = None,
+    max_new_tokens: Annotated[int | None, option("Of language models: tokens of an answer at most (128).")] = None,
+    num_beams: Annotated[int | None, option("Beams that are searched (1: greedy).")] = None,
+    temperature: Annotated[float | None, option("Above 0 draws tokens, the more evenly the higher.")] = None,
+    top_p: Annotated[float | None, option("Draw out of the tokens that have this probability together.")] = None,
+    top_k: Annotated[int | None, option("Draw out of so many likeliest tokens.")] = None,
+    seed: Annotated[int | None, option("Of what is drawn (0).")] = None,
 ) -> None:
     """Label texts, with probabilities; or whatever else the task of the run predicts."""
     if form is not None:
@@ -102,10 +108,13 @@ def predict(
     chosen = form or answers.usual_form(output)
     if all_probabilities and chosen == "text":
         raise ConfigError(f"{speaker()}: --all-probabilities needs --format csv or jsonl, which has them anyway")
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    how = {"max_new_tokens": max_new_tokens, "num_beams": num_beams} | sampling
+    generation = scoring.generation_of(task, how)
     wanted = task.wanted(texts or [], file, Asked.again(record, text_column))
     if id_column is not None:
         wanted = with_ids_first(wanted, id_column, task.answer)
-    predictions = scoring.predict(load_run(run, model=model, other_base=other_base), wanted)
+    predictions = scoring.predict(load_run(run, model=model, other_base=other_base), wanted, generation)
     rendered = answers.render(predictions, chosen, task, all_probabilities=all_probabilities)
     if output is not None:
         deliver(output, rendered.encode("utf-8", "backslashreplace"))

@@ -12,7 +12,8 @@ from adapterx.checkpoint import format_of, load_head, save_head
 from adapterx.checkpoint.document import read_json
 from adapterx.checkpoint.formats import ADAPTERHUB, OWN, PEFT
 from adapterx.cli.converting_peft import convert_peft
-from adapterx.cli.models import load_base, quiet_transformers
+from adapterx.cli.loading import quiet_transformers
+from adapterx.cli.models import load_base
 from adapterx.errors import CheckpointError, ConfigError, speaker
 from adapterx.heads import ClassificationHead, SequenceClassifier
 from adapterx.integrations import adapterhub

@@ -12,7 +12,8 @@ from adapterx import ops
 from adapterx.adapters import summary
 from adapterx.attachment import attach
 from adapterx.checkpoint.pair import read_document
-from adapterx.cli.models import load_base, quiet_transformers
+from adapterx.cli.loading import quiet_transformers
+from adapterx.cli.models import load_base
 from adapterx.cli.recipes import BOTTLENECK_DIM
 from adapterx.cli.records import METRICS, read_metrics, versions
 from adapterx.cli.runs import read_record, state_of, tidy

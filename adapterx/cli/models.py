@@ -1,19 +1,18 @@
 """Load base models and tokenizers without surprises: no pickles, no remote code, no network for a local folder."""
 
-import contextlib
 import inspect
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from adapterx.cli.base_folder import check_base_folder, check_tokenizer_files, unreadable_json
-from adapterx.cli.hub import reachable
+from adapterx.cli.base_folder import check_tokenizer_files
+from adapterx.cli.loading import load_config, loading, reason_of, source_of
 from adapterx.cli.recipes import MAX_LENGTH
 from adapterx.couplings import INVERTIBLES
 from adapterx.errors import CheckpointError, ConfigError, DataError, speaker
@@ -23,16 +22,7 @@ from adapterx.positions import max_positions
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-LONGEST_REASON = 300  # characters of what a library says
 SHORTEST = 3  # tokens: a text of one, between two that mark its ends
-
-
-def quiet_transformers() -> None:
-    """Leave only errors: this program draws its own progress bars and reports what matters itself."""
-    from transformers.utils import logging
-
-    logging.set_verbosity(logging.CRITICAL)  # its errors reach the user in one line, through `_loading`
-    logging.disable_progress_bar()
 
 
 def load_text_model(model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
@@ -41,17 +31,26 @@ def load_text_model(model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
     Raises:
         CheckpointError: one cannot be loaded, they do not belong together, or the model does not read text.
     """
-    _load_config(model)  # first: a tokenizer reads it too, and the model takes much longer
+    load_config(model)  # first: a tokenizer reads it too, and the model takes much longer
     tokenizer = load_tokenizer(model)
     base = load_base(model)
+    check_belong(model, tokenizer, base)
+    check_reads_text(model, base)
+    return tokenizer, base
+
+
+def check_belong(model: str, tokenizer: "PreTrainedTokenizerBase", base: nn.Module) -> None:
+    """Refuse a tokenizer that makes tokens for which the model has no embeddings.
+
+    Raises:
+        CheckpointError: it does.
+    """
     rows, largest = embedded_tokens(base), _largest_id(tokenizer)
     if rows is not None and largest >= rows:
         raise CheckpointError(
             f"{speaker()}: the tokenizer of {model} must belong to the model: it makes token ids up to {largest}, "
             f"the model has embeddings for {rows} tokens"
         )
-    _check_reads_text(model, base)
-    return tokenizer, base
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
@@ -62,10 +61,10 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    source, local = _source(model)
+    source, local = source_of(model)
     if os.path.isdir(source):
         check_tokenizer_files(Path(source))
-    with _loading(f"the tokenizer of {model}", source, local):
+    with loading(f"the tokenizer of {model}", source, local):
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
         words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
     if not words:  # without its files a tokenizer is made up, for which every word is unknown
@@ -82,7 +81,7 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         if tokenizer.eos_token is None:
             raise CheckpointError(f"{speaker()}: the tokenizer of {model} must have a padding or an end token")
         tokenizer.pad_token = tokenizer.eos_token  # decoders pad with it; the mask hides it anyway
-    with _loading(f"the tokenizer of {model}", source, local):  # some damage shows only at work
+    with loading(f"the tokenizer of {model}", source, local):  # some damage shows only at work
         tokenizer.pad(tokenizer(["", "one text"], truncation=True, max_length=SHORTEST), return_tensors="pt")
         _largest_id(tokenizer)
     return tokenizer
@@ -98,10 +97,10 @@ def load_base(model: str, *, whole: bool = False) -> nn.Module:
     Raises:
         CheckpointError: it cannot be loaded, or its file lacks weights.
     """
-    source, local = _source(model)
-    with _loading(f"the model {model}", source, local), warnings.catch_warnings():
+    source, local = source_of(model)
+    with loading(f"the model {model}", source, local), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = _load_config(model)
+        config = load_config(model)
         loader = _class_for(config, whole=whole)
         options: dict[str, Any] = {"config": config, "local_files_only": local, "use_safetensors": True}
         if not whole and "add_pooling_layer" in inspect.signature(loader.__init__).parameters:
@@ -112,6 +111,21 @@ def load_base(model: str, *, whole: bool = False) -> nn.Module:
             base = base.get_encoder()
         if any(name.startswith("pooler.") for name in info["missing_keys"]):
             base.pooler = None  # made up at loading
+    check_weights(model, info, unneeded)
+    return base
+
+
+def check_weights(model: str, info: dict[str, Any], unneeded: Set[str] = frozenset()) -> None:
+    """Refuse a model of which loading has made something up, or dropped adapters.
+
+    Args:
+        model: where it was loaded from, for the message.
+        info: what `from_pretrained` tells of missing and unexpected weights.
+        unneeded: the weights that the file may lack.
+
+    Raises:
+        CheckpointError: it has.
+    """
     dropped = sorted(key for key in info["unexpected_keys"] if {ADAPTERS, COPIES, INVERTIBLES} & set(key.split(".")))
     if dropped:
         raise CheckpointError(
@@ -122,7 +136,6 @@ def load_base(model: str, *, whole: bool = False) -> nn.Module:
     wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
     if wrong:
         raise CheckpointError(f"{speaker()}: {len(wrong)} weights of {model} are missing or do not fit: {wrong[:3]}")
-    return base
 
 
 def resolve_max_length(
@@ -180,46 +193,6 @@ def encode(
     return [{name: column[i] for name, column in encoded.items()} for i in range(len(encoded["input_ids"]))]
 
 
-def _source(model: str) -> tuple[str, bool]:
-    """Return where to load from, and whether only from here: a folder, or the cache when the hub is out of reach."""
-    source = os.path.expanduser(model)
-    return source, check_base_folder(source) or not reachable()
-
-
-@contextlib.contextmanager
-def _loading(what: str, source: str, local: bool) -> Iterator[None]:
-    """Turn whatever a library raises over a strange file into a CheckpointError."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, MemoryError, CheckpointError):
-        raise
-    except BaseException as error:
-        # A panic in a library written in Rust is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        here = os.path.isdir(source)
-        if local and not here:
-            raise CheckpointError(
-                f"{speaker()}: cannot load {what}: no such folder is here, it is not in the cache, and the hub cannot "
-                "be reached"
-            ) from error
-        if here and (name := unreadable_json(Path(source))):
-            raise CheckpointError(f"{speaker()}: cannot load {what}: {name} is not valid JSON") from error
-        if "trust_remote_code" in str(error):
-            raise CheckpointError(f"{speaker()}: {what} must not need code of its own, which is never run") from error
-        kind = "" if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: "
-        said = _said(error)
-        raise CheckpointError(f"{speaker()}: cannot load {what}: {kind}{said}") from error
-
-
-def _load_config(model: str) -> "PretrainedConfig":
-    from transformers import AutoConfig
-
-    source, local = _source(model)
-    with _loading(f"the model {model}", source, local):
-        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-
-
 def _largest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the largest token id that is sure to come up.
 
@@ -270,7 +243,7 @@ def embedded_tokens(base: nn.Module) -> int | None:
     return getattr(table, "num_embeddings", None)
 
 
-def _check_reads_text(model: str, base: nn.Module) -> None:
+def check_reads_text(model: str, base: nn.Module) -> None:
     """Try two tokens: what else a model may want, such as an image, would be missed in the middle of the training."""
     ids = torch.zeros(1, 2, dtype=torch.int64)
     try:
@@ -279,15 +252,10 @@ def _check_reads_text(model: str, base: nn.Module) -> None:
         shape = tuple(states.shape)
     except Exception as error:
         kind = type(error).__name__
-        said = _said(error)
+        said = reason_of(error)
         raise CheckpointError(f"{speaker()}: {model} must be a model that reads text alone: {kind}: {said}") from error
     if len(shape) != 3:
         raise CheckpointError(
             f"{speaker()}: {model} must return states (batch, tokens, hidden size), got the shape {shape} of "
             f"{type(base).__name__}"
         )
-
-
-def _said(error: BaseException) -> str:
-    said = " ".join(str(error).split()) or "no reason given"
-    return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]} ..."

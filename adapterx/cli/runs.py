@@ -14,7 +14,7 @@ from adapterx.checkpoint.folder import tidy as tidy_staging
 from adapterx.checkpoint.lock import locked
 from adapterx.cli import records
 from adapterx.cli.bases import check_base, describe_base
-from adapterx.cli.models import quiet_transformers
+from adapterx.cli.loading import quiet_transformers
 from adapterx.cli.records import CHECKPOINTS, CURVE, METRICS, RECORD, STARTED_WITH
 from adapterx.cli.tasks import task_of
 from adapterx.cli.tasks.task import Run

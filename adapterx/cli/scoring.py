@@ -6,8 +6,10 @@ from typing import Any
 from adapterx.cli.runs import load_run, read_record
 from adapterx.cli.sources import Sources
 from adapterx.cli.tasks import task_of
-from adapterx.cli.tasks.task import Asked, Run
+from adapterx.cli.tasks.generation import Generation
+from adapterx.cli.tasks.task import Asked, Run, Task
 from adapterx.cli.texts import Wanted
+from adapterx.errors import ConfigError, speaker
 
 
 def evaluate(
@@ -44,6 +46,23 @@ def table_line(scores: dict[str, Any]) -> str:
     return ", ".join(shown(name, value) for name, value in scores.items())
 
 
-def predict(run: Run, wanted: Wanted) -> list[dict[str, Any]]:
-    """Return for each text its other columns and the prediction."""
-    return run.task.predict(run, wanted)
+def predict(run: Run, wanted: Wanted, generation: Generation | None = None) -> list[dict[str, Any]]:
+    """Return for each text its other columns and the prediction; `generation` says how a task generates that does."""
+    return run.task.predict(run, wanted, *([generation] if run.task.generates else []))
+
+
+def generation_of(task: Task, options: dict[str, Any]) -> Generation:
+    """Return how texts are generated.
+
+    Args:
+        task: of the run.
+        options: of the command line, None where nothing was said.
+
+    Raises:
+        ConfigError: a value breaks its rule, or the task generates none.
+    """
+    generation = Generation(**options)
+    if not task.generates and (given := generation.given()):
+        name = next(iter(given)).replace("_", "-")
+        raise ConfigError(f"{speaker()}: --{name} can only be used with runs that generate, this one is {task.name}")
+    return generation

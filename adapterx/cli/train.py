@@ -18,7 +18,8 @@ from adapterx.checkpoint.folder import discard, newest_complete
 from adapterx.cli import resuming, runs
 from adapterx.cli.bases import describe_base
 from adapterx.cli.examples import Examples
-from adapterx.cli.models import embedded_tokens, quiet_transformers, resolve_max_length
+from adapterx.cli.loading import quiet_transformers
+from adapterx.cli.models import embedded_tokens, resolve_max_length
 from adapterx.cli.options import TrainOptions
 from adapterx.cli.process import is_main_process
 from adapterx.cli.recipes import CURVE_EXAMPLES
@@ -75,7 +76,7 @@ def train_into(output: Path, options: TrainOptions, training: Examples, held_out
         torch.set_num_threads(options.threads)
     task = TASKS[options.task]
     tokenizer, base = task.load(options.model)
-    described = describe_base(base, tokenizer)
+    described, known = describe_base(base, tokenizer), task.meet(known, tokenizer)
     max_length = resolve_max_length(options.max_length, tokenizer, base, task.max_length)
     model = build_model(base, options, known)
     task.prepare(model, training, known, options.record())

@@ -16,6 +16,7 @@ ROOMS = {  # in the order of the index; what an earlier room documents, a later 
     "adapterx.checkpoint": "files of adapters and heads",
     "adapterx.export": "TorchScript and ONNX",
     "adapterx.heads": "classification heads",
+    "adapterx.chat": "conversations, and which of their tokens are answers",
     "adapterx.tagging": "tags of words and the entities that they mark",
     "adapterx.scores": "scores of several labels and of numbers",
     "adapterx.training": "what a training loop needs around the model",

@@ -133,6 +133,18 @@ def _training(monkeypatch):
     return {"torch": torch, "dataset": dataset, "tokenizer": tokenizer, "name": "tiny", "batches": batches, **found}
 
 
+def _tasks(monkeypatch):
+    import tiny_language
+    import transformers
+
+    for auto, save in (("AutoModelForCausalLM", tiny_language.save_tiny_llama),):
+        model = getattr(transformers, auto).from_pretrained(save(Path(auto)))
+        monkeypatch.setattr(getattr(transformers, auto), "from_pretrained", lambda *_, model=model: model)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda _: tiny_language.tokenizer_with())
+    quiet = {"report_to": [], "use_cpu": True, "save_strategy": "no", "max_steps": 2, "disable_tqdm": True}
+    return {"arguments": transformers.TrainingArguments("trainer", **quiet)}
+
+
 def _adapted():
     from transformers import AutoModelForSequenceClassification
 
@@ -226,6 +238,7 @@ _PREPARE = {
     "docs/mixed.md": _mixed,
     "docs/moving.md": _downloaded,
     "docs/peft.md": _peft,
+    "docs/tasks.md": _tasks,
     "docs/training.md": _training,
     "export/README.md": _exported,
 }

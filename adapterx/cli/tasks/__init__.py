@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from adapterx.cli.tasks.causal_lm import CausalLM
 from adapterx.cli.tasks.multi_label import MultiLabelClassification
 from adapterx.cli.tasks.regression import Regression
 from adapterx.cli.tasks.single_label import SequenceClassification
@@ -12,7 +13,7 @@ from adapterx.cli.tasks.token_classification import TokenClassification
 DEFAULT = SequenceClassification.name
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (SequenceClassification(), MultiLabelClassification(), Regression(), TokenClassification())
+    for task in (SequenceClassification(), MultiLabelClassification(), Regression(), TokenClassification(), CausalLM())
 }
 NAMES = {alias: name for name, task in TASKS.items() for alias in (name, *task.aliases)}
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +32,7 @@ class Asked:
         recorded: the columns of texts and labels that the training read.
         settings: the options of the training, by their names.
         spool: a folder on whose disk the texts stay, for data larger than memory; None keeps them in memory.
+        known: what the task learnt from the training data; empty before.
     """
 
     text_column: str | None
@@ -39,12 +40,13 @@ class Asked:
     recorded: tuple[str | None, str | None]
     settings: Mapping[str, Any]
     spool: Path | None = None
+    known: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def again(cls, record: Json, text_column: str | None = None, label_column: str | None = None) -> "Asked":
         """Return how to read further data for a run: as its training did."""
         columns = (record.get("text_column"), record.get("label_column"))
-        return cls(text_column, label_column, columns, record["options"])
+        return cls(text_column, label_column, columns, record["options"], known=record)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Task(ABC):
         recorded: what it adds to `run.json`, with the rules; `learn` finds it.
         answer: what a prediction adds to the columns of a table.
         nested: of these, what CSV leaves out.
+        generates: whether its predictions are texts that are generated, so that `predict` takes the options of that.
     """
 
     name: ClassVar[str]
@@ -108,6 +111,7 @@ class Task(ABC):
     recorded: ClassVar[Mapping[str, Rule]] = {}
     answer: ClassVar[tuple[str, ...]]
     nested: ClassVar[frozenset[str]] = frozenset()
+    generates: ClassVar[bool] = False
 
     # -- data
 
@@ -148,6 +152,10 @@ class Task(ABC):
     @abstractmethod
     def load(self, model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
         """Load a tokenizer and the base model that the task needs; errors as in `load_text_model`."""
+
+    def meet(self, known: Json, tokenizer: "PreTrainedTokenizerBase") -> Json:
+        """Return what was learnt, with what depends on the tokenizer."""
+        return known
 
     @abstractmethod
     def build(self, base: nn.Module, settings: Mapping[str, Any], known: Json) -> nn.Module:
