@@ -6,6 +6,9 @@ from compiled_training import batch, check_one_graph, compiled, language_model, 
 
 from adapterx import AdapterConfig, attach, load_adapter, save_adapter
 
+# transformers 4.57 builds its masks in a way that PyTorch warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")
+
 # The others are tried by `make large`: each takes a second or ten.
 
 
