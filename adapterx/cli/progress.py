@@ -49,7 +49,11 @@ class ProgressLine(TrainerCallback):
         if logs and "loss" in logs:
             self.losses.append(logs["loss"])
         if logs and f"eval_{self.metric}" in logs:
-            score = f", eval {self.metric.replace('_', ' ')} {logs[f'eval_{self.metric}']:.3f}"
+            score = (
+                ""
+                if self.metric == "loss"
+                else f", eval {self.metric.replace('_', ' ')} {logs[f'eval_{self.metric}']:.3f}"
+            )
             self._line(state, f"{score}, eval loss {logs['eval_loss']:.4f}")
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

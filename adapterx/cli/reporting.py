@@ -126,7 +126,7 @@ def draw_learning_curve(history: list[dict[str, float]], path: Path, metric: str
     left = figure.add_subplot(xlabel="epoch", ylabel="loss")
     curves = [(left, "loss", "training loss", "-", "C0"), (left, "eval_loss", "held-out loss", "o--", "C1")]
     scores = [entry[f"eval_{metric}"] for entry in history if entry.get(f"eval_{metric}") is not None]
-    if scores:
+    if scores and metric != "loss":
         right, name = left.twinx(), metric.replace("_", " ")
         right.set(ylabel=name)
         if 0 <= min(scores) <= max(scores) <= 1:

@@ -107,7 +107,7 @@ def train_into(output: Path, options: TrainOptions, training: Examples, held_out
         say(unread)
     trainer = build_trainer(model, tokenizer, options, known, rows, watched, output / CHECKPOINTS)
     seconds = run_trainer(trainer, output / CHECKPOINTS, resume=options.resume)
-    metrics = final_metrics(trainer, options, known, rows, held_out_rows, seconds)
+    metrics = final_metrics(trainer, options, known, rows, held_out_rows, seconds, tokenizer)
     metrics |= {"train_examples": len(training.texts), "eval_examples": len(held_out.texts) if held_out else 0}
     if is_main_process():
         columns = {"text_column": training.text_column, "label_column": training.label_column}
@@ -179,6 +179,7 @@ def final_metrics(
     training: Encoded,
     held_out: Encoded | None,
     seconds: float,
+    tokenizer: Any,
 ) -> Json:
     """Score the trained model on every held-out example and gather what is worth keeping."""
     from adapterx.cli.trainer import clean_log, scores_of
@@ -186,7 +187,7 @@ def final_metrics(
     task = TASKS[options.task]
     scores: dict[str, float | None] = dict.fromkeys((*task.figures, "loss"))
     if held_out:
-        scores |= scores_of(trainer, options, known, held_out)
+        scores |= scores_of(trainer, options, known, held_out, tokenizer)
         scores |= task.baselines(training, held_out, known)
     parameters = summary(trainer.model)
     return {

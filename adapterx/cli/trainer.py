@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import transformers
 from torch import nn
@@ -9,7 +10,6 @@ from torch import nn
 from adapterx.cli.options import TrainOptions
 from adapterx.cli.pacing import SaveEvery, StopEarly
 from adapterx.cli.progress import ProgressLine
-from adapterx.cli.recipes import EVAL_BATCH_SIZE
 from adapterx.cli.tasks import TASKS
 from adapterx.cli.tasks.batches import by_length
 from adapterx.cli.tasks.task import Encoded, Json
@@ -43,13 +43,16 @@ def build_trainer(
     callbacks = [ProgressLine(metric[0]), SaveEvery(options.save_steps)]
     if options.early_stopping is not None:
         callbacks.append(StopEarly(options.early_stopping, *metric, options.early_stopping_threshold or 0.0))
-    trainer = AdapterTrainer(
+    trainer_class, arguments_class = task.trainer()
+    trainer = trainer_class(
         model=model,
-        args=training_arguments(options, checkpoints, num_examples=len(training), evaluates=bool(watched), best=best),
+        args=arguments_class(
+            **training_arguments(options, checkpoints, num_examples=len(training), evaluates=bool(watched), best=best)
+        ),
         train_dataset=training,
         eval_dataset=watched,
         data_collator=task.collator(tokenizer, model),
-        compute_metrics=task.scorer(watched, known) if watched else None,
+        compute_metrics=task.scorer(watched, known, tokenizer) if watched else None,
         callbacks=callbacks,
         head_learning_rate=options.head_learning_rate,
         **task.for_trainer(),
@@ -58,10 +61,16 @@ def build_trainer(
     return trainer
 
 
-def scores_of(trainer: AdapterTrainer, options: TrainOptions, known: Json, rows: Encoded) -> dict[str, float]:
+def scores_of(
+    trainer: AdapterTrainer,
+    options: TrainOptions,
+    known: Json,
+    rows: Encoded,
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+) -> dict[str, float]:
     """Return what the trained model scores on these rows, by the names of the metrics."""
     rows = by_length(rows)
-    trainer.compute_metrics = TASKS[options.task].scorer(rows, known)
+    trainer.compute_metrics = TASKS[options.task].scorer(rows, known, tokenizer)
     found = trainer.predict(rows).metrics
     return {name.removeprefix("test_"): value for name, value in clean_log(found).items()}
 
@@ -74,7 +83,7 @@ def clean_log(entry: dict[str, float]) -> dict[str, float | None]:
 
 def training_arguments(
     options: TrainOptions, checkpoints: Path, *, num_examples: int, evaluates: bool, best: tuple[str, bool] | None
-) -> transformers.TrainingArguments:
+) -> dict[str, Any]:
     """Return the options in the Trainer's words; `best` is the metric to choose an epoch by, and its direction."""
     batches = math.ceil(num_examples / options.batch_size)
     steps = options.max_steps or math.ceil(batches / options.gradient_accumulation) * options.epochs
@@ -83,14 +92,15 @@ def training_arguments(
     chosen = {}
     if best is not None:
         chosen = {"load_best_model_at_end": True, "metric_for_best_model": best[0], "greater_is_better": best[1]}
-    return transformers.TrainingArguments(
+    task = TASKS[options.task]
+    return dict(
         output_dir=str(checkpoints),
         num_train_epochs=options.epochs or 1,
         max_steps=options.max_steps or -1,
         gradient_accumulation_steps=options.gradient_accumulation,
         learning_rate=options.learning_rate,
         per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=EVAL_BATCH_SIZE,
+        per_device_eval_batch_size=task.eval_batch_size,
         weight_decay=options.weight_decay,
         lr_scheduler_type="linear",
         bf16=options.precision == "bf16",
@@ -107,4 +117,5 @@ def training_arguments(
         ddp_find_unused_parameters=options.method == "full",  # adapters and a head are always used
         **{warmup: options.warmup_ratio},
         **chosen,
+        **task.for_arguments(options.record()),
     )

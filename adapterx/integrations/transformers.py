@@ -1,6 +1,6 @@
 """The Hugging Face Trainer for models whose base is frozen: it saves, resumes and selects what is trained, only."""
 
-__all__ = ["AdapterTrainer"]
+__all__ = ["AdapterSeq2SeqTrainer", "AdapterTrainer"]
 
 import re
 import shutil
@@ -29,7 +29,7 @@ from adapterx.heads.labels import SINGLE_LABEL
 from adapterx.training import check_finite_loss, check_finite_parameters, parameter_groups
 
 try:
-    from transformers import TrainerState
+    from transformers import Seq2SeqTrainer, TrainerState
     from transformers.utils import logging
 
     from adapterx.integrations.sharded import ShardedTrainer
@@ -243,6 +243,18 @@ class AdapterTrainer(ShardedTrainer):
         best = Path(self.state.best_model_checkpoint)
         self._check_best(best)
         self._load_from_checkpoint(str(best))
+
+
+class AdapterSeq2SeqTrainer(AdapterTrainer, Seq2SeqTrainer):
+    """An `AdapterTrainer` that generates where it evaluates, as `transformers.Seq2SeqTrainer` does.
+
+    With `Seq2SeqTrainingArguments(predict_with_generate=True)` the predictions that `compute_metrics` gets are the
+    token ids that were generated; `generation_max_length` and `generation_num_beams` say how.
+
+    Args:
+        *args: as for `AdapterTrainer`.
+        **kwargs: as for `AdapterTrainer`.
+    """
 
 
 def _word(option: Any) -> str:

@@ -137,7 +137,8 @@ def _tasks(monkeypatch):
     import tiny_language
     import transformers
 
-    for auto, save in (("AutoModelForCausalLM", tiny_language.save_tiny_llama),):
+    saved = {"AutoModelForCausalLM": tiny_language.save_tiny_llama, "AutoModelForSeq2SeqLM": tiny_language.save_tiny_t5}
+    for auto, save in saved.items():
         model = getattr(transformers, auto).from_pretrained(save(Path(auto)))
         monkeypatch.setattr(getattr(transformers, auto), "from_pretrained", lambda *_, model=model: model)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda _: tiny_language.tokenizer_with())

@@ -48,7 +48,13 @@ class DataOptions:
         must=("be 0 or more, and below 2^31", lambda value: 0 <= value < 2**31),
     )
     examples_per_class: int | None = option(DATA, "Few-shot: train on K examples of each class.", must=COUNT)
-    max_length: int | None = option(DATA, f"Tokens read of each text (default {MAX_LENGTH}).")
+    max_length: int | None = option(
+        DATA, f"Tokens read of each text (default {MAX_LENGTH}; 256 of words, 512 of language models)."
+    )
+    max_target_length: int | None = option(
+        DATA, "Tokens of a target, and of what is generated (default 128).", must=COUNT
+    )
+    source_prefix: str | None = option(DATA, "What is put before each source, such as 'summarize: ' for T5.")
 
     def check_data(self) -> None:
         """Refuse what excludes each other.

@@ -78,6 +78,7 @@ class TrainingOptions:
     threshold: float | None = option(
         TRAINING, "Probability from which a text has a label, where it may have several (default 0.5).", must=BETWEEN
     )
+    num_beams: int | None = option(TRAINING, "Beams where evaluation generates (default 1: greedy).", must=COUNT)
     precision: str = option(
         TRAINING, "fp32 (default), bf16, or fp16 (GPU).", "fp32", must=one_of("fp32", "bf16", "fp16")
     )

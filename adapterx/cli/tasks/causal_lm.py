@@ -31,7 +31,6 @@ LANGUAGE_RECIPES = {
     "adapters": {"epochs": 3, "learning_rate": 1e-3},
     "full": {"epochs": 3, "learning_rate": 5e-5},
 }
-EVAL_BATCH = 8  # rows: each logit vector is as long as the vocabulary
 
 
 class CausalLM(Task):
@@ -42,6 +41,7 @@ class CausalLM(Task):
     about = "going on with texts, or answering in conversations"
     recipes: ClassVar = LANGUAGE_RECIPES
     max_length = 512
+    eval_batch_size = 8  # each logit vector is as long as the vocabulary
     figures = ("perplexity", "token_accuracy", "tokens")
     recorded: ClassVar = {
         "form": (f"{TEXTS} or {CONVERSATIONS}", lambda value: value in (TEXTS, CONVERSATIONS)),
@@ -124,7 +124,9 @@ class CausalLM(Task):
         """Keep of the predictions what the scores need."""
         return {"preprocess_logits_for_metrics": token_scores}
 
-    def scorer(self, rows: Encoded, known: Json) -> "Callable[[EvalPrediction], dict[str, float]]":
+    def scorer(
+        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
+    ) -> "Callable[[EvalPrediction], dict[str, float]]":
         """Score by perplexity over all tokens that are learnt."""
         return lambda p: _summed(torch.as_tensor(p.predictions))
 
@@ -158,8 +160,8 @@ class CausalLM(Task):
         run.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
         found = []
-        for start in range(0, len(order), EVAL_BATCH):
-            chosen = [rows[i] for i in order[start : start + EVAL_BATCH]]
+        for start in range(0, len(order), self.eval_batch_size):
+            chosen = [rows[i] for i in order[start : start + self.eval_batch_size]]
             batch = collate([{name: value for name, value in row.items() if name != "cut"} for row in chosen])
             labels = batch.pop("labels")
             logits = run.model(**batch.to(device)).logits

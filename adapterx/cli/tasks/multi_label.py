@@ -20,7 +20,7 @@ from adapterx.heads.labels import MULTI_LABEL
 from adapterx.scores import multi_label_scores
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 SEPARATOR, THRESHOLD = ",", 0.5
 OTHERS = ";|\t"  # what separates labels where no comma does
@@ -74,7 +74,9 @@ class MultiLabelClassification(SequenceTask):
             )
         return [[float(label in labels) for label in known["labels"]] for labels in map(set, examples.labels)]
 
-    def scorer(self, rows: Encoded, known: Json) -> "Callable[[EvalPrediction], dict[str, float]]":
+    def scorer(
+        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
+    ) -> "Callable[[EvalPrediction], dict[str, float]]":
         """Score at the threshold of one half; the run's own one is used by `evaluate`."""
         return lambda p: multi_label_scores(torch.as_tensor(p.predictions) > 0, torch.as_tensor(p.label_ids) > 0.5)
 

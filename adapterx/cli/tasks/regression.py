@@ -21,7 +21,7 @@ from adapterx.heads.labels import REGRESSION
 from adapterx.scores import regression_scores
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 USUAL = ("score", "label", "labels", "rating", "stars", "similarity", "target", "value", "y")
 NUMBERS: Rule = (
@@ -84,7 +84,9 @@ class Regression(SequenceTask):
         mean, deviation = _units(known)
         return ((torch.tensor(examples.labels, dtype=torch.float64) - mean) / deviation).tolist()
 
-    def scorer(self, rows: Encoded, known: Json) -> "Callable[[EvalPrediction], dict[str, float]]":
+    def scorer(
+        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
+    ) -> "Callable[[EvalPrediction], dict[str, float]]":
         """Score in the units of the data."""
         mean, deviation = _units(known)
 

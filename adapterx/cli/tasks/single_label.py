@@ -20,7 +20,7 @@ from adapterx.heads.labels import SINGLE_LABEL
 from adapterx.training import classification_scores
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 
 class SequenceClassification(SequenceTask):
@@ -65,7 +65,9 @@ class SequenceClassification(SequenceTask):
         """Hold out the same share of each class."""
         return examples.labels
 
-    def scorer(self, rows: Encoded, known: Json) -> "Callable[[EvalPrediction], dict[str, float]]":
+    def scorer(
+        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
+    ) -> "Callable[[EvalPrediction], dict[str, float]]":
         """Score by accuracy and macro-F1; texts that were cut into windows as wholes."""
         owners = texts_of_rows(rows)
         if owners is None:

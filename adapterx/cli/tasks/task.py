@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from adapterx.cli.examples import Examples, load_examples
-from adapterx.cli.recipes import MAX_LENGTH
+from adapterx.cli.recipes import EVAL_BATCH_SIZE, MAX_LENGTH
 from adapterx.cli.rules import Rule
 from adapterx.cli.sources import Sources
 from adapterx.cli.streamed import stream_examples
@@ -94,6 +94,7 @@ class Task(ABC):
         recipes: for each method that it can be trained by, defaults of `TrainOptions`.
         options: the fields of `TrainOptions` that it takes and some other task does not.
         max_length: tokens read of each text where the command line says nothing.
+        eval_batch_size: rows that are scored at a time.
         figures: the metrics that are shown after training, and by `info`, in order.
         recorded: what it adds to `run.json`, with the rules; `learn` finds it.
         answer: what a prediction adds to the columns of a table.
@@ -107,6 +108,7 @@ class Task(ABC):
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]]
     options: ClassVar[frozenset[str]] = frozenset()
     max_length: ClassVar[int] = MAX_LENGTH
+    eval_batch_size: ClassVar[int] = EVAL_BATCH_SIZE
     figures: ClassVar[tuple[str, ...]]
     recorded: ClassVar[Mapping[str, Rule]] = {}
     answer: ClassVar[tuple[str, ...]]
@@ -189,11 +191,25 @@ class Task(ABC):
         """Return what makes a batch of rows."""
 
     @abstractmethod
-    def scorer(self, rows: Encoded, known: Json) -> "Callable[[EvalPrediction], dict[str, float]]":
+    def scorer(
+        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
+    ) -> "Callable[[EvalPrediction], dict[str, float]]":
         """Return what scores the predictions for these rows, in their order."""
 
     def for_trainer(self) -> dict[str, Any]:
         """Return further arguments of the Trainer."""
+        return {}
+
+    def trainer(self) -> tuple[type, type]:
+        """Return the class of the Trainer and that of its arguments."""
+        import transformers
+
+        from adapterx.integrations.transformers import AdapterTrainer
+
+        return AdapterTrainer, transformers.TrainingArguments
+
+    def for_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return further arguments of the Trainer's arguments."""
         return {}
 
     @abstractmethod

@@ -115,7 +115,9 @@ class TokenClassification(Task):
         """Keep the likeliest tags of the predictions only."""
         return {"preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(dim=-1)}
 
-    def scorer(self, rows: Encoded, known: Json) -> "Callable[[EvalPrediction], dict[str, float]]":
+    def scorer(
+        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
+    ) -> "Callable[[EvalPrediction], dict[str, float]]":
         """Score entities, or tags where they mark none."""
 
         def scores(p: "EvalPrediction") -> dict[str, float]:

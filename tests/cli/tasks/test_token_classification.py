@@ -212,7 +212,8 @@ def tokenizer_of(kind):
     }[kind]()
     corpus = [" ".join(row["tokens"]) for row in ROWS] + ["naïve café 東京 don't U.S."]
     tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")
+    prefix = {"add_prefix_space": True} if kind == "bytes" else {}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", **prefix)
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bytes", "metaspace"])
