@@ -4,6 +4,7 @@ The Trainer would write the shards, or all of the frozen base, in a format that 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Trainer
@@ -34,6 +35,12 @@ class ShardedTrainer(Trainer):
                 f"AdapterTrainer: fsdp must be version 2, got {'XLA' if self.is_fsdp_xla_enabled else version}; pass "
                 "fsdp_config={'version': 2}, or `accelerate launch --use_fsdp --fsdp_version 2`"
             )
+
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        if not self.args.auto_find_batch_size:
+            # Transformers 4 takes that of the checkpoint, which is another one where there were more processes.
+            batch_size = self.args.train_batch_size
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what is trained; under FSDP2 all processes call this, and the first one writes."""

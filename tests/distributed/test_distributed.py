@@ -18,6 +18,7 @@ import many_processes
 import together
 
 LOSS, GRADIENT, VALUE = 1e-6, 1e-6, 1e-5
+LOGGED = 1.1e-4 if together.TRANSFORMERS_4 else LOSS  # transformers 4 rounds what it logs
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of torch has no gloo")
 
@@ -80,7 +81,7 @@ def test_the_trainer_in_two_processes(runs, way):
     folder, one, (found, _) = runs
     assert found[way]["sharded"] == way.startswith("fsdp")
     losses = [abs(a - b) for a, b in zip(found[way]["losses"], one["losses"], strict=True)]
-    assert max(losses) < LOSS
+    assert max(losses) < LOGGED
     assert abs(found[way]["evaluated"] - one["evaluated"]) < LOSS
     assert largest_difference(folder / way / "checkpoint-6", folder / "one" / "checkpoint-6") < VALUE
     assert largest_difference(folder / way / "final", folder / "one" / "final") < VALUE
@@ -89,7 +90,7 @@ def test_the_trainer_in_two_processes(runs, way):
 def test_one_process_continues_what_two_began(runs, tmp_path):
     folder, one, _ = runs
     resumed = together.train(tmp_path / "resumed", resume=folder / "fsdp" / "checkpoint-3")
-    assert max(abs(a - b) for a, b in zip(resumed["losses"], one["losses"], strict=True)) < LOSS
+    assert max(abs(a - b) for a, b in zip(resumed["losses"], one["losses"], strict=True)) < LOGGED
     assert largest_difference(tmp_path / "resumed" / "checkpoint-6", folder / "one" / "checkpoint-6") < VALUE
 
 

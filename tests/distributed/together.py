@@ -8,6 +8,7 @@ import many_processes
 import tiny_training
 import torch
 import torch.distributed as dist
+import transformers
 from many_processes import mean, shard, share, whole
 from quick_arguments import quick_arguments
 from tiny_adapters import randomise
@@ -30,6 +31,7 @@ from adapterx.fusing import add_fusion
 
 CONFIG = AdapterConfig(bottleneck_dim=5, modules_to_save=("pooler",))  # 5 rows are no two equal shares
 ROWS, LENGTH = 24, 7
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 
 
 class Rows(torch.utils.data.Dataset):
@@ -230,7 +232,11 @@ def train(folder, *, fsdp=False, resume=None, **settings):
 
     processes = dist.get_world_size() if dist.is_initialized() else 1
     if fsdp:
-        settings |= {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}}
+        os.environ["FSDP_VERSION"] = "2"  # which the arguments of transformers 4 cannot say
+        settings |= {
+            "fsdp": "full_shard auto_wrap" if TRANSFORMERS_4 else True,
+            "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]},
+        }
     settings |= dict.fromkeys(("save_strategy", "eval_strategy"), "epoch") | {"load_best_model_at_end": True}
     arguments = quick_arguments(
         folder,
@@ -253,7 +259,8 @@ def train(folder, *, fsdp=False, resume=None, **settings):
     found["evaluated"] = trainer.evaluate()["eval_loss"]
     trainer.save_model(str(Path(folder) / "final"))
     found["sharded"] = trainer.is_fsdp_enabled and hasattr(next(model.parameters()), "full_tensor")
-    os.environ.pop("ACCELERATE_USE_FSDP", None)
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION"):
+        os.environ.pop(name, None)
     return found
 
 
