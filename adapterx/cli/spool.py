@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adapterx.errors import speaker
+
 
 class Spool(Sequence[Any]):
     """A list of JSON values in a file without a name, which is gone when the process ends, however it ends.
@@ -37,7 +39,7 @@ class Spool(Sequence[Any]):
 
     def __getitem__(self, position: Any) -> Any:
         if not -len(self) <= position < len(self):
-            raise IndexError(f"Spool: position must lie between {-len(self)} and {len(self) - 1}, got {position}")
+            raise IndexError(f"{speaker()}: position must lie between {-len(self)} and {len(self) - 1}, got {position}")
         position %= len(self)
         if not self._written:
             self._file.flush()
