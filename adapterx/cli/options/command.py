@@ -107,7 +107,7 @@ def _is_a(kind: Any, value: object) -> bool:
 def _lasting(words: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was typed as JSON can hold it; files and folders by paths that hold in other folders too."""
     kept = {name: value for name, value in words.items() if name not in ("output", "overwrite")}
-    for name in ("model", "data", "eval_data"):
+    for name in ("model", "data", "eval_data", "label_map"):
         if isinstance(kept.get(name), str):
             kept[name] = _absolute(kept[name])
         elif name in kept:

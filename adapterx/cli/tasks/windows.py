@@ -13,7 +13,7 @@ from adapterx.errors import ConfigError, speaker
 
 OWNER = "overflow_to_sample_mapping"  # the tokenizers' name for the text of a window
 TEXT = "text"  # in a row: the position of the text that a window is of
-CHUNK = 1000  # texts that are encoded at once
+CHUNK = 100  # texts that are encoded at once; of long ones a tokenizer makes a hundred times as much for a moment
 
 
 def stride_of(settings: Mapping[str, Any]) -> int | None:
