@@ -170,7 +170,8 @@ def test_what_is_of_no_use(model, data, tmp_path, typed, words):
 def test_resume_by_name_reads_every_option(model, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "names.json").write_text('{"negative": "bad"}')
-    typed = (*STEPS, "--label-map", "names.json", "--layers", "0-1", "--positions", "feed_forward", "--text-column", "text", "--threads", "1")
+    reading = ("--label-map", "names.json", "--text-column", "text", "--threads", "1")
+    typed = (*STEPS, *reading, "--layers", "0-1", "--positions", "feed_forward")
     train(model, data.name, "straight", *typed)
     interrupted(monkeypatch, 9, model, data.name, "cut", *typed)
     (tmp_path / "moved").mkdir()
