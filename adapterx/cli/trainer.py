@@ -13,6 +13,7 @@ from adapterx.cli.progress import ProgressLine
 from adapterx.cli.tasks import TASKS
 from adapterx.cli.tasks.batches import by_length
 from adapterx.cli.tasks.task import Encoded, Json
+from adapterx.integrations import transformers as integration
 from adapterx.integrations.transformers import AdapterTrainer
 
 
@@ -43,7 +44,8 @@ def build_trainer(
     callbacks = [ProgressLine(metric[0]), SaveEvery(options.save_steps)]
     if options.early_stopping is not None:
         callbacks.append(StopEarly(options.early_stopping, *metric, options.early_stopping_threshold or 0.0))
-    trainer_class, arguments_class = task.trainer()
+    trainer_class = getattr(integration, task.trainer)
+    arguments_class = getattr(transformers, task.trainer_arguments)
     trainer = trainer_class(
         model=model,
         args=arguments_class(

@@ -252,8 +252,12 @@ class AdapterSeq2SeqTrainer(AdapterTrainer, Seq2SeqTrainer):
     token ids that were generated; `generation_max_length` and `generation_num_beams` say how.
 
     Args:
+        head_learning_rate: as for `AdapterTrainer`.
         *args: as for `AdapterTrainer`.
         **kwargs: as for `AdapterTrainer`.
+
+    Raises:
+        TrainingError: as for `AdapterTrainer`.
     """
 
 

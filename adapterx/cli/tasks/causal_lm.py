@@ -18,6 +18,7 @@ from adapterx.cli.sources import Sources
 from adapterx.cli.tasks.batches import device_of, encoder_of
 from adapterx.cli.tasks.conversations import ANSWER, prompts_to_answer, read_texts_or_conversations
 from adapterx.cli.tasks.generation import Generation, generate
+from adapterx.cli.tasks.language import LANGUAGE_RECIPES, token_scores
 from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Run, Task
 from adapterx.cli.texts import Wanted
 from adapterx.errors import CheckpointError, DataError, speaker
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 TEXTS, CONVERSATIONS = "texts", "conversations"
-LANGUAGE_RECIPES = {
-    "adapters": {"epochs": 3, "learning_rate": 1e-3},
-    "full": {"epochs": 3, "learning_rate": 5e-5},
-}
 
 
 class CausalLM(Task):
@@ -233,26 +230,6 @@ def _prompt(tokenizer: "PreTrainedTokenizerBase", text: str, *, special: bool) -
     if not ids:
         raise DataError(f"{speaker()}: a prompt must have tokens, the tokenizer finds none in {text[:80]!r}")
     return ids
-
-
-def token_scores(logits: Any, labels: Tensor) -> Tensor:
-    """Return for each row the summed loss of its labels, how many there are, and how many were foretold.
-
-    Args:
-        logits: `(batch, tokens, vocabulary)`, or what a model returns with these first.
-        labels: `(batch, tokens)`, of which each is foretold by the logits of the token before.
-
-    Returns:
-        `(batch, 3)`, float64.
-    """
-    logits = (logits[0] if isinstance(logits, tuple) else logits)[:, :-1]
-    wanted = labels[:, 1:]
-    losses = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view(wanted.shape)
-    counted = wanted != IGNORED
-    hits = (logits.argmax(dim=-1) == wanted) & counted
-    return torch.stack([losses.double().sum(dim=1), counted.double().sum(dim=1), hits.double().sum(dim=1)], dim=1)
 
 
 def _summed(scores: Tensor) -> dict[str, float]:

@@ -15,8 +15,8 @@ from adapterx.cli.models import encode
 from adapterx.cli.process import is_main_process
 from adapterx.cli.sources import Sources
 from adapterx.cli.tasks.batches import device_of, encoder_of
-from adapterx.cli.tasks.causal_lm import LANGUAGE_RECIPES, token_scores
 from adapterx.cli.tasks.generation import Generation, generate
+from adapterx.cli.tasks.language import LANGUAGE_RECIPES, token_scores
 from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Run, Task
 from adapterx.cli.tasks.text_pairs import ANSWER, read_pairs, sources_to_rewrite
 from adapterx.cli.texts import Wanted
@@ -43,6 +43,8 @@ class Seq2SeqLM(Task):
     figures = ("exact_match", "bleu", "chrf", "loss")
     answer = ANSWER
     generates = True
+    trainer = "AdapterSeq2SeqTrainer"
+    trainer_arguments = "Seq2SeqTrainingArguments"
 
     # -- data
 
@@ -102,14 +104,6 @@ class Seq2SeqLM(Task):
         import transformers
 
         return transformers.DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED)
-
-    def trainer(self) -> tuple[type, type]:
-        """Return the Trainer that generates."""
-        import transformers
-
-        from adapterx.integrations.transformers import AdapterSeq2SeqTrainer
-
-        return AdapterSeq2SeqTrainer, transformers.Seq2SeqTrainingArguments
 
     def for_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Let the Trainer generate where it evaluates."""

@@ -100,6 +100,8 @@ class Task(ABC):
         answer: what a prediction adds to the columns of a table.
         nested: of these, what CSV leaves out.
         generates: whether its predictions are texts that are generated, so that `predict` takes the options of that.
+        trainer: the class of `adapterx.integrations.transformers` that trains it.
+        trainer_arguments: the class of `transformers` for the arguments of that.
     """
 
     name: ClassVar[str]
@@ -114,6 +116,8 @@ class Task(ABC):
     answer: ClassVar[tuple[str, ...]]
     nested: ClassVar[frozenset[str]] = frozenset()
     generates: ClassVar[bool] = False
+    trainer: ClassVar[str] = "AdapterTrainer"
+    trainer_arguments: ClassVar[str] = "TrainingArguments"
 
     # -- data
 
@@ -199,14 +203,6 @@ class Task(ABC):
     def for_trainer(self) -> dict[str, Any]:
         """Return further arguments of the Trainer."""
         return {}
-
-    def trainer(self) -> tuple[type, type]:
-        """Return the class of the Trainer and that of its arguments."""
-        import transformers
-
-        from adapterx.integrations.transformers import AdapterTrainer
-
-        return AdapterTrainer, transformers.TrainingArguments
 
     def for_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return further arguments of the Trainer's arguments."""
