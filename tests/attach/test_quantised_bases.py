@@ -9,6 +9,7 @@ pytest.importorskip("accelerate")
 
 import quantised
 from quick_arguments import quick_arguments
+from tiny_adapters import randomise
 
 from adapterx import AdapterConfig, adapter_parameters, attach, disabled, load_adapter, mixed, save_adapter
 from adapterx.host import base_modules
@@ -16,10 +17,8 @@ from adapterx.host import base_modules
 CONFIG = AdapterConfig(bottleneck_dim=4, modules_to_save=("lm_head",))
 IDS = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(1))
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # those of the libraries, which are others in every version
-    pytest.mark.parametrize("kind", quantised.KINDS),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of the libraries, which are others in every version
+EVERY_KIND = pytest.mark.parametrize("kind", quantised.KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,7 @@ def base_bytes(model):
     return found
 
 
+@EVERY_KIND
 def test_attach_train_save_and_load(kind, folder, tmp_path):
     model = quantised.load(folder, kind)
     base = logits(model)
@@ -78,6 +78,7 @@ def test_attach_train_save_and_load(kind, folder, tmp_path):
         torch.testing.assert_close(logits(other)[1], base[1])
 
 
+@EVERY_KIND
 def test_an_adapter_is_the_identity_at_first(kind, folder):
     model = quantised.load(folder, kind)
     base = logits(model)
@@ -85,6 +86,7 @@ def test_an_adapter_is_the_identity_at_first(kind, folder):
     assert torch.equal(logits(model), base)
 
 
+@EVERY_KIND
 def test_the_trainer_trains_it(kind, folder, tmp_path):
     from adapterx.integrations.transformers import AdapterTrainer
 
@@ -103,3 +105,22 @@ def test_the_trainer_trains_it(kind, folder, tmp_path):
     other = quantised.load(folder, kind)
     load_adapter(other, tmp_path / "checkpoint-4")
     assert torch.equal(logits(other), logits(model))
+
+
+def test_torchao_int4_serves_adapters_and_cannot_train_them(folder, tmp_path):
+    """PyTorch has no derivative of the product: train on another form of the base, and load onto this one."""
+    trained = quantised.load(folder, "torchao int8")
+    attach(trained, AdapterConfig(bottleneck_dim=4), "a", seed=1)
+    randomise(trained)
+    save_adapter(trained, tmp_path)
+    model = quantised.load(folder, "torchao int4")
+    base = logits(model)
+    load_adapter(model, tmp_path)
+    with disabled(model):
+        assert torch.equal(logits(model), base)
+    adapted = logits(model)
+    assert not torch.equal(adapted, base)
+    with mixed(model, ["a", None]):
+        torch.testing.assert_close(logits(model), torch.stack([adapted[0], base[1]]), atol=0.02, rtol=0.02)
+    with pytest.raises(RuntimeError, match=r"derivative for .*int4.* is not implemented"):
+        model(input_ids=IDS, labels=IDS).loss.backward()

@@ -16,6 +16,7 @@ KINDS = {
     "torchao int8": ("torchao", torch.bfloat16),
     "torchao int8, float32": ("torchao", torch.float32),
 }
+SERVING = {"torchao int4": ("torchao", torch.bfloat16)}  # no gradient passes through its weights
 
 
 def save_plain(folder):
@@ -28,13 +29,16 @@ def save_plain(folder):
 
 def load(folder, kind):
     """Return the model, quantised anew; skip the test where the library is missing."""
-    library, dtype = KINDS[kind]
+    library, dtype = (KINDS | SERVING)[kind]
     pytest.importorskip(library, reason=f"pip install {library}")
     options = {"quantization_config": copy.deepcopy(_config(kind)), "dtype": dtype, "device_map": "cpu"}
     return transformers.LlamaForCausalLM.from_pretrained(folder, **options).eval()
 
 
 def _config(kind):
+    if kind == "torchao int4":
+        int4 = pytest.importorskip("torchao.prototype.quantization.int4", reason="torchao has no int4 for CPUs")
+        return transformers.TorchAoConfig(int4.PrototypeInt4WeightOnlyConfig(group_size=32))
     if kind.startswith("torchao"):
         from torchao.quantization import Int8WeightOnlyConfig
 
