@@ -13,7 +13,7 @@ WHEEL_PYTHONS ?= $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test torture models adapterhub emulate cuda-check gpu-library gpu-first gpu-check cmake-check wheels cpp-example docs site lint format bench bench-table clean distributed large
+.PHONY: help install demo test torture models adapterhub peft emulate cuda-check gpu-library gpu-first gpu-check cmake-check wheels cpp-example docs site lint format bench bench-table clean distributed large
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -52,6 +52,11 @@ adapterhub: install  ## beside AdapterHub's adapters, in .venv-adapterhub: its o
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python tests/adapterhub/check.py write build/adapterhub
 	HF_HUB_OFFLINE=1 .venv-adapterhub/bin/python tests/adapterhub/make_goldens.py load build/adapterhub
 	$(VENV)/bin/python tests/adapterhub/check.py verify build/adapterhub
+
+peft: install  ## the plugin with each pair of versions of peft and transformers, in .venv-peft (about a quarter of an hour)
+	$(PYTHON) -m venv .venv-peft
+	.venv-peft/bin/pip install -q '$(TORCH)'
+	PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 .venv-peft/bin/python tests/peft_versions/matrix.py
 
 models: install  ## attach adapters to a tiny model of every type of transformers and judge where they hang: docs/models.md (about half an hour)
 	$(VENV)/bin/python tests/models/census.py --work runs/models

@@ -8,6 +8,7 @@ import floors
 import operator_stub
 import option_table
 import parity_table
+import versions_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,6 +21,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs" / "architecture.md": filled("docs/architecture.md", "floors", floors.drawing()),
         ROOT / "docs" / "adapterhub.md": filled("docs/adapterhub.md", "parity", parity_table.table()),
         ROOT / "docs" / "command-line.md": filled("docs/command-line.md", "options", option_table.tables()),
+        ROOT / "docs" / "peft.md": filled("docs/peft.md", "versions", versions_table.table()),
         operator_stub.STUB: operator_stub.stub(),
     }
 
