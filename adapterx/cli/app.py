@@ -39,6 +39,10 @@ def evaluate(
     ],
     text_column: TextColumn = None,
     label_column: Annotated[str | None, option("Column of the labels.")] = None,
+    streaming: Annotated[
+        bool,
+        option("For data larger than memory: keep texts where temporary files are (TMPDIR).", "--streaming"),
+    ] = False,
     model: BaseModel = None,
     other_base: OtherBase = False,
     output: Annotated[Path | None, option("Also write the figures, as JSON, to this file.", **PATH)] = None,
@@ -55,7 +59,13 @@ def evaluate(
         raise ConfigError(f"{speaker()}: data must not be empty")
     sources = Sources(data)
     metrics = scoring.evaluate(
-        run, sources, text_column=text_column, label_column=label_column, model=model, other_base=other_base
+        run,
+        sources,
+        text_column=text_column,
+        label_column=label_column,
+        model=model,
+        other_base=other_base,
+        streaming=streaming,
     )
     if output is not None:
         deliver(output, to_json(metrics))

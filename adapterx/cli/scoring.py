@@ -1,5 +1,7 @@
 """`adapterx evaluate` and `adapterx predict`: use a trained run on new texts."""
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ def evaluate(
     label_column: str | None,
     model: str | None,
     other_base: bool = False,
+    streaming: bool = False,
 ) -> dict[str, Any]:
     """Score a run on labelled data.
 
@@ -28,7 +31,12 @@ def evaluate(
     """
     record = read_record(folder)  # the data come before the model, which takes longer to load than they to be refused
     task = task_of(record)
-    examples = task.read(data, Asked.again(record, text_column, label_column), default_split="test")
+    asked = Asked.again(record, text_column, label_column)
+    if streaming:
+        if "streaming" not in task.options:
+            raise ConfigError(f"{speaker()}: --streaming is for runs of some tasks only, this one's is {task.name}")
+        asked = replace(asked, spool=Path(tempfile.gettempdir()))
+    examples = task.read(data, asked, default_split="test")
     task.check(examples, record, data)
     run = load_run(folder, model=model, other_base=other_base)
     told = {"data": str(data).encode("utf-8", "backslashreplace").decode(), "examples": len(examples.texts)}

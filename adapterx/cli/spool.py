@@ -23,6 +23,7 @@ class Spool(Sequence[Any]):
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it is closed with the list
         weakref.finalize(self, self._file.close)
         self._ends, self._written = array("Q"), True
@@ -52,7 +53,8 @@ class Spool(Sequence[Any]):
 class Chosen(Sequence[Any]):
     """Values of another list, by their positions there."""
 
-    def __init__(self, values: Sequence[Any], positions: Sequence[int]) -> None:
+    def __init__(self, values: "Spool | Chosen", positions: Sequence[int]) -> None:
+        self.folder: Path = values.folder
         self._values, self._positions = values, array("Q", positions)
 
     def __len__(self) -> int:
@@ -64,4 +66,9 @@ class Chosen(Sequence[Any]):
 
 def chosen(values: Sequence[Any], positions: Sequence[int]) -> Sequence[Any]:
     """Return the values at these positions: a list of a list, else what reads them when they are asked for."""
-    return [values[i] for i in positions] if isinstance(values, list) else Chosen(values, positions)
+    return Chosen(values, positions) if isinstance(values, (Spool, Chosen)) else [values[i] for i in positions]
+
+
+def empty_like(values: Sequence[Any]) -> "list[Any] | Spool":
+    """Return an empty list where values are in memory, and one on the same disk where they are on a disk."""
+    return Spool(values.folder) if isinstance(values, (Spool, Chosen)) else []

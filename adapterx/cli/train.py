@@ -82,7 +82,7 @@ def train_into(output: Path, options: TrainOptions, training: Examples, held_out
     task.prepare(model, training, known, options.record())
 
     # Before an older run is deleted: texts may be refused here.
-    encoder = Encoder(tokenizer, max_length, embedded_tokens(base), options.record(), options.spool)
+    encoder = Encoder(tokenizer, max_length, embedded_tokens(base), options.record())
     rows = task.encode(training, known, encoder)
     check_known(rows, tokenizer)
     held_out_rows = held_out and task.encode(held_out, known, encoder)

@@ -96,6 +96,11 @@ def test_streaming_changes_nothing_but_memory(model, data, tmp_path):
     assert "--streaming can only be used with --task sequence-classification" in line
 
 
+def test_an_evaluation_that_streams_gives_the_same_figures(trained, data):
+    found = invoke("evaluate", trained, "--data", data, "--json", "--streaming").stdout
+    assert found == invoke("evaluate", trained, "--data", data, "--json").stdout
+
+
 def test_a_run_goes_on_streaming_where_it_stopped_in_memory(model, data, tmp_path, monkeypatch):
     from adapterx.cli.progress import ProgressLine
 

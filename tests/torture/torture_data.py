@@ -4,11 +4,14 @@ import csv
 import json
 import random
 import time
+from collections import Counter
 
 import data_files
 import pytest
 
 from adapterx.cli.examples import load_examples
+from adapterx.cli.streaming import stream_rows
+from adapterx.cli.tables import read_rows
 from adapterx.errors import DataError
 
 PIECES = [
@@ -75,6 +78,27 @@ def test_damaged_files(tmp_path, times, figure):
     assert slowest < 2
     assert not any(lines)
     figure(f"damaged data files: {read} read, {refused} refused, 0 tracebacks, slowest {slowest:.2f} s")
+
+
+def test_streaming_reads_the_same_rows_or_refuses(tmp_path, times, figure):
+    draw, counts = random.Random(4), Counter()
+    sources = {name: data_files.content(content) for name, (content, _) in data_files.READ.items()}
+    for _ in range(times(10_000)):
+        name = draw.choice(list(sources))
+        path = tmp_path / name
+        path.write_bytes(damaged(draw, sources[name]))
+        whole, streamed = (rows_of(path, read) for read in (read_rows, lambda source: stream_rows(source).all()))
+        counts[bool(whole), bool(streamed)] += 1
+        assert streamed in (whole, None), (name, path.read_bytes())
+    assert counts[True, True] > counts[True, False]
+    figure(f"damaged data files, streamed: {counts[True, True]} the same rows, {counts[True, False]} refused on top")
+
+
+def rows_of(path, read):
+    try:
+        return repr(read(str(path)))  # NaN differs from itself
+    except DataError:
+        return None
 
 
 def random_texts(draw, *, avoid=""):

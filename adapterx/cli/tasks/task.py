@@ -58,14 +58,12 @@ class Encoder:
         max_length: tokens read of each text.
         embedded: of how many tokens the base model has embeddings; None: it does not tell.
         settings: the options of the training, by their names.
-        spool: a folder on whose disk the rows lie, for data larger than memory; None keeps them in memory.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     max_length: int
     embedded: int | None
     settings: Mapping[str, Any]
-    spool: Path | None = None
 
 
 @dataclass(frozen=True)

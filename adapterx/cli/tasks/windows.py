@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adapterx.cli.models import encode
-from adapterx.cli.spool import Spool
+from adapterx.cli.spool import empty_like
 from adapterx.cli.tasks.task import Encoder
 from adapterx.errors import ConfigError, speaker
 
@@ -22,13 +22,18 @@ def stride_of(settings: Mapping[str, Any]) -> int | None:
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str], targets: Sequence[Any] | None = None) -> Sequence[Any]:
-    """Return a row for each text, or for each window of it; with a target as `labels` where there are targets.
+    """Return a row for each text, or for each window of it, on the disk if the texts are there.
+
+    Args:
+        encoder: what makes rows.
+        texts: what to read.
+        targets: what the loss compares with, which becomes `labels`; None: there are none.
 
     Raises:
         ConfigError: windows would never come to an end, or the tokenizer cannot cut them.
         DataError: as in `encode`.
     """
-    rows: list[Any] | Spool = [] if encoder.spool is None else Spool(encoder.spool)
+    rows = empty_like(texts)
     stride = stride_of(encoder.settings)
     if stride is not None:
         _check_stride(encoder, stride)
