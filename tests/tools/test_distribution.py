@@ -116,3 +116,14 @@ def test_the_source_distribution_holds_all_that_a_build_and_the_tests_read(tmp_p
     assert {name for name in wanted - names if not name.startswith((".ci/", ".github/"))} == set()
     assert not {name for name in names if name.endswith(".so") or name.startswith("build/")}
     assert {"adapterx/py.typed", "adapterx/_operators.pyi", "cmake/Python.cmake", "version.txt"} <= names
+
+
+def test_the_torches_of_the_wheel_are_the_same_wherever_they_are_listed():
+    versions = (ROOT / "distribution" / "torches.txt").read_text(encoding="utf-8").split()
+    folders = ";".join(f"/torches/{version}/torch" for version in versions)
+    assert f'"cmake.define.ADAPTERX_TORCHES" = "{folders}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    matrix = "[" + ", ".join(f'"{version}"' for version in versions) + "]"
+    assert f"torch: {matrix}" in (ROOT / ".github" / "workflows" / "wheels.yml").read_text(encoding="utf-8")
+    minors = [version.rpartition(".")[0] for version in versions]
+    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
+    assert f"({minors[0]} to {minors[-1]})" in page
