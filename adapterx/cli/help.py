@@ -31,6 +31,13 @@ EXAMPLES = {
         "# data larger than memory, a checkpoint every 1000 steps, batches of 8 x 16\n"
         "adapterx train --model bert-base-uncased --data large.csv --streaming --save-steps 1000 \\\n"
         "  --gradient-accumulation 8 --max-steps 20000 --output runs/large",
+        "# named entities, answers in a chat, summaries: what --task chooses (docs/tasks.md)\n"
+        "adapterx train --task token-classification --model distilbert-base-cased --data train.conll \\\n"
+        "  --output runs/ner\n"
+        "adapterx train --task causal-lm --model HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl \\\n"
+        "  --output runs/chat\n"
+        "adapterx train --task seq2seq-lm --model google-t5/t5-small --data news.jsonl \\\n"
+        "  --source-prefix 'summarize: ' --output runs/summaries",
         "# two devices\n"
         "torchrun --nproc-per-node 2 -m adapterx.cli train --model bert-base-uncased \\\n"
         "  --data train.csv --output runs/two",
@@ -45,6 +52,8 @@ EXAMPLES = {
         "adapterx predict runs/sentiment 'A quiet, beautiful film.' 'Two hours I will not get back.'\n"
         "adapterx predict runs/sentiment --file new.csv --id-column id --all-probabilities --output labelled.csv\n"
         "cat reviews.txt | adapterx predict runs/sentiment - --format jsonl",
+        "# of a language model\n"
+        "adapterx predict runs/chat 'What does the cow say?' --max-new-tokens 40 --temperature 0.7 --seed 1",
     ),
     "export": (
         "adapterx export runs/sentiment --format torchscript\n"

@@ -75,7 +75,7 @@ def _run_folder(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     task = task_of(record)
     facts = {"task": task.name} | {name: record[name] for name in ("method", "base_model", "max_length", "seed")}
-    facts |= {name: _shown(record[name]) for name in task.recorded}
+    facts |= {name: _shown(record[name]) for name in task.recorded if record[name] is not None}
     if record["options"]["adapter"]:
         facts["adapter"] = _compact(record["options"]["adapter"])
         facts |= _what_runs_where(record["options"]["adapter"])

@@ -54,6 +54,44 @@ def test_every_token_of_chatml():
     assert learnt(Chat(tokenizer, None), TALK) == ["the cat says meow.<|im_end|>", " woof \n<|im_end|>"]
 
 
+FAMILIES = {  # how well-known models write turns, in short
+    "llama 3": (
+        "{{ bos }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+    ),
+    "mistral": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "gemma": (
+        "{% for m in messages %}{{ '<|im_start|>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+        "{{ m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+    ),
+    "a system prompt of its own": "{% if messages and messages[0]['role'] != 'system' %}{{ 'be kind\n' }}{% endif %}"
+    + CHATML,
+}
+ENDS = {"mistral": "</s>"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_before_an_answer_is_what_generation_begins_with(family):
+    """Token by token: the ids before each answer are those of the prompt that `write(..., ask=True)` gives."""
+    chat = Chat(tokenizer_with(FAMILIES[family]), None)
+    talk = [message for message in TALK if message["role"] != "system"]
+    ids, answers = chat.encode(talk)
+    begins = [i for i, answer in enumerate(answers) if answer and not answers[i - 1]]
+    assert len(begins) == 2
+    for begin, turn in zip(begins, (1, 3), strict=True):
+        prompt = chat.tokenizer(chat.write(talk[:turn], ask=True), add_special_tokens=False)["input_ids"]
+        assert ids[:begin] == prompt
+    end = ENDS.get(family, "<|im_end|>")
+    first, second = learnt(chat, talk)
+    assert first.strip() == f"the cat says meow.{end}"
+    assert "".join(second.split()) == f"woof{end}"
+    assert chat.end_of_answer() == chat.tokenizer.convert_tokens_to_ids(end)
+
+
 def test_marks_of_a_template_hold_and_agree():
     plain, marked = Chat(tokenizer_with(CHATML), None), Chat(tokenizer_with(MARKED), None)
     assert marked.encode(TALK) == plain.encode(TALK)

@@ -89,7 +89,8 @@ class Seq2SeqLM(Task):
     def _sources(self, texts: Sequence[str], encoder: Encoder) -> Encoded:
         prefix = encoder.settings["source_prefix"] or ""
         prefixed = [prefix + text for text in texts]
-        return encode(encoder.tokenizer, prefixed, encoder.max_length, embedded=encoder.embedded)
+        rows = encode(encoder.tokenizer, prefixed, encoder.max_length, embedded=encoder.embedded)
+        return [{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows]  # no encoder reads more
 
     def unread(self, examples: Examples, rows: Encoded, max_length: int) -> str | None:
         """Return how many sources or targets reach the limit."""

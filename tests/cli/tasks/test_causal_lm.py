@@ -17,7 +17,7 @@ from adapterx.cli.tasks.task import Asked, Encoder
 from adapterx.errors import DataError
 
 TASK = ("--task", "causal-lm")
-SHAPE = ("--bottleneck-dim", "32", "--batch-size", "8", "--epochs", "10", "--learning-rate", "0.01")
+SHAPE = ("--bottleneck-dim", "32", "--batch-size", "8", "--epochs", "6", "--learning-rate", "0.01")
 PAIRS = questions(80)
 LM = CausalLM()
 

@@ -246,12 +246,8 @@ def test_the_first_piece_carries_the_label_and_the_rest_none(model):
 # -- files
 
 
-@pytest.mark.parametrize("form", ["torchscript", "onnx"])
-def test_exported_models_tag_alike(run, tmp_path, form):
-    if form == "onnx":
-        pytest.importorskip("onnxscript")
-        pytest.importorskip("onnxruntime")
-    invoke("export", run, "--format", form, "--output", tmp_path / "out")  # compares with PyTorch at several shapes
+def test_exported_models_tag_alike(run, tmp_path):
+    invoke("export", run, "--format", "torchscript", "--output", tmp_path / "out")  # compared at several shapes
     assert json.loads((tmp_path / "out/labels.json").read_text()) == ["O", "B-LOC", "B-PER", "I-PER"]
 
 
