@@ -18,6 +18,7 @@ from peft_cases import IDS, PEFTS_OWN, bert, llama, logits, randomise, trained
 import adapterx
 import adapterx.integrations.peft as plugin
 from adapterx.errors import CheckpointError, ConfigError, ExtensionError, TargetError, UnknownAdapterError
+from adapterx.integrations.peft.keys import tensor_names
 
 pytestmark = PEFTS_OWN
 Config = plugin.BottleneckConfig
@@ -327,6 +328,15 @@ def test_dtypes_follow_autocast_adapter_dtype(tmp_path):
     low = get_peft_model(bert().to(torch.bfloat16), Config(bottleneck_dim=4), autocast_adapter_dtype=False)
     assert {p.dtype for p in low.parameters() if p.requires_grad} == {torch.bfloat16}
     assert logits(low).dtype == torch.bfloat16
+
+
+def test_the_wrappers_of_fsdp_are_in_no_name():
+    model = wrapped()
+    before = tensor_names(model, "default")
+    blocks = model.get_base_model().bert.encoder.layer
+    blocks[0] = torch.nn.ModuleDict({"_fsdp_wrapped_module": blocks[0]})
+    assert any("_fsdp_wrapped_module" in name for name, _ in model.named_modules())
+    assert tensor_names(model, "default") == before
 
 
 def test_what_is_gone_is_not_saved_as_nothing(tmp_path):

@@ -46,6 +46,7 @@ FEATURES = {
         "test_the_base_model_is",
         "test_files_of_another",
         "test_what_is_gone",
+        "test_the_wrappers",
         "test_dtypes",
     ),
     "`disable_adapter`, status": ("test_disable_adapter", "test_a_frozen", "test_the_layers_tell"),
