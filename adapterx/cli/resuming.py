@@ -68,6 +68,8 @@ def begin(output: Path, options: TrainOptions, found: Json) -> None:
 def go_on(options: TrainOptions, found: Json, before: Json) -> None:
     """Refuse to resume with other options, data or base model than before; say where the machine is another.
 
+    The batch of a step must be as large as before, whatever the number of processes that share it.
+
     Raises:
         ConfigError: something differs; the text says what.
     """
@@ -76,6 +78,8 @@ def go_on(options: TrainOptions, found: Json, before: Json) -> None:
     compared = {name: value for name, value in compared.items() if name not in _NOT_COMPARED}
     if "weights of the base model" in before:  # then it may have moved
         compared["model"] = now["model"]
+    if _batch(compared) == _batch(now):  # shared out among another number of processes
+        compared |= {name: now[name] for name in ("batch_size", "processes")}
     if differ := differences(compared, now):
         raise ConfigError(f"train: --resume needs the options of the first run, these differ: {'; '.join(differ)}")
     here = machine(options)
@@ -84,6 +88,11 @@ def go_on(options: TrainOptions, found: Json, before: Json) -> None:
             f"another machine than before ({'; '.join(differ)}): the last digits of the result may differ from those "
             "of an undisturbed run"
         )
+
+
+def _batch(values: Json) -> int:
+    """Return how many examples all processes together take a step."""
+    return int(values.get("batch_size") or 0) * int(values.get("processes") or 1)
 
 
 def differences(before: Json, now: Json) -> list[str]:

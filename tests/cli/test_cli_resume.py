@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import run_folders
@@ -14,6 +15,9 @@ import tiny_training
 import torch
 from command_line import QUICK, ROWS, invoke, refused, tensors, train
 from safetensors.torch import load_file, save_file
+
+from adapterx.cli import resuming
+from adapterx.errors import ConfigError
 
 
 def test_output_folder_with_something_in_it(model, data, tmp_path):
@@ -227,3 +231,16 @@ def test_something_else_in_place_of_the_options(model, data, tmp_path, kind):
     run_folders.replace_by(tmp_path / "o" / "checkpoints" / "options.json", kind)
     line = refused("train", "--model", model, "--data", data, "--output", tmp_path / "o", *QUICK, "--resume")
     assert "options.json" in line
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "agrees"), [(8, 1, True), (4, 2, True), (8, 2, False), (4, 1, False)]
+)
+def test_processes_may_share_the_batch_in_another_way(batch_size, processes, agrees):
+    options = SimpleNamespace(record=lambda: {"batch_size": batch_size}, uses_gpu=False)
+    before = {"batch_size": 4, "processes": 2}
+    if agrees:
+        resuming.go_on(options, {"processes": processes}, before)
+        return
+    with pytest.raises(ConfigError, match="--resume needs the options of the first run, these differ: "):
+        resuming.go_on(options, {"processes": processes}, before)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -77,6 +78,22 @@ def test_the_command_on_one_process_and_on_two(files, tmp_path):
             assert max((mine[key] - theirs[key]).abs().max().item() for key in mine) < VALUE
         steps = [json.loads((tmp_path / name / "metrics.json").read_text())["steps"] for name in ("one", other)]
         assert steps == [12, 12]
+
+
+def test_a_run_of_two_processes_goes_on_in_one(files, tmp_path):
+    options = ["--epochs", "2", "--precision", "fp32", "--bottleneck-dim", "8", "--dropout", "0", "--head-dropout", "0"]
+    options += ["--eval-data", files / "dev.csv", "--keep-checkpoints"]
+    train = ["-m", "adapterx.cli", "train", "--model", files / "base", "--data", files / "train.csv", *options]
+    run(*train, "--batch-size", "4", "--output", tmp_path / "two", processes=2)
+    whole = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    for path in (tmp_path / "two").iterdir():  # as a process leaves it that was killed in the second epoch
+        if path.is_file():
+            path.unlink()
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-12")
+    said = run(*train, "--batch-size", "8", "--output", tmp_path / "two", "--resume", processes=1)
+    assert "resuming from checkpoint-6" in said.stdout + said.stderr
+    resumed = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    assert max((whole[name] - resumed[name]).abs().max().item() for name in whole) < VALUE
 
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["DistributedDataParallel", "FSDP2"])
