@@ -1,6 +1,7 @@
 """What a training was started with, and whether a resumed one goes on as it was."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError
 
 _OF_VERSION_1 = {option.name for option in OPTIONS} | {"adapter", *CONTENTS}
+_OF_A_STEP = ("batch_size", "gradient_accumulation", "processes")  # together they make the batch of a step
 _NOT_COMPARED = {"format_version", "document_sha256", COMMAND, *records.MACHINE}
 
 
@@ -79,7 +81,7 @@ def go_on(options: TrainOptions, found: Json, before: Json) -> None:
     if "weights of the base model" in before:  # then it may have moved
         compared["model"] = now["model"]
     if _batch(compared) == _batch(now):  # shared out among another number of processes
-        compared |= {name: now[name] for name in ("batch_size", "processes")}
+        compared |= {name: now[name] for name in _OF_A_STEP if name in now}
     if differ := differences(compared, now):
         raise ConfigError(f"train: --resume needs the options of the first run, these differ: {'; '.join(differ)}")
     here = machine(options)
@@ -91,8 +93,8 @@ def go_on(options: TrainOptions, found: Json, before: Json) -> None:
 
 
 def _batch(values: Json) -> int:
-    """Return how many examples all processes together take a step."""
-    return int(values.get("batch_size") or 0) * int(values.get("processes") or 1)
+    """Return how many examples all processes together read for a step."""
+    return math.prod(int(values.get(name) or 1) for name in _OF_A_STEP)
 
 
 def differences(before: Json, now: Json) -> list[str]:

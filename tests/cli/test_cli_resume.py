@@ -234,11 +234,13 @@ def test_something_else_in_place_of_the_options(model, data, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "processes", "agrees"), [(8, 1, True), (4, 2, True), (8, 2, False), (4, 1, False)]
+    ("batch_size", "accumulation", "processes", "agrees"),
+    [(8, 1, 1, True), (4, 1, 2, True), (2, 4, 1, True), (2, 2, 2, True), (8, 1, 2, False), (4, 1, 1, False)],
 )
-def test_processes_may_share_the_batch_in_another_way(batch_size, processes, agrees):
-    options = SimpleNamespace(record=lambda: {"batch_size": batch_size}, uses_gpu=False)
-    before = {"batch_size": 4, "processes": 2}
+def test_processes_may_share_the_batch_in_another_way(batch_size, accumulation, processes, agrees):
+    record = {"batch_size": batch_size, "gradient_accumulation": accumulation}
+    options = SimpleNamespace(record=lambda: record, uses_gpu=False)
+    before = {"batch_size": 4, "gradient_accumulation": 1, "processes": 2}
     if agrees:
         resuming.go_on(options, {"processes": processes}, before)
         return
