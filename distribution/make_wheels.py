@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -57,8 +56,7 @@ def build(sources: Path, work: Path, pythons: Sequence[Path]) -> tuple[Path, Pat
     python, torches = sys.executable, ";".join(map(folder_of_torch, pythons))
     run(python, "-m", "build", "--sdist", "--no-isolation", "--outdir", work, sources, quiet=True)
     sdist = next(work.glob("adapterx-*.tar.gz"))
-    with tarfile.open(sdist) as archive:
-        archive.extractall(work, filter="data")
+    shutil.unpack_archive(sdist, work)
     unpacked = work / sdist.name.removesuffix(".tar.gz")
     settings = ("-C", f"cmake.define.ADAPTERX_TORCHES={torches}", "-C", "cmake.define.ADAPTERX_CUDA=OFF")
     with timed(f"compiling for {len(pythons)} torches"):
