@@ -81,3 +81,19 @@ def test_a_saved_head_remembers(tmp_path):
     with pytest.raises(CheckpointError, match="problem_type 'multi_label_classification' instead of 'single_label"):
         restore_head(plain, tmp_path / "multi")
     assert "problem_type" not in plain.head.to_dict()  # as earlier versions wrote and read it
+
+
+def test_the_trainer_smooths_no_labels_that_are_no_classes(tmp_path):
+    pytest.importorskip("transformers")
+    from quick_arguments import quick_arguments
+
+    from adapterx.errors import TrainingError
+    from adapterx.integrations.transformers import AdapterTrainer
+
+    rows = [{"input_ids": [1, 2, 3], "labels": [1.0, 0.0]}] * 4
+    arguments = quick_arguments(tmp_path, label_smoothing_factor=0.1, max_steps=1, save_strategy="no")
+    trainer = AdapterTrainer(classifier(2, "multi_label_classification"), arguments, train_dataset=rows)
+    with pytest.raises(
+        TrainingError, match=r"label_smoothing_factor must be 0 for multi_label_classification, got 0.1"
+    ):
+        trainer.train()

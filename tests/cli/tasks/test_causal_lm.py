@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from importlib.metadata import version
 
 import pytest
 
@@ -244,6 +245,7 @@ def test_refusals_of_the_command(llama, model, tmp_path):
     assert "weights of" in refused("train", "--model", model, *arguments)  # a BERT without its head
 
 
+@pytest.mark.skipif(version("transformers").startswith("4."), reason="PyTorch cannot trace Llama of transformers 4")
 def test_export(run, tmp_path):
     invoke("export", run, "--format", "torchscript", "--output", tmp_path / "out")
     program = torch.jit.load(tmp_path / "out/model.pt")

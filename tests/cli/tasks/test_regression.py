@@ -6,7 +6,7 @@ import random
 import pytest
 import tiny_training
 import torch
-from command_line import invoke, refused
+from command_line import invoke, refused, tensors
 
 from adapterx.cli.tasks.regression import Regression
 from adapterx.cli.tasks.task import Asked
@@ -72,6 +72,23 @@ def test_an_exported_model_answers_in_these_units_too(run, tmp_path):
     logits = program(batch["input_ids"], batch["attention_mask"], torch.zeros_like(batch["input_ids"]))[0]
     answer = json.loads(invoke("predict", run, "good word1").stdout)["values"]
     assert logits.flatten().tolist() == pytest.approx(list(answer.values()), rel=1e-4)
+
+
+def test_a_run_that_could_not_be_written_is_resumed_in_the_same_units(model, tmp_path, monkeypatch):
+    """The last layer takes the units on when it is saved, and not once more."""
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    data = write_jsonl(tmp_path / "train.jsonl", ROWS[:40])
+    for name in ("straight", "o"):
+        arguments = ("train", "--model", model, "--data", data, "--output", tmp_path / name, *TASK, *SHAPE[:2])
+        with monkeypatch.context() as patch:
+            if name == "o":
+                patch.setattr("adapterx.cli.train.draw_learning_curve", full)
+            invoke(*arguments, "--epochs", "1", code=2 if name == "o" else 0)
+    invoke(*arguments, "--epochs", "1", "--resume")
+    assert tensors(tmp_path / "o") == tensors(tmp_path / "straight")
 
 
 def test_one_number_is_called_value(model, tmp_path):
