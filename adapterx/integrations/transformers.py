@@ -260,6 +260,12 @@ class AdapterSeq2SeqTrainer(AdapterTrainer, Seq2SeqTrainer):
         TrainingError: as for `AdapterTrainer`.
     """
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; on several processes each example counts once."""
+        # `Seq2SeqTrainer` gathers the repeated examples too that fill the last batch up.
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
+
 
 def _word(option: Any) -> str:
     return str(getattr(option, "value", option))

@@ -106,6 +106,7 @@ def test_the_trainer_generates_what_predict_does(run, t5, tmp_path):
     trainer.train()
     found = trainer.predict(rows).predictions
     assert found.dtype.kind == "i"
+    assert trainer.gather_function == trainer.accelerator.gather_for_metrics  # on two processes no example counts twice
     alone = model.generate(input_ids=torch.tensor([rows[0]["input_ids"]]), max_length=9, do_sample=False)[0].tolist()
     assert found[0].tolist()[: len(alone)] == alone
     assert "adapter_model.safetensors" in {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
