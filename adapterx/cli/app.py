@@ -8,16 +8,16 @@ import typer
 from adapterx.cli import answers, inspection, library, scoring
 from adapterx.cli.commands import PATH, BaseModel, OtherBase, Run, TextColumn, app, check_choice, command, option
 from adapterx.cli.converting import LIBRARIES, convert_folder
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.texts import with_ids_first
 from adapterx.cli.exporting import FORMATS, export_run
 from adapterx.cli.options import TrainOptions, takes_train_options
 from adapterx.cli.paths import check_file, check_folder, deliver
 from adapterx.cli.records import to_json
 from adapterx.cli.reporting import print_figures, print_matrix, put, say
 from adapterx.cli.runs import load_run, read_record
-from adapterx.cli.sources import Sources
 from adapterx.cli.tasks import task_of
 from adapterx.cli.tasks.task import Asked
-from adapterx.cli.texts import with_ids_first
 from adapterx.cli.train import train as run_training
 from adapterx.errors import ConfigError, speaker
 

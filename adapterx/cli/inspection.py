@@ -12,12 +12,12 @@ from adapterx import ops
 from adapterx.adapters import summary
 from adapterx.attachment import attach
 from adapterx.checkpoint.pair import read_document
+from adapterx.cli.data.tables import first_line
 from adapterx.cli.loading import quiet_transformers
 from adapterx.cli.models import load_base
 from adapterx.cli.recipes import BOTTLENECK_DIM
 from adapterx.cli.records import METRICS, read_metrics, versions
 from adapterx.cli.runs import read_record, state_of, tidy
-from adapterx.cli.tables import first_line
 from adapterx.cli.tasks import task_of
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError, unspoken

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.texts import Wanted
 from adapterx.cli.runs import load_run, read_record
-from adapterx.cli.sources import Sources
 from adapterx.cli.tasks import task_of
 from adapterx.cli.tasks.generation import Generation
 from adapterx.cli.tasks.task import Asked, Run, Task
-from adapterx.cli.texts import Wanted
 from adapterx.errors import ConfigError, speaker
 
 

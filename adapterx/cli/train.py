@@ -17,7 +17,7 @@ from adapterx.checkpoint import save_adapter
 from adapterx.checkpoint.folder import discard, newest_complete
 from adapterx.cli import resuming, runs
 from adapterx.cli.bases import describe_base
-from adapterx.cli.examples import Examples
+from adapterx.cli.data.examples import Examples
 from adapterx.cli.loading import quiet_transformers
 from adapterx.cli.models import embedded_tokens, resolve_max_length
 from adapterx.cli.options import TrainOptions

@@ -76,9 +76,9 @@ def test_a_checkpoint_of_the_trainer(expected):
 
 def test_a_run(tmp_path):
     pytest.importorskip("typer")
+    from adapterx.cli.data.texts import Wanted
     from adapterx.cli.runs import load_run
     from adapterx.cli.scoring import predict
-    from adapterx.cli.texts import Wanted
 
     recorded.save_base_model(tmp_path / "base")
     run = load_run(FOLDER / "run", model=str(tmp_path / "base"))

@@ -10,8 +10,8 @@ import torch
 from command_line import QUICK, ROWS, invoke, refused, tensors
 from torch import nn
 
-from adapterx.cli.classes import class_weights, given_labels, label_map
-from adapterx.cli.examples import Examples
+from adapterx.cli.data.classes import class_weights, given_labels, label_map
+from adapterx.cli.data.examples import Examples
 from adapterx.errors import ConfigError, DataError
 from adapterx.heads import SequenceClassifier
 

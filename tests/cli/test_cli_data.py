@@ -18,7 +18,7 @@ def test_every_table_format_gives_the_same_adapter(model, tmp_path):
     (tmp_path / "c.jsonl").write_text("\r\n".join(json.dumps(row) for row in as_dicts), encoding="utf-8")
     (tmp_path / "d.json").write_text(json.dumps(as_dicts), encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(as_dicts), tmp_path / "e.parquet")
-    from adapterx.cli.examples import load_examples
+    from adapterx.cli.data.examples import load_examples
 
     files = sorted(path for path in tmp_path.iterdir() if path.is_file())
     assert len({load_examples(str(path)).digest() for path in files}) == 1

@@ -14,8 +14,9 @@ import time
 import data_files
 import pytest
 
-from adapterx.cli import columnar, hub, sources
-from adapterx.cli.examples import load_examples
+from adapterx.cli import hub
+from adapterx.cli.data import columnar, sources
+from adapterx.cli.data.examples import load_examples
 from adapterx.errors import DataError
 
 

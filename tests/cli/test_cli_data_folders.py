@@ -7,7 +7,7 @@ import data_files
 import pytest
 from command_line import QUICK, invoke
 
-from adapterx.cli.examples import load_examples
+from adapterx.cli.data.examples import load_examples
 from adapterx.errors import DataError
 
 datasets = pytest.importorskip("datasets")

@@ -114,7 +114,7 @@ def test_a_dataset_of_the_cache_is_read_without_the_hub(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     from huggingface_hub import constants
 
-    from adapterx.cli.examples import load_examples
+    from adapterx.cli.data.examples import load_examples
 
     classes = datasets.ClassLabel(names=["n", "p"])
     features = datasets.Features({"text": datasets.Value("string"), "label": classes})

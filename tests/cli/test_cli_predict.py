@@ -13,8 +13,8 @@ import tiny_training
 from command_line import invoke, refused, train
 
 from adapterx.cli import answers, reporting
-from adapterx.cli.examples import load_examples
-from adapterx.cli.texts import Wanted, texts_to_label
+from adapterx.cli.data.examples import load_examples
+from adapterx.cli.data.texts import Wanted, texts_to_label
 from adapterx.errors import CheckpointError, ConfigError, DataError
 
 REVIEWS = "title,review_body,stars\nx,good,p\nx,bad,n\nx,good,p\nx,bad,n\n"
@@ -75,7 +75,7 @@ def test_a_table_of_one_usual_column_needs_no_name(tmp_path):
 
 
 def test_labels_that_an_earlier_version_recorded_as_csv_wrote_them(tmp_path):
-    from adapterx.cli.examples import label_ids
+    from adapterx.cli.data.examples import label_ids
 
     (tmp_path / "a.csv").write_text("text,label\na,True\nb,False\nc,true\n")
     assert label_ids(load_examples(str(tmp_path / "a.csv")), ["False", "True"], "a.csv") == [1, 0, 1]

@@ -10,9 +10,9 @@ import pytest
 import tiny_training
 from command_line import QUICK, ROWS, invoke, refused, tensors
 
-from adapterx.cli.examples import Examples, load_examples
-from adapterx.cli.spool import Chosen, Spool, chosen
-from adapterx.cli.streamed import stream_examples
+from adapterx.cli.data.examples import Examples, load_examples
+from adapterx.cli.data.spool import Chosen, Spool, chosen
+from adapterx.cli.data.streamed import stream_examples
 from adapterx.errors import DataError
 
 
@@ -125,7 +125,7 @@ def test_a_run_goes_on_streaming_where_it_stopped_in_memory(model, data, tmp_pat
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from adapterx.cli.streamed import stream_examples
+from adapterx.cli.data.streamed import stream_examples
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

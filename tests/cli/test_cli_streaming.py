@@ -9,9 +9,9 @@ import tracemalloc
 import data_files
 import pytest
 
-from adapterx.cli.sources import Sources
-from adapterx.cli.streaming import stream_rows
-from adapterx.cli.tables import read_rows
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.streaming import stream_rows
+from adapterx.cli.data.tables import read_rows
 from adapterx.errors import DataError
 
 ALL = data_files.READ | data_files.REFUSED

@@ -9,9 +9,9 @@ from collections import Counter
 import data_files
 import pytest
 
-from adapterx.cli.examples import load_examples
-from adapterx.cli.streaming import stream_rows
-from adapterx.cli.tables import read_rows
+from adapterx.cli.data.examples import load_examples
+from adapterx.cli.data.streaming import stream_rows
+from adapterx.cli.data.tables import read_rows
 from adapterx.errors import DataError
 
 PIECES = [

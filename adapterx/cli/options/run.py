@@ -6,13 +6,13 @@ from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from adapterx.cli.classes import label_map
+from adapterx.cli.data.classes import label_map
+from adapterx.cli.data.sources import Sources
 from adapterx.cli.options.adapter import adapter_config
 from adapterx.cli.options.data import DataOptions
 from adapterx.cli.options.output import OutputOptions
 from adapterx.cli.options.training import TrainingOptions
 from adapterx.cli.recipes import EVAL_FRACTION
-from adapterx.cli.sources import Sources
 from adapterx.cli.tasks import NAMES, TASKS
 from adapterx.config import AdapterConfig
 from adapterx.errors import ConfigError

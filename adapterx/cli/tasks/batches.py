@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adapterx.cli.data.spool import chosen
 from adapterx.cli.models import embedded_tokens
 from adapterx.cli.recipes import EVAL_BATCH_SIZE
-from adapterx.cli.spool import chosen
 from adapterx.cli.tasks.task import Encoded, Encoder, Run
 from adapterx.errors import CheckpointError, DataError, speaker
 

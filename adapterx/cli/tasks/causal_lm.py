@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from adapterx.active import disabled
 from adapterx.adapters import adapter_names
 from adapterx.chat import PLAIN_TEMPLATE, Chat
-from adapterx.cli.examples import Examples
+from adapterx.cli.data.examples import Examples
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.texts import Wanted
 from adapterx.cli.language_models import load_language_model
 from adapterx.cli.rules import is_text
-from adapterx.cli.sources import Sources
 from adapterx.cli.tasks.batches import device_of, encoder_of
 from adapterx.cli.tasks.conversations import ANSWER, prompts_to_answer, read_texts_or_conversations
 from adapterx.cli.tasks.generation import Generation, generate
 from adapterx.cli.tasks.language import LANGUAGE_RECIPES, token_scores
 from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Run, Task
-from adapterx.cli.texts import Wanted
 from adapterx.errors import CheckpointError, DataError, speaker
 from adapterx.heads.labels import IGNORED
 

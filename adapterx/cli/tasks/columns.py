@@ -4,8 +4,8 @@ import ast
 import json
 from collections.abc import Sequence
 
-from adapterx.cli.examples import USUAL_COLUMNS, find_column
-from adapterx.cli.tables import Rows
+from adapterx.cli.data.examples import USUAL_COLUMNS, find_column
+from adapterx.cli.data.tables import Rows
 from adapterx.errors import DataError, speaker
 
 BETWEEN = ","  # of the names of several columns, on the command line and in `run.json`

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from adapterx.cli.encodings import decode, split_lines
-from adapterx.cli.rows import Rows
-from adapterx.cli.sources import Sources, find_files, kind_of, read_bytes
+from adapterx.cli.data.encodings import decode, split_lines
+from adapterx.cli.data.rows import Rows
+from adapterx.cli.data.sources import Sources, find_files, kind_of, read_bytes
 from adapterx.errors import DataError, speaker
 
 SUFFIXES = (".conll", ".conll03", ".conll2003", ".bio", ".iob", ".iob2", ".bioes", ".txt")

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from adapterx.chat import ANSWERS, Message
-from adapterx.cli.encodings import decode
-from adapterx.cli.examples import Examples, checked, find_column, require_encodable, shown_value, text_value
-from adapterx.cli.rows import Rows
-from adapterx.cli.sources import Sources, find_files, kind_of, read_bytes
-from adapterx.cli.tables import listed, read_rows
+from adapterx.cli.data.encodings import decode
+from adapterx.cli.data.examples import Examples, checked, find_column, require_encodable, shown_value, text_value
+from adapterx.cli.data.rows import Rows
+from adapterx.cli.data.sources import Sources, find_files, kind_of, read_bytes
+from adapterx.cli.data.tables import listed, read_rows
+from adapterx.cli.data.texts import Wanted, other_columns, texts_to_label
 from adapterx.cli.tasks.columns import BETWEEN, as_list
 from adapterx.cli.tasks.task import Asked
-from adapterx.cli.texts import Wanted, other_columns, texts_to_label
 from adapterx.errors import ConfigError, DataError, speaker
 
 ANSWER = ("text", "generated_text")

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from adapterx.cli.examples import Examples, checked, find_column, require_encodable, shown_value, texts_of
-from adapterx.cli.labels import NoClass, label_text
+from adapterx.cli.data.examples import Examples, checked, find_column, require_encodable, shown_value, texts_of
+from adapterx.cli.data.labels import NoClass, label_text
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.tables import Rows, listed, read_rows
+from adapterx.cli.data.texts import Wanted
 from adapterx.cli.rules import LABELS
-from adapterx.cli.sources import Sources
-from adapterx.cli.tables import Rows, listed, read_rows
 from adapterx.cli.tasks.columns import BETWEEN, as_list, find_columns, require_different
 from adapterx.cli.tasks.sequences import SequenceTask
 from adapterx.cli.tasks.task import Asked, Encoded, Json, Run
-from adapterx.cli.texts import Wanted
 from adapterx.errors import DataError, speaker
 from adapterx.heads.labels import MULTI_LABEL
 from adapterx.scores import multi_label_scores

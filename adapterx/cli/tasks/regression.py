@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adapterx.cli.examples import Examples, checked, find_column, shown_value, texts_of
+from adapterx.cli.data.examples import Examples, checked, find_column, shown_value, texts_of
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.tables import Rows, read_rows
+from adapterx.cli.data.texts import Wanted
 from adapterx.cli.rules import LABELS, Rule
-from adapterx.cli.sources import Sources
-from adapterx.cli.tables import Rows, read_rows
 from adapterx.cli.tasks.columns import BETWEEN, as_list, find_columns, require_different
 from adapterx.cli.tasks.sequences import SequenceTask
 from adapterx.cli.tasks.task import Asked, Encoded, Json, Run
-from adapterx.cli.texts import Wanted
 from adapterx.errors import DataError, speaker
 from adapterx.heads.labels import REGRESSION
 from adapterx.scores import regression_scores

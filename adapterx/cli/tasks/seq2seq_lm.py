@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from adapterx.cli.examples import Examples
+from adapterx.cli.data.examples import Examples
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.texts import Wanted
 from adapterx.cli.language_models import load_language_model
 from adapterx.cli.models import encode
 from adapterx.cli.process import is_main_process
-from adapterx.cli.sources import Sources
 from adapterx.cli.tasks.batches import device_of, encoder_of
 from adapterx.cli.tasks.generation import Generation, generate
 from adapterx.cli.tasks.language import LANGUAGE_RECIPES, token_scores
 from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Run, Task
 from adapterx.cli.tasks.text_pairs import ANSWER, read_pairs, sources_to_rewrite
-from adapterx.cli.texts import Wanted
 from adapterx.errors import CheckpointError, DataError, ExportError, speaker
 from adapterx.heads.labels import IGNORED
 

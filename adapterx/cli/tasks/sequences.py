@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from adapterx.checkpoint import load_head, save_head
-from adapterx.cli.examples import Examples
+from adapterx.cli.data.examples import Examples
+from adapterx.cli.data.sources import Sources
 from adapterx.cli.models import load_text_model
 from adapterx.cli.recipes import CLASSIFICATION
-from adapterx.cli.sources import Sources
 from adapterx.cli.tasks.batches import batches_of, encoder_of, logits_of_batch
 from adapterx.cli.tasks.task import Encoded, Encoder, Json, Run, Task
 from adapterx.cli.tasks.windows import averaged, encode_texts, texts_of_rows

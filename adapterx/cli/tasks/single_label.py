@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from adapterx.cli.classes import class_weights, given_labels, renamed, require_known
-from adapterx.cli.examples import Examples, label_ids, ordered_labels
+from adapterx.cli.data.classes import class_weights, given_labels, renamed, require_known
+from adapterx.cli.data.examples import Examples, label_ids, ordered_labels
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.texts import ANSWER, Wanted
 from adapterx.cli.reporting import say
 from adapterx.cli.rules import LABELS
-from adapterx.cli.sources import Sources
 from adapterx.cli.tasks.sequences import SequenceTask
 from adapterx.cli.tasks.task import Asked, Encoded, Json, Run
 from adapterx.cli.tasks.windows import TEXT, averaged, texts_of_rows
-from adapterx.cli.texts import ANSWER, Wanted
 from adapterx.heads.labels import SINGLE_LABEL
 from adapterx.training import classification_scores
 

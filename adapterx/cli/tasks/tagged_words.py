@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from adapterx.cli.examples import Examples, checked, find_column, require_encodable, shown_value, text_value
-from adapterx.cli.labels import NoClass, label_text
-from adapterx.cli.sources import Sources, find_files, kind_of
-from adapterx.cli.tables import read_rows
+from adapterx.cli.data.examples import Examples, checked, find_column, require_encodable, shown_value, text_value
+from adapterx.cli.data.labels import NoClass, label_text
+from adapterx.cli.data.sources import Sources, find_files, kind_of
+from adapterx.cli.data.tables import read_rows
+from adapterx.cli.data.texts import Wanted, other_columns, texts_to_label
 from adapterx.cli.tasks.columns import as_list, require_different
 from adapterx.cli.tasks.conll import conll_files, read_conll
 from adapterx.cli.tasks.task import Asked
 from adapterx.cli.tasks.words import Words
-from adapterx.cli.texts import Wanted, other_columns, texts_to_label
 from adapterx.errors import ConfigError, DataError, speaker
 
 ANSWER = ("text", "words", "tags", "entities")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from adapterx.cli.examples import Examples, load_examples
+from adapterx.cli.data.examples import Examples, load_examples
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.streamed import stream_examples
+from adapterx.cli.data.texts import Wanted, texts_to_label
 from adapterx.cli.recipes import EVAL_BATCH_SIZE, MAX_LENGTH
 from adapterx.cli.rules import Rule
-from adapterx.cli.sources import Sources
-from adapterx.cli.streamed import stream_examples
-from adapterx.cli.texts import Wanted, texts_to_label
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase

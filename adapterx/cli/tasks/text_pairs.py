@@ -1,12 +1,12 @@
 """Sources and targets of sequence-to-sequence models, as tables hold them."""
 
-from adapterx.cli.examples import Examples, checked, find_column, text_value
-from adapterx.cli.rows import Rows
-from adapterx.cli.sources import Sources, find_files, kind_of
-from adapterx.cli.tables import read_rows
+from adapterx.cli.data.examples import Examples, checked, find_column, text_value
+from adapterx.cli.data.rows import Rows
+from adapterx.cli.data.sources import Sources, find_files, kind_of
+from adapterx.cli.data.tables import read_rows
+from adapterx.cli.data.texts import Wanted, other_columns, texts_to_label
 from adapterx.cli.tasks.columns import require_different
 from adapterx.cli.tasks.task import Asked
-from adapterx.cli.texts import Wanted, other_columns, texts_to_label
 from adapterx.errors import ConfigError, speaker
 
 ANSWER = ("text", "generated_text")

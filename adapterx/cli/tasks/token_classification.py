@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from adapterx.checkpoint import load_head, save_head
-from adapterx.cli.examples import Examples, ordered_labels
+from adapterx.cli.data.examples import Examples, ordered_labels
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.tables import listed
+from adapterx.cli.data.texts import Wanted
 from adapterx.cli.models import load_text_model
 from adapterx.cli.recipes import CLASSIFICATION
 from adapterx.cli.rules import LABELS, is_text
-from adapterx.cli.sources import Sources
-from adapterx.cli.tables import listed
 from adapterx.cli.tasks.batches import batches_of, encoder_of, logits_of_batch
 from adapterx.cli.tasks.tagged_words import ANSWER, read_tagged_words, words_to_tag
 from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Run, Task
 from adapterx.cli.tasks.words import Words, encode_words
-from adapterx.cli.texts import Wanted
 from adapterx.errors import CheckpointError, DataError, speaker
 from adapterx.heads import TokenClassificationHead, TokenClassifier
 from adapterx.heads.labels import IGNORED

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapterx.cli.data.spool import empty_like
 from adapterx.cli.models import encode
-from adapterx.cli.spool import empty_like
 from adapterx.cli.tasks.task import Encoder
 from adapterx.errors import ConfigError, speaker
 

@@ -143,7 +143,7 @@ def test_what_is_refused(run, t5, tmp_path):
 
 
 def test_prefix_and_limits_reach_the_rows():
-    from adapterx.cli.examples import Examples
+    from adapterx.cli.data.examples import Examples
 
     tokenizer = tokenizer_with()
     settings = {"source_prefix": "say: ", "max_target_length": 3}

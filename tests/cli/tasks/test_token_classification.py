@@ -231,7 +231,7 @@ def test_first_pieces_are_those_that_the_tokenizer_itself_finds(kind):
 def test_the_first_piece_carries_the_label_and_the_rest_none(model):
     from transformers import AutoTokenizer
 
-    from adapterx.cli.examples import Examples
+    from adapterx.cli.data.examples import Examples
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     example = Examples([["good", "bad-word1", "word2"]], [["B-PER", "B-LOC", "O"]], "tokens", "tags")

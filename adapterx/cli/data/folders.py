@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from adapterx.cli.rows import listed
-from adapterx.cli.sources import KNOWN, SUFFIXES, kind_of
+from adapterx.cli.data.rows import listed
+from adapterx.cli.data.sources import KNOWN, SUFFIXES, kind_of
 from adapterx.errors import DataError, speaker
 
 KEYWORDS = {  # those of datasets 5.2

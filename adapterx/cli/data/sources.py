@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from adapterx.cli.packing import CHUNK, PACKED, PieceReader, unpacked
+from adapterx.cli.data.packing import CHUNK, PACKED, PieceReader, unpacked
 from adapterx.errors import DataError, speaker
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather")

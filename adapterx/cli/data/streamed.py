@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from adapterx.cli.examples import Examples, find_column, label_value, require_columns, require_present, text_value
-from adapterx.cli.rows import RowStream, listed
-from adapterx.cli.sources import Sources
-from adapterx.cli.spool import Spool
-from adapterx.cli.streaming import stream_rows
+from adapterx.cli.data.examples import Examples, find_column, label_value, require_columns, require_present, text_value
+from adapterx.cli.data.rows import RowStream, listed
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.spool import Spool
+from adapterx.cli.data.streaming import stream_rows
 from adapterx.errors import DataError, speaker
 
 MOST_PLACES = 3  # that a message names

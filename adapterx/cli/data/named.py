@@ -7,9 +7,9 @@ from typing import Any
 
 from adapterx.checkpoint.document import read_json
 from adapterx.cli import hub
-from adapterx.cli.columnar import BATCH, named
-from adapterx.cli.rows import Row, RowStream, first_line, listed
-from adapterx.cli.sources import KNOWN, similar
+from adapterx.cli.data.columnar import BATCH, named
+from adapterx.cli.data.rows import Row, RowStream, first_line, listed
+from adapterx.cli.data.sources import KNOWN, similar
 from adapterx.errors import AdapterxError, DataError, speaker
 
 SPLITS, STATE = "dataset_dict.json", "state.json"  # the files that tell the folder of several splits, and of one

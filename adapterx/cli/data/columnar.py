@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from adapterx.cli.rows import Row, RowStream, first_line, require_unique
+from adapterx.cli.data.rows import Row, RowStream, first_line, require_unique
 from adapterx.errors import DataError, speaker
 
 PARQUET, ARROW, ARROW_STREAM, FEATHER_1 = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff", b"FEA1"  # how they begin

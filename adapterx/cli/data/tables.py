@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from adapterx.cli.columnar import is_columnar, read_columnar
-from adapterx.cli.delimited import read_delimited
-from adapterx.cli.encodings import decode
-from adapterx.cli.folders import files_of_split, parted
-from adapterx.cli.json_rows import read_json
-from adapterx.cli.named import is_saved, read_named, read_saved
-from adapterx.cli.rows import Rows, first_line, listed, require_same_columns, require_unique
-from adapterx.cli.sources import (
+from adapterx.cli.data.columnar import is_columnar, read_columnar
+from adapterx.cli.data.delimited import read_delimited
+from adapterx.cli.data.encodings import decode
+from adapterx.cli.data.folders import files_of_split, parted
+from adapterx.cli.data.json_rows import read_json
+from adapterx.cli.data.named import is_saved, read_named, read_saved
+from adapterx.cli.data.rows import Rows, first_line, listed, require_same_columns, require_unique
+from adapterx.cli.data.sources import (
     SUFFIXES,
     Sources,
     find_files,

@@ -8,15 +8,15 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapterx.cli.columnar import is_columnar, read_columnar
-from adapterx.cli.delimited import stream_delimited
-from adapterx.cli.encodings import encoding_of, require_text
-from adapterx.cli.folders import files_of_split, parted
-from adapterx.cli.json_rows import stream_json
-from adapterx.cli.named import is_saved, read_named, read_saved
-from adapterx.cli.packing import PieceReader, pieces, suffix_of
-from adapterx.cli.rows import Row, RowStream, require_same_columns, require_unique
-from adapterx.cli.sources import SUFFIXES, Sources, find_files, kind_of, opened, require_known_kind
+from adapterx.cli.data.columnar import is_columnar, read_columnar
+from adapterx.cli.data.delimited import stream_delimited
+from adapterx.cli.data.encodings import encoding_of, require_text
+from adapterx.cli.data.folders import files_of_split, parted
+from adapterx.cli.data.json_rows import stream_json
+from adapterx.cli.data.named import is_saved, read_named, read_saved
+from adapterx.cli.data.packing import PieceReader, pieces, suffix_of
+from adapterx.cli.data.rows import Row, RowStream, require_same_columns, require_unique
+from adapterx.cli.data.sources import SUFFIXES, Sources, find_files, kind_of, opened, require_known_kind
 from adapterx.errors import DataError, speaker
 
 START = 4096  # bytes by which the encoding is told

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapterx.checkpoint.document import read_json
-from adapterx.cli.examples import Examples
-from adapterx.cli.labels import NoClass, label_text
-from adapterx.cli.rows import listed
-from adapterx.cli.tables import read_rows
+from adapterx.cli.data.examples import Examples
+from adapterx.cli.data.labels import NoClass, label_text
+from adapterx.cli.data.rows import listed
+from adapterx.cli.data.tables import read_rows
 from adapterx.errors import CheckpointError, ConfigError, DataError, speaker
 
 BALANCED = "balanced"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterx.cli.encodings import decode, split_lines
-from adapterx.cli.examples import find_column, require_encodable, texts_of
-from adapterx.cli.packing import unpacked
-from adapterx.cli.sources import SUFFIXES, find_files, kind_of, read_bytes, read_stream
-from adapterx.cli.tables import Rows, listed, read_rows
+from adapterx.cli.data.encodings import decode, split_lines
+from adapterx.cli.data.examples import find_column, require_encodable, texts_of
+from adapterx.cli.data.packing import unpacked
+from adapterx.cli.data.sources import SUFFIXES, find_files, kind_of, read_bytes, read_stream
+from adapterx.cli.data.tables import Rows, listed, read_rows
 from adapterx.errors import ConfigError, DataError, speaker
 
 ANSWER = ("text", "label", "probability", "probabilities")  # what a prediction adds to the columns of a table

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from adapterx.cli.encodings import split_lines
+from adapterx.cli.data.encodings import split_lines
 from adapterx.errors import DataError, speaker
 
 DELIMITERS = ",;\t|"

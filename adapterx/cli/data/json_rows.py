@@ -4,8 +4,8 @@ import itertools
 import json
 from collections.abc import Iterator
 
-from adapterx.cli.encodings import split_lines
-from adapterx.cli.rows import Row, Rows, RowStream, first_line, require_unique
+from adapterx.cli.data.encodings import split_lines
+from adapterx.cli.data.rows import Row, Rows, RowStream, first_line, require_unique
 from adapterx.errors import DataError, speaker
 
 

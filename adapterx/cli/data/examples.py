@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterx.cli.labels import NoClass, label_text
-from adapterx.cli.rows import RowStream
-from adapterx.cli.sources import Sources
-from adapterx.cli.spool import chosen
-from adapterx.cli.tables import Rows, listed, read_rows
+from adapterx.cli.data.labels import NoClass, label_text
+from adapterx.cli.data.rows import RowStream
+from adapterx.cli.data.sources import Sources
+from adapterx.cli.data.spool import chosen
+from adapterx.cli.data.tables import Rows, listed, read_rows
 from adapterx.errors import DataError, speaker
 
 USUAL_COLUMNS = {  # in the order in which they are looked for
