@@ -62,8 +62,18 @@ class Seq2SeqLM(Task):
     # -- model
 
     def load(self, model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
-        """Load the model with its own head."""
-        return load_language_model(model, "AutoModelForSeq2SeqLM")
+        """Load the model with its own head.
+
+        Raises:
+            CheckpointError: see `load_language_model`; or its tokenizer wants to be told languages, as NLLB's does.
+        """
+        tokenizer, base = load_language_model(model, "AutoModelForSeq2SeqLM")
+        if hasattr(tokenizer, "set_src_lang_special_tokens"):
+            raise CheckpointError(
+                f"{speaker()}: {model} must be a model for one pair of languages, {type(tokenizer).__name__} wants to "
+                "be told the source's and the target's, which would be guessed; train it with AdapterSeq2SeqTrainer"
+            )
+        return tokenizer, base
 
     def build(self, base: nn.Module, settings: Mapping[str, Any], known: Json) -> nn.Module:
         """Return the model as it is."""

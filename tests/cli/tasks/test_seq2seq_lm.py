@@ -142,6 +142,18 @@ def test_what_is_refused(run, t5, tmp_path):
     assert "--num-beams can only be used with --task seq2seq-lm" in line
 
 
+def test_a_tokenizer_that_wants_to_be_told_languages(t5, monkeypatch):
+    from adapterx.cli.tasks import seq2seq_lm
+    from adapterx.errors import CheckpointError
+
+    class Multilingual:
+        set_src_lang_special_tokens = None
+
+    monkeypatch.setattr(seq2seq_lm, "load_language_model", lambda *_: (Multilingual(), None))
+    with pytest.raises(CheckpointError, match="must be a model for one pair of languages, Multilingual wants"):
+        S2S.load("nllb")
+
+
 def test_prefix_and_limits_reach_the_rows():
     from adapterx.cli.data.examples import Examples
 
