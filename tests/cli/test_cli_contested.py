@@ -120,7 +120,7 @@ def test_folder_that_cannot_be_tidied_is_used_all_the_same(run, monkeypatch):
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143)], ids=["SIGINT", "SIGTERM"])
 def test_signal_in_training_says_how_to_go_on(model, data, tmp_path, monkeypatch, stop):
     said = stopped(model, data, tmp_path / "o", monkeypatch, stop).output
-    assert "interrupted; continue with the same command and --resume" in said
+    assert "interrupted; continue with: adapterx train --resume" in said
 
 
 @pytest.mark.parametrize("where", ["draw_learning_curve", "discard_checkpoints"])
