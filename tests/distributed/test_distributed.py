@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
     """One process alone, then two that share its batches."""
     folder = tmp_path_factory.mktemp("runs")
     one = together.train(folder / "one")
-    return folder, one, many_processes.forked(lambda: together.everything(folder), 2)
+    return folder, one, many_processes.in_processes(together.everything, 2, folder)
 
 
 def test_sharded_and_replicated_training_is_that_of_one_process(runs):

@@ -4,42 +4,37 @@ Each process computes its share of the same batches, so that one process alone, 
 same losses, gradients and files.
 """
 
+import multiprocessing
 import os
 import tempfile
-import traceback
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from forks import Fork
 from torch import nn
 
 
-def forked(task, processes):
-    """Run a function in so many forks of this process, which has imported everything; return what each found.
+def in_processes(task, processes, *arguments):
+    """Run a function in so many new processes, which are one group; return what each found.
 
-    A start by `torchrun` takes each process some seconds, and does the same.
+    Not in forks of this process: what libraries have started threads for waits for ever in a child.
     """
     store = Path(tempfile.mkdtemp()) / "store"
-    forks = [Fork(lambda rank=rank: _in_group(task, store, rank, processes)) for rank in range(processes)]
-    done = [fork.wait() for fork in forks]
-    assert [status for status, _ in done] == [0] * processes
-    return [found for _, found in done]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(_in_group, task, arguments, store, rank, processes) for rank in range(processes)]
+        return [each.result(timeout=300) for each in running]
 
 
-def _in_group(task, store, rank, processes):
+def _in_group(task, arguments, store, rank, processes):
     warnings.simplefilter("default")
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, and not used: the group is there
-    try:
-        with group(init_method=f"file://{store}", rank=rank, world_size=processes):
-            return task()
-    except BaseException:
-        traceback.print_exc()
-        raise
+    with group(init_method=f"file://{store}", rank=rank, world_size=processes):
+        return task(*arguments)
 
 
 @contextmanager
