@@ -15,7 +15,7 @@ from adapterx.devices import device_and_dtype, trained_dtype
 from adapterx.errors import ConfigError, UnknownAdapterError, speaker, speaking_as
 from adapterx.facts import facts_of
 from adapterx.fusion import FUSIONS, AdapterFusion, FusionConfig, FusionSet
-from adapterx.host import ADAPTERS, AdapterSet, walk
+from adapterx.host import ADAPTERS, AdapterSet, base_modules, walk
 from adapterx.planning import check_dtype
 from adapterx.sharding import check_not_sharded
 from adapterx.targets.ports import NormedOutput, NormedSum
@@ -100,7 +100,7 @@ def plan_fusion(
     """Build and check a fusion without touching the model; arguments and errors as in `add_fusion`."""
     check_dtype(dtype)
     check_not_mixed(model)
-    check_not_sharded(model)
+    check_not_sharded(base_modules(model).values())
     check_whole(model)
     fuse = names if isinstance(names, Fuse) else Fuse(*names)
     used = adapter_names_in(fuse)

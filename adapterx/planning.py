@@ -78,7 +78,7 @@ def plan_attachment(
         raise TypeError(f"{speaker()}: config must be an AdapterConfig, got {type(config).__name__}{hint}")
     check_dtype(dtype)
     check_not_mixed(model)
-    check_not_sharded(model)
+    check_not_sharded(base_modules(model).values())
     check_whole(model)
     check_name(model, name)
     modules = outside_of_others(base_modules(model))

@@ -7,7 +7,7 @@ model, and for the length of a forward pass, sometimes longer, whole ones in pla
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -169,13 +169,17 @@ def _is_fsdp_module(module: nn.Module) -> bool:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
-def check_not_sharded(model: nn.Module) -> None:
+def check_not_sharded(modules: Collection[nn.Module]) -> None:
     """Refuse to hang something new in a sharded model: FSDP2 would neither shard it nor sum its gradients.
+
+    Args:
+        modules: all of the model, but for what adapterx has added: a thousand adapters would be looked through.
 
     Raises:
         TargetError: it is sharded.
     """
-    if any(map(_is_fsdp_module, model.modules())) or any(map(is_sharded, model.parameters())):
+    own = (parameter for module in modules for parameter in module._parameters.values() if parameter is not None)
+    if any(map(_is_fsdp_module, modules)) or any(map(is_sharded, own)):
         raise TargetError(
             f"{speaker()}: model must not be sharded yet, got one with sharded parameters, in which the gradients of "
             "new ones would differ from process to process; attach before fully_shard or accelerate's prepare, and "

@@ -125,7 +125,7 @@ def load_adapter(
         ConfigError: the name is taken, or is no name for an adapter; the dtype is none for adapters.
         RuntimeError: the model is inside a `mixed` block.
     """
-    check_not_sharded(model)
+    check_not_sharded(base_modules(model).values())
     contents = read_contents(folder)
     name = contents.name if name is None else name
     check_name(model, name)

@@ -14,6 +14,7 @@ from adapterx.compose import Fuse, composition_from_dict, composition_to_dict
 from adapterx.errors import CheckpointError, ConfigError, speaker, speaking_as
 from adapterx.fusing import fusion_sets, fusions, plan_fusion, resolve_fusion
 from adapterx.fusion import FusionConfig
+from adapterx.host import base_modules
 from adapterx.sharding import check_not_sharded, gathered, written_once
 
 
@@ -74,7 +75,7 @@ def load_fusion(model: nn.Module, folder: str | Path, *, active: bool = True, dt
         TargetError: the model is sharded.
         RuntimeError: the model is inside a `mixed` block.
     """
-    check_not_sharded(model)
+    check_not_sharded(base_modules(model).values())
     document, tensors = read_pair(folder, "fusion")
     fuse, config, modules = _described(document, folder)
     plan = plan_fusion(model, fuse, config, generator=torch.Generator().manual_seed(0), dtype=dtype)
