@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from harness import RESULTS, environment
+from harness import RESULTS, append_rows, environment
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import demo
@@ -59,12 +59,7 @@ def main() -> None:
             }
             print(json.dumps(row), flush=True)
             if options.split == "test":
-                new = not path.exists()
-                with path.open("a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    if new:
-                        writer.writeheader()
-                    writer.writerow(row)
+                append_rows(path, [row], COLUMNS)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ parameters. Rows are appended to benchmarks/results/tasks.csv.
 """
 
 import argparse
-import csv
 import json
 import math
 import random
@@ -23,7 +22,7 @@ from typing import Any
 
 import task_recipes
 import torch
-from harness import RESULTS, environment
+from harness import RESULTS, append_rows, environment
 from torch import nn
 
 import adapterx
@@ -307,12 +306,7 @@ def main() -> None:
             row = measure(options.task, task, method, seed, options)
             print(json.dumps(row), flush=True)
             if options.split == "test":
-                new = not path.exists()
-                with path.open("a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    if new:
-                        writer.writeheader()
-                    writer.writerow(row)
+                append_rows(path, [row], COLUMNS)
 
 
 if __name__ == "__main__":

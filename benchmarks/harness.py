@@ -281,12 +281,12 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def append_rows(path: Path, rows: list[dict[str, object]]) -> None:
+def append_rows(path: Path, rows: list[dict[str, object]], columns: Sequence[str] = COLUMNS) -> None:
     """Append rows to a CSV file, with the header where the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         if new:
             writer.writeheader()
         for row in rows:

@@ -6,6 +6,7 @@ from typing import Any
 from adapterx.checkpoint import average_saved_adapters
 from adapterx.checkpoint.document import HASH
 from adapterx.cli import runs
+from adapterx.cli.paths import check_empty
 from adapterx.cli.records import RECORD, check_files, describe_file, to_document
 from adapterx.cli.runs import read_record, state_of
 from adapterx.errors import ConfigError, speaker
@@ -21,8 +22,7 @@ def average_folders(
     Raises:
         AdapterxError: they differ in what must be alike, or one is damaged.
     """
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{speaker()}: output must be empty, {output} holds {next(output.iterdir()).name}")
+    check_empty(output)
     options = {"name": name, "weights": weights or None, "check_base": check_base}
     records = [read_record(folder) for folder in folders if state_of(folder) == "complete"]
     if len(records) != len(folders) or len(records) < 2:

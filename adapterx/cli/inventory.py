@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adapterx.checkpoint.document import read_json
-from adapterx.checkpoint.formats import OWN, recognise
+from adapterx.checkpoint.formats import OWN, format_of
 from adapterx.checkpoint.pair import read_document
 from adapterx.cli.records import METRICS, read_metrics
 from adapterx.cli.runs import read_record, state_of
@@ -88,8 +87,7 @@ def _run(folder: Path) -> Json:
 
 
 def _adapter(folder: Path) -> Json:
-    path = folder / _DOCUMENTS["adapter"]
-    library = recognise(read_json(path), path)
+    library = format_of(folder)
     if library != OWN:
         return {"kind": f"adapter of {library or 'nobody known'}"}
     document = read_document(folder, "adapter")

@@ -49,6 +49,16 @@ def check_folder(output: Path) -> None:
     _check_above(output)
 
 
+def check_empty(output: Path) -> None:
+    """Refuse a folder that holds something, where what is written must stand alone.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if output.exists() and (there := next(output.iterdir(), None)):
+        raise ConfigError(f"{speaker()}: output must be empty, {output} holds {there.name}")
+
+
 def _check_above(output: Path) -> None:
     nearest = next((folder for folder in output.absolute().parents if folder.exists()), None)
     if nearest is not None and not nearest.is_dir():

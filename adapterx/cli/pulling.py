@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
+from adapterx.cli.paths import check_empty
 from adapterx.cli.records import RECORD
 from adapterx.cli.runs import staged
-from adapterx.errors import ConfigError, speaker
 
 
 def pull_folder(
@@ -19,8 +19,7 @@ def pull_folder(
     """
     from adapterx.integrations.hub import from_hub
 
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{speaker()}: output must be empty, {output} holds {next(output.iterdir()).name}")
+    check_empty(output)
     source = from_hub(repository, subfolder=subfolder, revision=revision, token=token)
     entries = sorted(path for path in source.iterdir() if not path.name.startswith("."))
     with staged(output, last=RECORD) as staging:

@@ -1,7 +1,6 @@
 """Tiny language models with byte-level tokenizers: a Llama that goes on, a T5 that turns one text into another."""
 
 import functools
-import json
 import random
 
 import torch
@@ -88,8 +87,3 @@ def questions(count, seed=0):
     draw = random.Random(seed)
     animals = [draw.choice(sorted(ANIMALS)) for _ in range(count)]
     return [(f"what does the {animal} say?", f"the {animal} says {ANIMALS[animal]}.") for animal in animals]
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path

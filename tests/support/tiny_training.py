@@ -1,6 +1,7 @@
 """A tiny BERT with a word-level tokenizer, and data that it can learn: what the training tests share."""
 
 import csv
+import json
 import random
 from pathlib import Path
 
@@ -64,4 +65,9 @@ def write_csv(path: Path, rows, header=("text", "label")) -> Path:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+    return path
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

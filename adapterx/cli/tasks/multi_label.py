@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from adapterx.cli.data.examples import Examples, checked, find_column, require_encodable, shown_value, texts_of
-from adapterx.cli.data.labels import NoClass, label_text
+from adapterx.cli.data.examples import Examples, checked, find_column, label_value, shown_value, texts_of
 from adapterx.cli.data.sources import Sources
 from adapterx.cli.data.tables import Rows, listed, read_rows
 from adapterx.cli.data.texts import Wanted
@@ -186,13 +185,7 @@ def _distinct(labels: list[object], where: str) -> list[object]:
 
 
 def _name(value: object, where: str) -> str:
-    try:
-        text = label_text(value)
-    except NoClass as error:
-        raise DataError(
-            f"{speaker()}: {where} must hold class names or whole numbers, got {shown_value(value)} ({error})"
-        ) from None
+    text = label_value(value, where)
     if text is None:
         raise DataError(f"{speaker()}: {where} must hold no empty label, got {shown_value(value)}")
-    require_encodable(text, where)
     return text

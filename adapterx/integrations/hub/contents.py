@@ -1,17 +1,14 @@
 """What a folder holds that belongs on the hub, checked: a run, an adapter with or without a head, a fusion, several."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adapterx.checkpoint.document import (
-    HASH,
     check_hash,
     has_content,
-    hashed,
     json_document,
     open_regular,
     parse_json,
@@ -24,6 +21,8 @@ Json = dict[str, Any]
 RUN, METRICS = "run.json", "metrics.json"
 STEMS = ("adapter", "head", "fusion")
 _BESIDE_A_RUN = (METRICS, "learning_curve.png")  # and not named by `run.json`
+# What adapterx writes, under these names in every folder.
+OWN_NAMES = {RUN, *_BESIDE_A_RUN, *(f"{stem}_{end}" for stem in STEMS for end in ("config.json", "model.safetensors"))}
 _ADAPTER = "adapter_config.json"
 
 
@@ -101,7 +100,7 @@ def with_base(contents: Contents, base_model: str | None) -> Contents:
         described = document.get("base_model")
         if isinstance(described, dict) and described.get("name") != base_model:
             values = document | {"base_model": described | {"name": base_model, "commit": None}}
-            changed[name] = json_document({key: value for key, value in values.items() if key != HASH}, name)
+            changed[name] = json_document(values, name)
     if record:
         changed[RUN] = _record_of(record, base_model, changed)
     documents = {name: parse_json(content, name) for name, content in changed.items()}
@@ -114,12 +113,11 @@ def _record_of(record: Json, base_model: str, changed: Mapping[str, bytes]) -> b
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in changed.items()
     }
-    values = {key: value for key, value in record.items() if key != HASH}
-    values |= {"base_model": base_model, "files": record["files"] | facts}
+    values = record | {"base_model": base_model, "files": record["files"] | facts}
     options = record.get("options")
     if isinstance(options, dict) and "model" in options:
         values["options"] = options | {"model": base_model}
-    return (json.dumps(hashed(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return json_document(values, RUN)
 
 
 def _is_local(model: str) -> bool:

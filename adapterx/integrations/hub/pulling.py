@@ -12,7 +12,8 @@ _DOCUMENTS = ("*.json", "README.md")
 _TENSORS = ("*.safetensors", "*.png")
 # What AdapterHub's older adapters come in: `adapterx.integrations.adapterhub` reads them without running a pickle.
 _OF_ADAPTERHUB = ("pytorch_adapter.bin", "pytorch_model_head.bin", "pytorch_model_adapter_fusion.bin")
-_MARKS = ("adapter_config.json", "fusion_config.json", "adapter_fusion_config.json", RUN)
+_THEIR_FUSION = "adapter_fusion_config.json"
+_MARKS = ("adapter_config.json", "fusion_config.json", _THEIR_FUSION, RUN)
 
 
 @speaking_as("from_hub")
@@ -60,7 +61,8 @@ def from_hub(
                 f"{speaker()}: {repo_id}{f' in {subfolder}' if inside else ''} must hold an adapter, a fusion or a "
                 f"run, it holds none{hint}"
             )
-        older = _OF_ADAPTERHUB if format_of(folder) == ADAPTERHUB or _fuses_as_adapterhub(folder) else ()
+        theirs = (folder / _THEIR_FUSION).exists() or format_of(folder) == ADAPTERHUB
+        older = _OF_ADAPTERHUB if theirs else ()
         wanted = [inside + name for name in (*_DOCUMENTS, *_TENSORS, *older)]
         return Path(hub.snapshot_download(repo_id, allow_patterns=wanted, **options)) / inside
 
@@ -68,7 +70,3 @@ def from_hub(
 def _is_ours(folder: Path) -> bool:
     """Tell whether there is something to load; a repository of several adapters is loaded by its subfolders."""
     return any((folder / name).exists() for name in _MARKS)
-
-
-def _fuses_as_adapterhub(folder: Path) -> bool:
-    return (folder / "adapter_fusion_config.json").exists()

@@ -10,12 +10,10 @@ from adapterx.checkpoint import save_adapter
 from adapterx.checkpoint.document import PACKAGE_VERSION
 from adapterx.errors import speaking_as
 from adapterx.integrations.hub.card import MARK, model_card_of
-from adapterx.integrations.hub.contents import METRICS, RUN, STEMS, Contents, read_contents, with_base
+from adapterx.integrations.hub.contents import OWN_NAMES, Contents, read_contents, with_base
 from adapterx.integrations.hub.service import LIBRARY, asking_for, library
 
 CARD = "README.md"
-_OURS = {RUN, METRICS, "learning_curve.png"}
-_OURS |= {f"{stem}_{ending}" for stem in STEMS for ending in ("config.json", "model.safetensors")}
 
 
 @speaking_as("push_to_hub")
@@ -99,7 +97,7 @@ def _push(
             card = model_card_of(contents, repo_id=repo_id, **told)
             operations.append(hub.CommitOperationAdd(CARD, card.encode()))
         kept = {operation.path_in_repo for operation in operations}
-        gone = sorted(file for file in there - kept if file.rpartition("/")[2] in _OURS)
+        gone = sorted(file for file in there - kept if file.rpartition("/")[2] in OWN_NAMES)
         operations += [hub.CommitOperationDelete(file) for file in gone]
         commit = api.create_commit(
             repo_id,

@@ -11,7 +11,8 @@ pytest.importorskip("transformers")
 
 import torch
 from command_line import invoke, refused
-from tiny_language import CHATML, questions, save_tiny_llama, tokenizer_with, write_jsonl
+from tiny_language import CHATML, questions, save_tiny_llama, tokenizer_with
+from tiny_training import write_jsonl
 
 from adapterx.cli.tasks.causal_lm import CausalLM, packed
 from adapterx.cli.tasks.task import Asked, Encoder

@@ -7,6 +7,7 @@ import pytest
 import tiny_training
 import torch
 from command_line import invoke, refused, tensors
+from tiny_training import write_jsonl
 
 from adapterx.cli.tasks.regression import Regression
 from adapterx.cli.tasks.task import Asked
@@ -28,11 +29,6 @@ def examples(count=160):
 
 
 ROWS = examples()
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="module")

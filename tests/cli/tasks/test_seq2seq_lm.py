@@ -9,7 +9,8 @@ pytest.importorskip("transformers")
 
 import torch
 from command_line import invoke, refused
-from tiny_language import questions, save_tiny_t5, tokenizer_with, write_jsonl
+from tiny_language import questions, save_tiny_t5, tokenizer_with
+from tiny_training import write_jsonl
 
 from adapterx.cli.tasks.seq2seq_lm import Seq2SeqLM, text_scores
 from adapterx.cli.tasks.task import Asked, Encoder

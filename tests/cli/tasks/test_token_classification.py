@@ -7,6 +7,7 @@ import random
 import pytest
 import tiny_training
 from command_line import invoke, refused
+from tiny_training import write_jsonl
 
 from adapterx import TokenClassificationHead, TokenClassifier, load_head, restore_head, save_head
 from adapterx.cli.tasks.task import Asked, Encoder
@@ -42,11 +43,6 @@ def examples(count=120, seed=0):
 
 ROWS = examples()
 TASKS = TokenClassification()
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def write_conll(path, rows):
