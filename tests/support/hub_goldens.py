@@ -28,7 +28,9 @@ class Golden:
     def __init__(self, model_type, folder):
         self.model_type, self.folder = model_type, Path(folder)
         with tarfile.open(FOLDER / "goldens" / f"{model_type}.tar.xz") as archive:
-            archive.extractall(folder, filter="data")
+            if hasattr(tarfile, "data_filter"):  # not in the first releases of Python 3.10 and 3.11
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(folder)
         self.inputs, self.outputs = (load_file(self.folder / f"{name}.safetensors") for name in ("inputs", "outputs"))
         self.cases = json.loads((self.folder / "cases.json").read_text())
 
