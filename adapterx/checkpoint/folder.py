@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_temporary(folder: Path, stem: str, content: bytes) -> Path:
+def write_temporary(folder: Path, stem: str, content: bytes | Iterable[bytes]) -> Path:
     """Write a file `.<stem>_write.*.tmp` that is complete, flushed and only needs to be renamed; return its path."""
     descriptor, name = tempfile.mkstemp(prefix=f".{stem}_write.", suffix=".tmp", dir=folder)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, ordinary_mode())  # mkstemp makes files that only their owner can read

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -12,8 +12,8 @@ from typing import BinaryIO
 from adapterx.checkpoint.folder import ordinary_mode, sync_folder, write_temporary
 
 
-def write_output(path: Path, content: bytes) -> None:
-    """Write to a file that a user named; a regular one is replaced in one step.
+def write_output(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write to a file that a user named; a regular one is replaced in one step, when the last piece is there.
 
     A link is followed, and the mode of what is there is kept. What is no regular file, such as a pipe or a device, is
     written into, never replaced.
@@ -23,7 +23,7 @@ def write_output(path: Path, content: bytes) -> None:
     """
     with _opened_output(path) as file:
         if file is not None:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             return
     target = Path(os.path.realpath(path))
     _place(write_temporary(target.parent, target.stem, content), target)

@@ -1,7 +1,9 @@
 """Write predictions: lines for a person, JSON Lines or CSV for programs. One answer is one line or one CSV record."""
 
+import itertools
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +27,43 @@ def usual_form(output: Path | None) -> str:
     return "text" if output is None and sys.stdout is not None and sys.stdout.isatty() else "jsonl"
 
 
-def render(predictions: list[dict[str, Any]], form: str, task: Task, *, all_probabilities: bool = False) -> str:
-    """Write predictions as one of FORMATS; in CSV with a column for each probability if they are wanted.
+def render(
+    predictions: Iterable[dict[str, Any]], form: str, task: Task, *, all_probabilities: bool = False
+) -> Iterator[str]:
+    """Write predictions as one of FORMATS, line by line; in CSV with a column for each probability if they are wanted.
 
     Raises:
         ConfigError: the task has no probabilities.
         DataError: a value of the user's table cannot be written, or a column would have the name of another.
     """
+    predictions = iter(predictions)
+    first = next(predictions)
+    predictions = itertools.chain([first], predictions)
     if all_probabilities:
-        if not isinstance(predictions[0].get("probabilities"), dict):
+        if not isinstance(first.get("probabilities"), dict):
             raise ConfigError(f"{speaker()}: --all-probabilities needs a task with labels, the run's is {task.name}")
         if form == "csv":
-            predictions = [_spread(each) for each in predictions]
+            first, predictions = _spread(first), map(_spread, predictions)
     if form == "text":
-        table = [[printable(cell) for cell in task.cells(each)] for each in predictions]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        widths[-1] = 0  # nothing stands behind the last column
-        rows = [[f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)] for row in table]
-        return "".join("  ".join(row) + "\n" for row in rows)
-    if form == "jsonl":
-        written = "".join(_json({name: _plain(value) for name, value in p.items()}) + "\n" for p in predictions)
+        yield from _aligned([[printable(cell) for cell in task.cells(each)] for each in predictions])
+    elif form == "jsonl":
+        for each in predictions:
+            yield _utf8(_json({name: _plain(value) for name, value in each.items()})) + "\n"
     else:
-        names = [name for name in predictions[0] if name not in task.nested]
-        table = [names, *([_cell(p[name]) for name in names] for p in predictions)]
-        written = "".join(",".join(map(_quoted, row)) + "\n" for row in table)
-    return written.encode(
-        "utf-8", "backslashreplace"
-    ).decode()  # a table may hold half a surrogate pair: in JSON `\ud800`
+        names = [name for name in first if name not in task.nested]
+        for row in itertools.chain([names], ([_cell(each[name]) for name in names] for each in predictions)):
+            yield _utf8(",".join(map(_quoted, row))) + "\n"
+
+
+def _aligned(table: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths[-1] = 0  # nothing stands behind the last column
+    for row in table:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + "\n"
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()  # a table may hold half a surrogate pair
 
 
 def _spread(prediction: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +104,8 @@ def _plain(value: object) -> object:
         return value
     if isinstance(value, float) and value != value:
         return None
+    if not isinstance(value, (float, list, tuple, dict)):  # a date, a decimal number, bytes
+        return str(value)
     try:
         _json(value)
     except ValueError:

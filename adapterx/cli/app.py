@@ -96,6 +96,10 @@ def predict(
     id_column: Annotated[
         str | None, option("Column that tells the texts apart: it comes first, and no value may stand in it twice.")
     ] = None,
+    streaming: Annotated[
+        bool,
+        option("For a --file larger than memory: keep texts where temporary files are (TMPDIR).", "--streaming"),
+    ] = False,
     form: Annotated[str | None, option(answers.FORM_HELP, "--format")] = None,
     all_probabilities: Annotated[bool, option("In csv: a column for each label, called probabilities.LABEL.")] = False,
     model: BaseModel = None,
@@ -121,15 +125,23 @@ def predict(
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     how = {"max_new_tokens": max_new_tokens, "num_beams": num_beams} | sampling
     generation = scoring.generation_of(task, how)
-    wanted = task.wanted(texts or [], file, Asked.again(record, text_column))
+    asked = Asked.again(record, text_column)
+    if streaming:
+        if texts or file is None or chosen == "text":
+            raise ConfigError(f"{speaker()}: --streaming needs --file, and --format csv or jsonl")
+        asked = scoring.streamed(asked, possible=task.streams, task=task)
+    wanted = task.wanted(texts or [], file, asked)
     if id_column is not None:
         wanted = with_ids_first(wanted, id_column, task.answer)
     predictions = scoring.predict(load_run(run, model=model, other_base=other_base), wanted, generation)
-    rendered = answers.render(predictions, chosen, task, all_probabilities=all_probabilities)
+    lines = answers.render(predictions, chosen, task, all_probabilities=all_probabilities)
+    if not streaming:
+        lines = ["".join(lines)]  # nothing is written if a line fails
     if output is not None:
-        deliver(output, rendered.encode("utf-8", "backslashreplace"))
+        deliver(output, (line.encode("utf-8", "backslashreplace") for line in lines))
     else:
-        put(rendered)
+        for line in lines:
+            put(line)
 
 
 @command

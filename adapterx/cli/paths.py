@@ -1,6 +1,7 @@
 """Files and folders that a user names: read as typed, checked before the work, written as a shell's `>` would."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import typer
@@ -65,7 +66,7 @@ def _check_above(output: Path) -> None:
         raise ConfigError(f"{speaker()}: output must lie below folders, {nearest} in {output} is a file")
 
 
-def deliver(output: Path, content: bytes) -> None:
+def deliver(output: Path, content: bytes | Iterable[bytes]) -> None:
     """Write to a file that the user named, in a folder that is made if need be.
 
     Raises:

@@ -1,6 +1,7 @@
 """`adapterx evaluate` and `adapterx predict`: use a trained run on new texts."""
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,7 @@ def evaluate(
     task = task_of(record)
     asked = Asked.again(record, text_column, label_column)
     if streaming:
-        if "streaming" not in task.options:
-            raise ConfigError(f"{speaker()}: --streaming is for runs of some tasks only, this one's is {task.name}")
-        asked = replace(asked, spool=Path(tempfile.gettempdir()))
+        asked = streamed(asked, possible="streaming" in task.options, task=task)
     examples = task.read(data, asked, default_split="test")
     task.check(examples, record, data)
     run = load_run(folder, model=model, other_base=other_base)
@@ -54,7 +53,18 @@ def table_line(scores: dict[str, Any]) -> str:
     return ", ".join(shown(name, value) for name, value in scores.items())
 
 
-def predict(run: Run, wanted: Wanted, generation: Generation | None = None) -> list[dict[str, Any]]:
+def streamed(asked: Asked, *, possible: bool, task: Task) -> Asked:
+    """Return how to read data that are larger than memory: with the texts where temporary files are.
+
+    Raises:
+        ConfigError: the task reads none.
+    """
+    if not possible:
+        raise ConfigError(f"{speaker()}: --streaming is for runs of some tasks only, this one's is {task.name}")
+    return replace(asked, spool=Path(tempfile.gettempdir()))
+
+
+def predict(run: Run, wanted: Wanted, generation: Generation | None = None) -> Iterable[dict[str, Any]]:
     """Return for each text its other columns and the prediction; `generation` says how a task generates that does."""
     return run.task.predict(run, wanted, *([generation] if run.task.generates else []))
 

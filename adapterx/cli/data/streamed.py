@@ -1,12 +1,24 @@
-"""Labelled examples of data that are larger than memory: the texts stay on the disk, the labels in memory."""
+"""Data that are larger than memory: texts and other columns stay on the disk, labels in memory."""
 
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
-from adapterx.cli.data.examples import Examples, find_column, label_value, require_columns, require_present, text_value
+from adapterx.cli.data.examples import (
+    Examples,
+    find_column,
+    label_value,
+    require_columns,
+    require_encodable,
+    require_present,
+    text_value,
+)
 from adapterx.cli.data.rows import RowStream, listed
-from adapterx.cli.data.sources import Sources
-from adapterx.cli.data.spool import Spool
-from adapterx.cli.data.streaming import stream_rows
+from adapterx.cli.data.sources import Sources, find_files
+from adapterx.cli.data.spool import Spool, changed
+from adapterx.cli.data.streaming import stream_lines, stream_rows
+from adapterx.cli.data.texts import ANSWER, Wanted, are_lines, names_in_answer, require_no_blank
 from adapterx.errors import DataError, speaker
 
 MOST_PLACES = 3  # that a message names
@@ -37,6 +49,7 @@ def stream_examples(
         if known != len(stream.columns):
             known = len(stream.columns)
             chosen = _columns(stream, place, chosen, (text_column, label_column), recorded)
+            require_columns(stream.source, *chosen)
         where = f"{stream.source}: {place}: column"
         text = text_value(value.get(chosen[0]), f"{where} {chosen[0]!r}")
         label = label_value(value.get(chosen[1]), f"{where} {chosen[1]!r}")
@@ -51,20 +64,66 @@ def stream_examples(
     return Examples(texts, labels, *chosen)
 
 
+def stream_texts(
+    file: str, text_column: str | None, *, recorded: str | None, answer: Sequence[str] = ANSWER, folder: Path
+) -> Wanted:
+    """Gather the texts that `texts_to_label` gathers from a file, with all columns in a `Spool` in `folder`.
+
+    Raises:
+        ConfigError: as there.
+        DataError: as there, and as in `stream_examples`.
+    """
+    files = find_files(file)
+    if are_lines(files, text_column):
+        return _lines_to_label(files, folder)
+    stream = stream_rows(file, default_split="test")
+    rows, missing, known = Spool(folder), [], 0
+    chosen: tuple[str] | None = None
+    for place, row in stream.rows:
+        if known != len(stream.columns):
+            known = len(stream.columns)
+            chosen = _columns(stream, place, chosen, (text_column,), (recorded,))
+        if text_value(row.get(chosen[0]), f"{stream.source}: {place}: column {chosen[0]!r}") is None:
+            missing.append(place)
+        else:
+            rows.append(row)
+    require_present(stream, chosen[0], missing)
+    names = names_in_answer(stream.columns, chosen, answer)
+    others = changed(rows, lambda row: {name: row.get(column) for column, name in names.items()})
+    return Wanted(changed(rows, itemgetter(chosen[0])), others)
+
+
+def _lines_to_label(files: Sequence[Path], folder: Path) -> Wanted:
+    texts = Spool(folder)
+    for path in files:
+        before, blank, last = len(texts), [], []
+        for number, line in enumerate(stream_lines(path), 1):
+            if not line.strip():
+                last.append(number)
+                continue
+            blank, last = blank + last, []  # behind the last text they shift no answer
+            require_encodable(line, f"{path}: line {number}")
+            texts.append(line)
+        require_no_blank(str(path), blank)
+        if len(texts) == before:
+            raise DataError(f"{speaker()}: {path} is empty")
+    return Wanted(texts, changed(texts, lambda _: {}))
+
+
 def _columns(
     stream: RowStream,
     place: str,
-    before: tuple[str, str] | None,
-    asked: tuple[str | None, str | None],
-    recorded: tuple[str | None, str | None],
-) -> tuple[str, str]:
-    """Return the columns of texts and labels; refuse to change them where a row brings new ones."""
-    found = tuple(find_column(stream, *each) for each in zip(asked, recorded, ("text", "label"), strict=True))
-    if before is None:
-        require_columns(stream.source, *found)
-    elif found != before:
+    before: tuple[str, ...] | None,
+    asked: tuple[str | None, ...],
+    recorded: tuple[str | None, ...],
+) -> tuple[Any, ...]:
+    """Return the columns of texts, and of labels if asked for; refuse to change them where a row brings new ones."""
+    kinds = ("text", "label")[: len(asked)]
+    found = tuple(find_column(stream, *each) for each in zip(asked, recorded, kinds, strict=True))
+    if before not in (None, found):
+        options = " and ".join(f"--{kind}-column" for kind in kinds)
         raise DataError(
             f"{speaker()}: {stream.source}: {place} brings a column that would be read ({listed(found)}) in place of "
-            f"those before ({listed(before)}); name the columns with --text-column and --label-column"
+            f"those before ({listed(before)}); name the columns with {options}"
         )
     return found

@@ -6,6 +6,7 @@ What only a whole file could tell is refused in words: JSON lists, quotes in TSV
 import io
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from adapterx.cli.data.columnar import is_columnar, read_columnar
@@ -59,22 +60,39 @@ def _parts(source: str, default_split: str) -> list[Path | RowStream]:
     return [read_named(source, default_split)] if files is None else list(files)
 
 
+def stream_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text without their ends.
+
+    Raises:
+        DataError: it is no text.
+    """
+    with _begun(path) as (start, content, _):
+        require_text(start, str(path))
+        for line in _lines(str(path), start, content):
+            yield line.removesuffix("\n").removesuffix("\r")
+
+
+@contextmanager
+def _begun(path: Path) -> Iterator[tuple[bytes, Iterator[bytes], int | None]]:
+    """Open a file, and give its first bytes, its pieces from the beginning, and its size (None: it is packed)."""
+    with opened(path, any_size=True) as (file, size):
+        packed = suffix_of(file.peek(8)) is not None
+        content = pieces(file, str(path), size=size)
+        start = b""
+        while len(start) < START and (piece := next(content, None)) is not None:
+            start += piece
+        yield start, itertools.chain([start], content), None if packed else size
+
+
 def _file(path: Path) -> RowStream:
     """Return the rows of a file, which is opened when the first of them is asked for."""
     require_known_kind(path)
     columns: list[str] = []
 
     def rows() -> Iterator[tuple[str, Row]]:
-        with opened(path, any_size=True) as (file, size):
-            packed = suffix_of(file.peek(8)) is not None
-            content = pieces(file, str(path), size=size)
-            start = b""
-            while len(start) < START and (piece := next(content, None)) is not None:
-                start += piece
-            if is_columnar(start, kind_of(path)):
-                stream = _columnar(path, start, None if packed else size)
-            else:
-                stream = _text(path, start, itertools.chain([start], content))
+        with _begun(path) as (start, content, size):
+            columnar = is_columnar(start, kind_of(path))
+            stream = _columnar(path, start, size) if columnar else _text(path, start, content)
             for place, value in stream.rows:
                 if len(columns) != len(stream.columns):
                     columns[:] = stream.columns

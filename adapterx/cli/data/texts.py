@@ -5,24 +5,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adapterx.cli.data.encodings import decode, split_lines
 from adapterx.cli.data.examples import find_column, require_encodable, texts_of
 from adapterx.cli.data.packing import unpacked
 from adapterx.cli.data.sources import SUFFIXES, find_files, kind_of, read_bytes, read_stream
+from adapterx.cli.data.spool import changed
 from adapterx.cli.data.tables import Rows, listed, read_rows
 from adapterx.errors import ConfigError, DataError, speaker
 
 ANSWER = ("text", "label", "probability", "probabilities")  # what a prediction adds to the columns of a table
 PREFIX = "given_"
+NO_COLUMN = "{}: --text-column must name a column of a table, lines and arguments have none"
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Texts to label, and for each the other columns of its row, under the names that they have in the answer."""
 
-    texts: list[str]
-    columns: list[dict[str, object]]
+    texts: Sequence[Any]
+    columns: Sequence[dict[str, object]]
 
 
 def texts_to_label(
@@ -49,9 +52,9 @@ def texts_to_label(
     if bool(texts) == (file is not None):
         raise ConfigError(f"{speaker()}: give texts, or --file, or - for standard input (exactly one of them)")
     files = None if file is None else find_files(file)
-    of_lines = bool(files) and all(kind_of(path) == ".txt" for path in files)
-    if text_column is not None and (file is None or of_lines):
-        raise ConfigError(f"{speaker()}: --text-column must name a column of a table, lines and arguments have none")
+    of_lines = are_lines(files, text_column)
+    if text_column is not None and file is None:
+        raise ConfigError(NO_COLUMN.format(speaker()))
     if file is not None and not of_lines:
         rows = read_rows(file, default_split="test")
         column = find_column(rows, text_column, recorded, "text")
@@ -69,6 +72,18 @@ def texts_to_label(
     return Wanted(texts, [{} for _ in texts])
 
 
+def are_lines(files: Sequence[Path] | None, text_column: str | None) -> bool:
+    """Return whether files hold one text a line, and no table.
+
+    Raises:
+        ConfigError: they do, and a column is asked for.
+    """
+    of_lines = bool(files) and all(kind_of(path) == ".txt" for path in files)
+    if of_lines and text_column is not None:
+        raise ConfigError(NO_COLUMN.format(speaker()))
+    return of_lines
+
+
 def with_ids_first(wanted: Wanted, column: str, answer: Sequence[str]) -> Wanted:
     """Return the texts with the column of their ids before the others.
 
@@ -80,7 +95,7 @@ def with_ids_first(wanted: Wanted, column: str, answer: Sequence[str]) -> Wanted
     Raises:
         DataError: there is no such column, a value is missing, or stands twice, so that answers could be confused.
     """
-    known = wanted.columns[0] if wanted.columns else {}
+    known = wanted.columns[0] if len(wanted.columns) else {}
     if column not in known or column in answer:
         raise DataError(
             f"{speaker()}: id_column must name a column beside the texts, one of {listed(known)}, got {column!r}"
@@ -92,7 +107,7 @@ def with_ids_first(wanted: Wanted, column: str, answer: Sequence[str]) -> Wanted
             told = f"text {i} has none" if not key else f"texts {seen[key]} and {i} both have {key!r}"
             raise DataError(f"{speaker()}: id_column {column!r} must tell the texts apart, {told}")
         seen[key] = i
-    return Wanted(wanted.texts, [{column: values[column], **values} for values in wanted.columns])
+    return Wanted(wanted.texts, changed(wanted.columns, lambda values: {column: values[column], **values}))
 
 
 def _standard_input() -> bytes:
@@ -109,30 +124,48 @@ def _lines(raw: bytes, name: str) -> list[str]:
     lines = split_lines(decode(raw, name))
     while not lines[-1].strip():  # behind the last text they shift no answer
         lines.pop()
-    blank = [str(i) for i, line in enumerate(lines, 1) if not line.strip()]
-    if blank:
-        shown = ", ".join(blank[:3]) + (f" and {len(blank) - 3} more" if len(blank) > 3 else "")
-        raise DataError(f"{speaker()}: {name}: a line must hold a text, blank: {shown}; fill or delete them")
+    require_no_blank(name, [i for i, line in enumerate(lines, 1) if not line.strip()])
     return lines
 
 
-def other_columns(rows: Rows, read: Sequence[str], answer: Sequence[str]) -> list[dict[str, object]]:
-    """Return the columns beside the texts; one whose name an answer has is kept as `given_...`.
-
-    So what is called `label` is always what the model says.
+def require_no_blank(name: str, blank: Sequence[int]) -> None:
+    """Refuse blank lines before the last text.
 
     Args:
-        rows: of the table.
+        name: of the file.
+        blank: which lines are.
+
+    Raises:
+        DataError: there is one.
+    """
+    if blank:
+        shown = ", ".join(map(str, blank[:3])) + (f" and {len(blank) - 3} more" if len(blank) > 3 else "")
+        raise DataError(f"{speaker()}: {name}: a line must hold a text, blank: {shown}; fill or delete them")
+
+
+def other_columns(rows: Rows, read: Sequence[str], answer: Sequence[str]) -> list[dict[str, object]]:
+    """Return the columns beside the texts, by the names of `names_in_answer`."""
+    names = names_in_answer(rows.columns, read, answer)
+    return [{name: value.get(column) for column, name in names.items()} for value in rows.values]
+
+
+def names_in_answer(columns: Sequence[str], read: Sequence[str], answer: Sequence[str]) -> dict[str, str]:
+    """Return the columns beside the texts, with the names that they have in an answer.
+
+    One whose name the answer itself has is kept as `given_...`: what is called `label` is always what the model says.
+
+    Args:
+        columns: of the table.
         read: the columns that the texts come from; under the name that they have in the answer they are left out.
         answer: what a prediction adds.
     """
     names = {}
-    for column in rows.columns:
+    for column in columns:
         name = column
-        while name in answer or (name != column and name in rows.columns):
+        while name in answer or (name != column and name in columns):
             name = PREFIX + name
         names[column] = name
     for column in read:
         if column in answer:
             del names[column]
-    return [{name: value.get(column) for column, name in names.items()} for value in rows.values]
+    return names

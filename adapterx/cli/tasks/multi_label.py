@@ -1,7 +1,7 @@
 """Multi-label classification: each text has any number of labels, none among them."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -108,20 +108,18 @@ class MultiLabelClassification(SequenceTask):
             }
         return metrics
 
-    def predict(self, run: Run, wanted: Wanted) -> list[Json]:
-        """Return for each text the labels whose probability reaches the threshold, and every probability."""
+    def predict(self, run: Run, wanted: Wanted) -> Iterator[Json]:
+        """Yield for each text the labels whose probability reaches the threshold, and every probability."""
         threshold = run.record["options"]["threshold"]
-        return [
-            {
+        probabilities = self.logits(run, wanted.texts).sigmoid()
+        for columns, text, row in zip(wanted.columns, wanted.texts, probabilities, strict=True):
+            of_labels = dict(zip(run.labels, row.tolist(), strict=True))
+            yield {
                 **columns,
                 "text": text,
-                "labels": [label for label, p in zip(run.labels, row, strict=True) if p >= threshold],
-                "probabilities": {label: round(p, 6) for label, p in zip(run.labels, row, strict=True)},
+                "labels": [label for label, p in of_labels.items() if p >= threshold],
+                "probabilities": {label: round(p, 6) for label, p in of_labels.items()},
             }
-            for columns, text, row in zip(
-                wanted.columns, wanted.texts, self.logits(run, wanted.texts).sigmoid().tolist(), strict=True
-            )
-        ]
 
     def cells(self, prediction: Json) -> tuple[str, ...]:
         """Return the labels and the text."""

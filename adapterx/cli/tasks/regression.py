@@ -2,7 +2,7 @@
 
 import decimal
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -126,16 +126,14 @@ class Regression(SequenceTask):
             }
         return {name: None if value != value else value for name, value in metrics.items()}
 
-    def predict(self, run: Run, wanted: Wanted) -> list[Json]:
-        """Return for each text its number, or its numbers by name."""
-        found = []
-        rows = self.logits(run, wanted.texts).tolist()
-        for columns, text, row in zip(wanted.columns, wanted.texts, rows, strict=True):
-            values = {name: round(value, 6) for name, value in zip(run.labels, row, strict=True)}
-            found.append(
-                {**columns, "text": text} | ({"value": values[run.labels[0]]} if len(row) == 1 else {"values": values})
+    def predict(self, run: Run, wanted: Wanted) -> Iterator[Json]:
+        """Yield for each text its number, or its numbers by name."""
+        numbers = self.logits(run, wanted.texts)
+        for columns, text, row in zip(wanted.columns, wanted.texts, numbers, strict=True):
+            values = {name: round(value, 6) for name, value in zip(run.labels, row.tolist(), strict=True)}
+            yield {**columns, "text": text} | (
+                {"value": values[run.labels[0]]} if len(values) == 1 else {"values": values}
             )
-        return found
 
     def cells(self, prediction: Json) -> tuple[str, ...]:
         """Return the numbers and the text."""

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adapterx.checkpoint import load_head, save_head
 from adapterx.cli.data.examples import Examples
 from adapterx.cli.data.sources import Sources
-from adapterx.cli.models import load_text_model
 from adapterx.cli.recipes import CLASSIFICATION
 from adapterx.cli.tasks.batches import batches_of, encoder_of, logits_of_batch
-from adapterx.cli.tasks.task import Encoded, Encoder, Json, Run, Task
+from adapterx.cli.tasks.headed import HeadedTask
+from adapterx.cli.tasks.task import Encoded, Encoder, Json, Run
 from adapterx.cli.tasks.windows import averaged, encode_texts, texts_of_rows
 from adapterx.errors import CheckpointError, speaker
 from adapterx.heads import SequenceClassifier
@@ -24,20 +23,18 @@ if TYPE_CHECKING:
 HEAD = {"pooling": "mean", "head_dropout": 0.1}
 
 
-class SequenceTask(Task):
+class SequenceTask(HeadedTask):
     """A task of `SequenceClassifier`, one for each problem type."""
 
+    classifier = SequenceClassifier
     problem_type: ClassVar[str]
     recipes: ClassVar = {method: recipe | HEAD for method, recipe in CLASSIFICATION.items()}
     options = frozenset({"pooling", "head_dropout", "head_learning_rate"})
+    streams = True
 
     def outputs(self, known: Json) -> int:
         """Return how many logits a text has."""
         return len(known["labels"])
-
-    def load(self, model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
-        """Load the base model without head."""
-        return load_text_model(model)
 
     def build(self, base: nn.Module, settings: Mapping[str, Any], known: Json) -> nn.Module:
         """Put a new head on the base model."""
@@ -80,25 +77,13 @@ class SequenceTask(Task):
 
         return transformers.DataCollatorWithPadding(tokenizer)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the head."""
-        save_head(model, folder)
-
-    def restore(self, base: nn.Module, folder: Path, record: Json) -> nn.Module:
-        """Put the saved head on the base model."""
-        head = load_head(folder)
+    def check_head(self, head: nn.Module, folder: Path, record: Json) -> None:
+        """Refuse a head of another problem type, or with other outputs."""
         if head.num_labels != self.outputs(record) or head.problem_type != self.problem_type:
             raise CheckpointError(
                 f"{speaker()}: the head in {folder} has {head.num_labels} outputs of {head.problem_type}, its run.json "
                 f"tells of {self.outputs(record)} of {self.problem_type}"
             )
-        classifier = SequenceClassifier(base, head.num_labels)
-        classifier.head = head
-        return classifier
-
-    def beside_export(self, run: Run) -> dict[str, Any]:
-        """Return the names of the classes."""
-        return {"labels.json": run.labels}
 
     @torch.inference_mode()
     def logits(self, run: Run, texts: Sequence[str]) -> Tensor:

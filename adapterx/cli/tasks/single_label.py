@@ -113,20 +113,18 @@ class SequenceClassification(SequenceTask):
             }
         return metrics
 
-    def predict(self, run: Run, wanted: Wanted) -> list[Json]:
-        """Return for each text its likeliest label, and the probability of every label."""
+    def predict(self, run: Run, wanted: Wanted) -> Iterator[Json]:
+        """Yield for each text its likeliest label, and the probability of every label."""
         probabilities = self.logits(run, wanted.texts).softmax(dim=1)
-        best = probabilities.argmax(dim=1).tolist()
-        return [
-            {
+        best = probabilities.argmax(dim=1)
+        for columns, text, i, row in zip(wanted.columns, wanted.texts, best, probabilities, strict=True):
+            yield {
                 **columns,
                 "text": text,
                 "label": run.labels[i],
                 "probability": round(row[i].item(), 6),
                 "probabilities": {label: round(p, 6) for label, p in zip(run.labels, row.tolist(), strict=True)},
             }
-            for columns, text, i, row in zip(wanted.columns, wanted.texts, best, probabilities, strict=True)
-        ]
 
     def cells(self, prediction: Json) -> tuple[str, ...]:
         """Return label, probability and text."""

@@ -1,7 +1,7 @@
 """What a task is: everything that differs between tasks, asked by the commands, which know no task by name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +10,7 @@ from torch import nn
 
 from adapterx.cli.data.examples import Examples, load_examples
 from adapterx.cli.data.sources import Sources
-from adapterx.cli.data.streamed import stream_examples
+from adapterx.cli.data.streamed import stream_examples, stream_texts
 from adapterx.cli.data.texts import Wanted, texts_to_label
 from adapterx.cli.recipes import EVAL_BATCH_SIZE, MAX_LENGTH
 from adapterx.cli.rules import Rule
@@ -98,6 +98,7 @@ class Task(ABC):
         answer: what a prediction adds to the columns of a table.
         nested: of these, what CSV leaves out.
         generates: whether its predictions are texts that are generated, so that `predict` takes the options of that.
+        streams: whether `predict` reads tables that are larger than memory.
         trainer: the class of `adapterx.integrations.transformers` that trains it.
         trainer_arguments: the class of `transformers` for the arguments of that.
     """
@@ -114,6 +115,7 @@ class Task(ABC):
     answer: ClassVar[tuple[str, ...]]
     nested: ClassVar[frozenset[str]] = frozenset()
     generates: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
     trainer: ClassVar[str] = "AdapterTrainer"
     trainer_arguments: ClassVar[str] = "TrainingArguments"
 
@@ -247,11 +249,14 @@ class Task(ABC):
 
     def wanted(self, texts: list[str], file: str | None, asked: Asked) -> Wanted:
         """Gather what is to be predicted; errors as in `texts_to_label`."""
-        return texts_to_label(texts, file, asked.text_column, recorded=asked.recorded[0], answer=self.answer)
+        how = {"recorded": asked.recorded[0], "answer": self.answer}
+        if asked.spool is not None:
+            return stream_texts(file, asked.text_column, **how, folder=asked.spool)
+        return texts_to_label(texts, file, asked.text_column, **how)
 
     @abstractmethod
-    def predict(self, run: Run, wanted: Wanted) -> list[Json]:
-        """Return for each text its other columns and the prediction."""
+    def predict(self, run: Run, wanted: Wanted) -> Iterable[Json]:
+        """Return for each text its other columns and the prediction; of texts on the disk one after the other."""
 
     @abstractmethod
     def cells(self, prediction: Json) -> tuple[str, ...]:

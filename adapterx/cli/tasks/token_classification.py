@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from adapterx.checkpoint import load_head, save_head
 from adapterx.cli.data.examples import Examples, ordered_labels
 from adapterx.cli.data.sources import Sources
 from adapterx.cli.data.tables import listed
 from adapterx.cli.data.texts import Wanted
-from adapterx.cli.models import load_text_model
 from adapterx.cli.recipes import CLASSIFICATION
 from adapterx.cli.rules import LABELS, is_text
 from adapterx.cli.tasks.batches import batches_of, encoder_of, logits_of_batch
+from adapterx.cli.tasks.headed import HeadedTask
 from adapterx.cli.tasks.tagged_words import ANSWER, read_tagged_words, words_to_tag
-from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Run, Task
+from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Run
 from adapterx.cli.tasks.words import Words, encode_words
 from adapterx.errors import CheckpointError, DataError, speaker
 from adapterx.heads import TokenClassificationHead, TokenClassifier
@@ -32,9 +31,10 @@ if TYPE_CHECKING:
 UNREAD = -1  # in place of the tag of a word that the model has not read, where there is no tag "O"
 
 
-class TokenClassification(Task):
+class TokenClassification(HeadedTask):
     """The first piece of a word carries its tag; whole entities are scored where tags mark such."""
 
+    classifier = TokenClassifier
     name = "token-classification"
     aliases = ("ner", "pos", "token_classification")
     about = "a tag for each word, such as named entities"
@@ -69,10 +69,6 @@ class TokenClassification(Task):
             )
 
     # -- model
-
-    def load(self, model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
-        """Load the base model without head."""
-        return load_text_model(model)
 
     def build(self, base: nn.Module, settings: Mapping[str, Any], known: Json) -> nn.Module:
         """Put a new head on the base model."""
@@ -141,25 +137,14 @@ class TokenClassification(Task):
 
     # -- files
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the head."""
-        save_head(model, folder)
-
-    def restore(self, base: nn.Module, folder: Path, record: Json) -> nn.Module:
-        """Put the saved head on the base model."""
-        head, wanted = load_head(folder), len(record["labels"])
+    def check_head(self, head: nn.Module, folder: Path, record: Json) -> None:
+        """Refuse a head of sequences, or with other tags."""
+        wanted = len(record["labels"])
         if not isinstance(head, TokenClassificationHead) or head.num_labels != wanted:
             raise CheckpointError(
                 f"{speaker()}: the head in {folder} must be a TokenClassificationHead of {wanted} labels, it is a "
                 f"{type(head).__name__} of {head.num_labels}"
             )
-        classifier = TokenClassifier(base, head.num_labels)
-        classifier.head = head
-        return classifier
-
-    def beside_export(self, run: Run) -> dict[str, Any]:
-        """Return the names of the tags."""
-        return {"labels.json": run.labels}
 
     # -- use
 
