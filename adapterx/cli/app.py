@@ -9,7 +9,7 @@ from adapterx.cli import answers, inspection, library, scoring
 from adapterx.cli.commands import PATH, BaseModel, OtherBase, Run, TextColumn, app, check_choice, command, option
 from adapterx.cli.converting import LIBRARIES, convert_folder
 from adapterx.cli.data.sources import Sources
-from adapterx.cli.data.texts import with_ids_first
+from adapterx.cli.data.wanted import with_ids_first
 from adapterx.cli.exporting import FORMATS, export_run
 from adapterx.cli.options import TrainOptions, takes_train_options
 from adapterx.cli.paths import check_file, check_folder, deliver

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterx.cli.data.sources import Sources
-from adapterx.cli.data.texts import Wanted
+from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.runs import load_run, read_record
 from adapterx.cli.tasks import task_of
 from adapterx.cli.tasks.generation import Generation

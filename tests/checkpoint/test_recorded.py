@@ -76,7 +76,7 @@ def test_a_checkpoint_of_the_trainer(expected):
 
 def test_a_run(tmp_path):
     pytest.importorskip("typer")
-    from adapterx.cli.data.texts import Wanted
+    from adapterx.cli.data.wanted import Wanted
     from adapterx.cli.runs import load_run
     from adapterx.cli.scoring import predict
 

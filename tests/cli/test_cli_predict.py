@@ -14,7 +14,8 @@ from command_line import invoke, refused, train
 
 from adapterx.cli import answers, reporting
 from adapterx.cli.data.examples import load_examples
-from adapterx.cli.data.texts import Wanted, texts_to_label
+from adapterx.cli.data.texts import texts_to_label
+from adapterx.cli.data.wanted import Wanted
 from adapterx.errors import CheckpointError, ConfigError, DataError
 
 REVIEWS = "title,review_body,stars\nx,good,p\nx,bad,n\nx,good,p\nx,bad,n\n"

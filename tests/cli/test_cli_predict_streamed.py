@@ -164,7 +164,7 @@ import resource, sys
 from pathlib import Path
 from adapterx.cli.data.streamed import stream_texts
 from adapterx.cli import answers
-from adapterx.cli.data.texts import with_ids_first
+from adapterx.cli.data.wanted import with_ids_first
 from adapterx.cli.tasks import TASKS
 
 def peak():

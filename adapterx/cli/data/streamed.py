@@ -18,7 +18,7 @@ from adapterx.cli.data.rows import RowStream, listed
 from adapterx.cli.data.sources import Sources, find_files
 from adapterx.cli.data.spool import Spool, changed
 from adapterx.cli.data.streaming import stream_lines, stream_rows
-from adapterx.cli.data.texts import ANSWER, Wanted, are_lines, names_in_answer, require_no_blank
+from adapterx.cli.data.wanted import ANSWER, Wanted, are_lines, names_in_answer, require_no_blank
 from adapterx.errors import DataError, speaker
 
 MOST_PLACES = 3  # that a message names

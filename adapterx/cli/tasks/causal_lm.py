@@ -13,7 +13,7 @@ from adapterx.adapters import adapter_names
 from adapterx.chat import PLAIN_TEMPLATE, Chat
 from adapterx.cli.data.examples import Examples
 from adapterx.cli.data.sources import Sources
-from adapterx.cli.data.texts import Wanted
+from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.language_models import load_language_model
 from adapterx.cli.rules import is_text
 from adapterx.cli.tasks.batches import device_of, encoder_of

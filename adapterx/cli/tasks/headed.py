@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from adapterx.checkpoint import load_head, save_head
+from adapterx.checkpoint.head import load_head, save_head
 from adapterx.cli.models import load_text_model
 from adapterx.cli.tasks.task import Json, Run, Task
 from adapterx.heads.wrapper import HeadedModel

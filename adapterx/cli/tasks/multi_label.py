@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from adapterx.cli.data.examples import Examples, checked, find_column, label_value, shown_value, texts_of
 from adapterx.cli.data.sources import Sources
 from adapterx.cli.data.tables import Rows, listed, read_rows
-from adapterx.cli.data.texts import Wanted
+from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.rules import LABELS
 from adapterx.cli.tasks.columns import BETWEEN, as_list, find_columns, require_different
 from adapterx.cli.tasks.sequences import SequenceTask
@@ -109,17 +110,19 @@ class MultiLabelClassification(SequenceTask):
         return metrics
 
     def predict(self, run: Run, wanted: Wanted) -> Iterator[Json]:
-        """Yield for each text the labels whose probability reaches the threshold, and every probability."""
+        """Return for each text the labels whose probability reaches the threshold, and every probability."""
         threshold = run.record["options"]["threshold"]
-        probabilities = self.logits(run, wanted.texts).sigmoid()
-        for columns, text, row in zip(wanted.columns, wanted.texts, probabilities, strict=True):
+
+        def answer(row: Tensor) -> Json:
             of_labels = dict(zip(run.labels, row.tolist(), strict=True))
-            yield {
-                **columns,
-                "text": text,
+            return {
                 "labels": [label for label, p in of_labels.items() if p >= threshold],
                 "probabilities": {label: round(p, 6) for label, p in of_labels.items()},
             }
+
+        probabilities = self.logits(run, wanted.texts).sigmoid()
+        found = zip(wanted.columns, wanted.texts, probabilities, strict=True)
+        return (columns | {"text": text} | answer(row) for columns, text, row in found)
 
     def cells(self, prediction: Json) -> tuple[str, ...]:
         """Return the labels and the text."""

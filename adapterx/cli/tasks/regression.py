@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adapterx.cli.data.examples import Examples, checked, find_column, shown_value, texts_of
 from adapterx.cli.data.sources import Sources
 from adapterx.cli.data.tables import Rows, read_rows
-from adapterx.cli.data.texts import Wanted
+from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.rules import LABELS, Rule
 from adapterx.cli.tasks.columns import BETWEEN, as_list, find_columns, require_different
 from adapterx.cli.tasks.sequences import SequenceTask
@@ -127,13 +127,14 @@ class Regression(SequenceTask):
         return {name: None if value != value else value for name, value in metrics.items()}
 
     def predict(self, run: Run, wanted: Wanted) -> Iterator[Json]:
-        """Yield for each text its number, or its numbers by name."""
-        numbers = self.logits(run, wanted.texts)
-        for columns, text, row in zip(wanted.columns, wanted.texts, numbers, strict=True):
+        """Return for each text its number, or its numbers by name."""
+
+        def answer(row: Tensor) -> Json:
             values = {name: round(value, 6) for name, value in zip(run.labels, row.tolist(), strict=True)}
-            yield {**columns, "text": text} | (
-                {"value": values[run.labels[0]]} if len(values) == 1 else {"values": values}
-            )
+            return {"value": values[run.labels[0]]} if len(values) == 1 else {"values": values}
+
+        found = zip(wanted.columns, wanted.texts, self.logits(run, wanted.texts), strict=True)
+        return (columns | {"text": text} | answer(row) for columns, text, row in found)
 
     def cells(self, prediction: Json) -> tuple[str, ...]:
         """Return the numbers and the text."""

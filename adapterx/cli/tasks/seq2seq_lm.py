@@ -11,7 +11,7 @@ from torch import nn
 
 from adapterx.cli.data.examples import Examples
 from adapterx.cli.data.sources import Sources
-from adapterx.cli.data.texts import Wanted
+from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.language_models import load_language_model
 from adapterx.cli.models import encode
 from adapterx.cli.process import is_main_process

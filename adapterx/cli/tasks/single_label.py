@@ -10,7 +10,7 @@ from torch import nn
 from adapterx.cli.data.classes import class_weights, given_labels, renamed, require_known
 from adapterx.cli.data.examples import Examples, label_ids, ordered_labels
 from adapterx.cli.data.sources import Sources
-from adapterx.cli.data.texts import ANSWER, Wanted
+from adapterx.cli.data.wanted import ANSWER, Wanted
 from adapterx.cli.reporting import say
 from adapterx.cli.rules import LABELS
 from adapterx.cli.tasks.sequences import SequenceTask
@@ -114,17 +114,19 @@ class SequenceClassification(SequenceTask):
         return metrics
 
     def predict(self, run: Run, wanted: Wanted) -> Iterator[Json]:
-        """Yield for each text its likeliest label, and the probability of every label."""
+        """Return for each text its likeliest label, and the probability of every label."""
         probabilities = self.logits(run, wanted.texts).softmax(dim=1)
         best = probabilities.argmax(dim=1)
-        for columns, text, i, row in zip(wanted.columns, wanted.texts, best, probabilities, strict=True):
-            yield {
+        return (
+            {
                 **columns,
                 "text": text,
                 "label": run.labels[i],
                 "probability": round(row[i].item(), 6),
                 "probabilities": {label: round(p, 6) for label, p in zip(run.labels, row.tolist(), strict=True)},
             }
+            for columns, text, i, row in zip(wanted.columns, wanted.texts, best, probabilities, strict=True)
+        )
 
     def cells(self, prediction: Json) -> tuple[str, ...]:
         """Return label, probability and text."""

@@ -7,7 +7,8 @@ from adapterx.cli.data.examples import Examples, checked, find_column, require_e
 from adapterx.cli.data.labels import NoClass, label_text
 from adapterx.cli.data.sources import Sources, find_files, kind_of
 from adapterx.cli.data.tables import read_rows
-from adapterx.cli.data.texts import Wanted, other_columns, texts_to_label
+from adapterx.cli.data.texts import other_columns, texts_to_label
+from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.tasks.columns import as_list, require_different
 from adapterx.cli.tasks.conll import conll_files, read_conll
 from adapterx.cli.tasks.task import Asked

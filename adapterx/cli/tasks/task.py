@@ -11,7 +11,8 @@ from torch import nn
 from adapterx.cli.data.examples import Examples, load_examples
 from adapterx.cli.data.sources import Sources
 from adapterx.cli.data.streamed import stream_examples, stream_texts
-from adapterx.cli.data.texts import Wanted, texts_to_label
+from adapterx.cli.data.texts import texts_to_label
+from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.recipes import EVAL_BATCH_SIZE, MAX_LENGTH
 from adapterx.cli.rules import Rule
 
@@ -256,7 +257,11 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, run: Run, wanted: Wanted) -> Iterable[Json]:
-        """Return for each text its other columns and the prediction; of texts on the disk one after the other."""
+        """Return for each text its other columns and the prediction.
+
+        The model has read all texts then; what an answer tells of texts on the disk is put together when it is asked
+        for.
+        """
 
     @abstractmethod
     def cells(self, prediction: Json) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from adapterx.cli.data.examples import Examples, checked, find_column, text_valu
 from adapterx.cli.data.rows import Rows
 from adapterx.cli.data.sources import Sources, find_files, kind_of
 from adapterx.cli.data.tables import read_rows
-from adapterx.cli.data.texts import Wanted, other_columns, texts_to_label
+from adapterx.cli.data.texts import other_columns, texts_to_label
+from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.tasks.columns import require_different
 from adapterx.cli.tasks.task import Asked
 from adapterx.errors import ConfigError, speaker

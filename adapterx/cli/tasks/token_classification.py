@@ -11,7 +11,7 @@ from torch import nn
 from adapterx.cli.data.examples import Examples, ordered_labels
 from adapterx.cli.data.sources import Sources
 from adapterx.cli.data.tables import listed
-from adapterx.cli.data.texts import Wanted
+from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.recipes import CLASSIFICATION
 from adapterx.cli.rules import LABELS, is_text
 from adapterx.cli.tasks.batches import batches_of, encoder_of, logits_of_batch
