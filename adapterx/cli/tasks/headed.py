@@ -1,6 +1,5 @@
 """What the tasks share whose model is a base model with a head of ours."""
 
-from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,10 +8,13 @@ from torch import nn
 from adapterx.checkpoint.head import load_head, save_head
 from adapterx.cli.models import load_text_model
 from adapterx.cli.tasks.task import Json, Run, Task
+from adapterx.errors import CheckpointError, speaker
 from adapterx.heads.wrapper import HeadedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+WORDS = "a label for each word"  # where a head has no problem type
 
 
 class HeadedTask(Task):
@@ -20,26 +22,19 @@ class HeadedTask(Task):
 
     Attributes:
         classifier: the class of the model.
+        problem_type: what the logits say, see `ClassificationHead`.
     """
 
     classifier: ClassVar[type[HeadedModel]]
+    problem_type: ClassVar[str] = WORDS
 
     def load(self, model: str) -> "tuple[PreTrainedTokenizerBase, nn.Module]":
         """Load the base model without head."""
         return load_text_model(model)
 
-    @abstractmethod
-    def check_head(self, head: nn.Module, folder: Path, record: Json) -> None:
-        """Refuse a head that is not of the run.
-
-        Args:
-            head: as it was saved.
-            folder: of the run, for the message.
-            record: of the run.
-
-        Raises:
-            CheckpointError: it is of another kind, or has other outputs.
-        """
+    def outputs(self, known: Json) -> int:
+        """Return how many logits a text, or a word, has."""
+        return len(known["labels"])
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the head."""
@@ -47,9 +42,17 @@ class HeadedTask(Task):
 
     def restore(self, base: nn.Module, folder: Path, record: Json) -> nn.Module:
         """Put the saved head on the base model."""
-        head = load_head(folder)
-        self.check_head(head, folder, record)
-        model = self.classifier(base, head.num_labels)
+        head, wanted = load_head(folder), self.outputs(record)
+        model = self.classifier(base, wanted)
+        of_run, found = (
+            f"a {type(each).__name__} of {count} outputs ({problem_type})"
+            for each, count, problem_type in (
+                (model.head, wanted, self.problem_type),
+                (head, head.num_labels, getattr(head, "problem_type", WORDS)),
+            )
+        )
+        if found != of_run:
+            raise CheckpointError(f"{speaker()}: the head in {folder} must be {of_run} by its run.json, it is {found}")
         model.head = head
         return model
 

@@ -1,7 +1,6 @@
 """What the tasks share that give each text labels or numbers: a head on the pooled hidden states."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,7 +13,6 @@ from adapterx.cli.tasks.batches import batches_of, encoder_of, logits_of_batch
 from adapterx.cli.tasks.headed import HeadedTask
 from adapterx.cli.tasks.task import Encoded, Encoder, Json, Run
 from adapterx.cli.tasks.windows import averaged, encode_texts, texts_of_rows
-from adapterx.errors import CheckpointError, speaker
 from adapterx.heads import SequenceClassifier
 
 if TYPE_CHECKING:
@@ -31,10 +29,6 @@ class SequenceTask(HeadedTask):
     recipes: ClassVar = {method: recipe | HEAD for method, recipe in CLASSIFICATION.items()}
     options = frozenset({"pooling", "head_dropout", "head_learning_rate"})
     streams = True
-
-    def outputs(self, known: Json) -> int:
-        """Return how many logits a text has."""
-        return len(known["labels"])
 
     def build(self, base: nn.Module, settings: Mapping[str, Any], known: Json) -> nn.Module:
         """Put a new head on the base model."""
@@ -76,14 +70,6 @@ class SequenceTask(HeadedTask):
         import transformers
 
         return transformers.DataCollatorWithPadding(tokenizer)
-
-    def check_head(self, head: nn.Module, folder: Path, record: Json) -> None:
-        """Refuse a head of another problem type, or with other outputs."""
-        if head.num_labels != self.outputs(record) or head.problem_type != self.problem_type:
-            raise CheckpointError(
-                f"{speaker()}: the head in {folder} has {head.num_labels} outputs of {head.problem_type}, its run.json "
-                f"tells of {self.outputs(record)} of {self.problem_type}"
-            )
 
     @torch.inference_mode()
     def logits(self, run: Run, texts: Sequence[str]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,8 +18,8 @@ from adapterx.cli.tasks.headed import HeadedTask
 from adapterx.cli.tasks.tagged_words import ANSWER, read_tagged_words, words_to_tag
 from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Run
 from adapterx.cli.tasks.words import Words, encode_words
-from adapterx.errors import CheckpointError, DataError, speaker
-from adapterx.heads import TokenClassificationHead, TokenClassifier
+from adapterx.errors import DataError, speaker
+from adapterx.heads import TokenClassifier
 from adapterx.heads.labels import IGNORED
 from adapterx.tagging import OUTSIDE, entities, entity_scores, scheme_of
 from adapterx.training import classification_scores
@@ -134,17 +133,6 @@ class TokenClassification(HeadedTask):
         most_frequent = max(sorted(counts), key=counts.__getitem__)
         tags = [tag for row in held_out for tag in row["tags"]]
         return {"majority_baseline": tags.count(most_frequent) / len(tags)}
-
-    # -- files
-
-    def check_head(self, head: nn.Module, folder: Path, record: Json) -> None:
-        """Refuse a head of sequences, or with other tags."""
-        wanted = len(record["labels"])
-        if not isinstance(head, TokenClassificationHead) or head.num_labels != wanted:
-            raise CheckpointError(
-                f"{speaker()}: the head in {folder} must be a TokenClassificationHead of {wanted} labels, it is a "
-                f"{type(head).__name__} of {head.num_labels}"
-            )
 
     # -- use
 

@@ -10,6 +10,8 @@ from command_line import invoke, refused
 from tiny_training import write_jsonl
 
 from adapterx import TokenClassificationHead, TokenClassifier, load_head, restore_head, save_head
+from adapterx.cli.runs import load_run
+from adapterx.cli.tasks import task_of
 from adapterx.cli.tasks.task import Asked, Encoder
 from adapterx.cli.tasks.token_classification import TokenClassification
 from adapterx.cli.tasks.words import Words, encode_words
@@ -265,3 +267,20 @@ def test_a_saved_head_is_told_from_others(run, tmp_path):
     (tmp_path / "head_config.json").write_text(json.dumps({k: v for k, v in document.items() if k != "type"}))
     with pytest.raises(CheckpointError):
         load_head(tmp_path)
+
+
+def test_the_head_of_another_run_is_refused(run, trained, tmp_path):
+    import torch
+
+    base = torch.nn.Linear(2, 2)
+    base.config = load_run(run).model.base_model.config
+    record = json.loads((run / "run.json").read_text())
+    assert TASKS.restore(base, run, record).head.num_labels == 4
+    for task, folder, known in (
+        (TASKS, trained, record),
+        (task_of({}), run, record),
+        (TASKS, run, record | {"labels": ["O"]}),
+        (task_of({"task": "regression"}), trained, json.loads((trained / "run.json").read_text())),
+    ):
+        with pytest.raises(CheckpointError, match=r"the head in .* must be a \w+Head of \d outputs .* it is a "):
+            task.restore(base, folder, known)
