@@ -41,7 +41,8 @@ def state_of(folder: Path) -> str | None:
 def reserved(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """Keep the output folder for this training, which may then write to it; a second one is refused, and waits not.
 
-    Nothing is deleted unless `overwrite` is given, but for what is of no use to anybody.
+    Nothing is deleted unless `overwrite` is given, but for what is of no use to anybody; a folder that was made for
+    nothing is one.
 
     Raises:
         ConfigError: another process trains into it, it holds something and no flag is given, there is nothing to
@@ -49,6 +50,7 @@ def reserved(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """
     check_resumable(output, resume=resume)
     with ExitStack() as held:
+        made = not output.exists()
         try:
             output.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(output, wait=PATIENCE))
@@ -60,9 +62,16 @@ def reserved(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
             raise ConfigError(
                 f"train: another process is training into {output}; wait until it is done, or choose another folder"
             ) from error
+        if made:
+            held.callback(_remove_empty, output)
         check_resumable(output, resume=resume)  # that other process may just have ended
         _check_empty(output, resume=resume, overwrite=overwrite)
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it holds something, which is the rule
+        folder.rmdir()
 
 
 def check_resumable(output: Path, *, resume: bool) -> None:

@@ -92,3 +92,11 @@ def test_predict_needs_exactly_one_source(trained, data, tmp_path):
     assert "standard input is empty" in invoke("predict", trained, "-", stdin="\n", code=2).stderr
     assert "not UTF-8: line 1, byte 1 of" in invoke("predict", trained, "-", stdin=b"x\xff", code=2).stderr
     assert "format must be one of" in refused("export", trained, "--format", "pickle")
+
+
+def test_a_training_that_is_refused_leaves_no_folder(model, data, tmp_path):
+    refused("train", "--model", model, "--data", data, "--output", tmp_path / "new", "--max-length", "100000")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    refused("train", "--model", model, "--data", data, "--output", tmp_path / "old", "--max-length", "100000")
+    assert (tmp_path / "old").is_dir()
