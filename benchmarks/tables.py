@@ -284,6 +284,41 @@ def large_base_table() -> str:
     return "\n".join([*lines, "", f"{note}; {where}: `benchmarks/results/{name}`."])
 
 
+def tasks_table() -> str:
+    """Compare adapters with a head alone, LoRA and full fine-tuning on tasks other than the demo's."""
+    rows = read_rows("tasks.csv")
+    if not rows:
+        return "Not measured yet."
+    names = {
+        "conll": "CoNLL-2003, DistilBERT cased (65 M)",
+        "brown": "romance of the Brown corpus, SmolLM2-135M-Instruct",
+        "reverse": "words in reverse order, a random T5 of two layers",
+    }
+    methods = {"head": "head", "adapters": "adapters", "lora": "LoRA (query, value)", "full": "full fine-tuning"}
+    lines = ["| task | metric | method | trained parameters | before | after, mean | per seed |", "|---" * 7 + "|"]
+    sizes = []
+    for task, told in names.items():
+        own = latest((row for row in rows if row["task"] == task), ("method", "seed"))
+        for method, words in methods.items():
+            seeds = [row for (name, _), row in sorted(own.items()) if name == method]
+            values = [float(row["value"]) for row in seeds]
+            digits = 1 if task == "brown" else 3
+            shown = (
+                *(told if method == "head" else "", seeds[0]["metric"] if method == "head" else "", words),
+                f"{int(seeds[0]['trainable_parameters']):,}",
+                " / ".join(dict.fromkeys(f"{float(row['before']):.{digits}f}" for row in seeds)),
+                f"{sum(values) / len(values):.{digits}f}",
+                " / ".join(f"{value:.{digits}f}" for value in values),
+            )
+            lines.append("| " + " | ".join(shown) + " |")
+        sizes.append(
+            f"{task}: {seeds[0]['train_examples']} examples, {seeds[0]['epochs']} epochs, scored on "
+            f"{seeds[0]['test_examples']}"
+        )
+    where = f"{rows[-1]['device']}, torch {rows[-1]['torch']}, {rows[-1]['date']}"
+    return "\n".join([*lines, "", f"{'; '.join(sizes)}. {where}: `benchmarks/results/tasks.csv`."])
+
+
 PAGES = {
     "README.md": {
         "operator": operator_table,
@@ -294,6 +329,7 @@ PAGES = {
         "model": model_table,
     },
     "docs/mixed.md": {"many_adapters": many_adapters_table, "fan_out": fan_out_table},
+    "docs/tasks.md": {"tasks": tasks_table},
     "docs/large-bases.md": {"large_base": large_base_table},
     "docs/cuda.md": {"counted": counted_table, "limits": limit_table},
 }

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,17 +80,28 @@ def _as_label(name: str) -> str:
 
 
 def renamed(examples: Examples, names: Mapping[str, str] | None) -> Examples:
-    """Return the examples with other names for their labels; a label without another keeps its own."""
-    return replace(examples, labels=[names.get(label, label) for label in examples.labels]) if names else examples
+    """Return the examples with other names for their labels, or for those of their words; others keep their own."""
+    if not names:
+        return examples
+    labels = [
+        [names.get(each, each) for each in label] if isinstance(label, list) else names.get(label, label)
+        for label in examples.labels
+    ]
+    return replace(examples, labels=labels)
 
 
-def require_known(examples: Examples, labels: Sequence[str], source: object) -> None:
+def require_known(found: Iterable[str], labels: Sequence[str], source: object) -> None:
     """Refuse labels that `--labels` does not list.
+
+    Args:
+        found: the labels of examples.
+        labels: those that are listed.
+        source: where the examples come from, for the message.
 
     Raises:
         DataError: there is one.
     """
-    if strange := sorted(set(examples.labels) - set(labels)):
+    if strange := sorted(set(found) - set(labels)):
         raise DataError(
             f"{speaker()}: {source} has {len(strange)} label(s) that --labels does not list: {listed(strange[:5])}"
         )

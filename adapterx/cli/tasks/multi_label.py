@@ -1,12 +1,14 @@
 """Multi-label classification: each text has any number of labels, none among them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from adapterx.cli.data.classes import given_labels, renamed, require_known
 from adapterx.cli.data.examples import Examples, checked, find_column, label_value, shown_value, texts_of
 from adapterx.cli.data.sources import Sources
 from adapterx.cli.data.tables import Rows, listed, read_rows
@@ -15,12 +17,13 @@ from adapterx.cli.rules import LABELS
 from adapterx.cli.tasks.columns import BETWEEN, as_list, find_columns, require_different
 from adapterx.cli.tasks.sequences import SequenceTask
 from adapterx.cli.tasks.task import Asked, Encoded, Json, Run
+from adapterx.cli.tasks.windows import labels_of_texts
 from adapterx.errors import DataError, speaker
 from adapterx.heads.labels import MULTI_LABEL
 from adapterx.scores import multi_label_scores
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
+    pass
 
 SEPARATOR, THRESHOLD = ",", 0.5
 OTHERS = ";|\t"  # what separates labels where no comma does
@@ -35,7 +38,7 @@ class MultiLabelClassification(SequenceTask):
     about = "any number of labels for each text"
     problem_type = MULTI_LABEL
     recipes: ClassVar = {method: recipe | {"threshold": THRESHOLD} for method, recipe in SequenceTask.recipes.items()}
-    options = SequenceTask.options | {"threshold", "label_separator"}
+    options = SequenceTask.options | {"threshold", "label_separator", "labels", "label_map"}
     figures = ("micro_f1", "macro_f1", "subset_accuracy", "majority_baseline")
     recorded: ClassVar = {"labels": LABELS}
     answer = ("text", "labels", "probabilities")
@@ -54,14 +57,21 @@ class MultiLabelClassification(SequenceTask):
             ]
         else:
             labels = _labels_of(rows, columns[0], asked.settings.get("label_separator"))
-        return Examples(texts_of(rows, text_column), labels, text_column, BETWEEN.join(columns))
+        examples = Examples(texts_of(rows, text_column), labels, text_column, BETWEEN.join(columns))
+        examples = renamed(examples, asked.settings.get("label_map"))
+        return replace(examples, labels=[list(dict.fromkeys(each)) for each in examples.labels])  # two may become one
 
     def learn(self, examples: Examples, settings: Mapping[str, Any], source: str | Sources) -> Json:
         """Return the labels in order: of their columns, or of their names."""
         found = {label for labels in examples.labels for label in labels}
         if not found:
             raise DataError(f"{speaker()}: {source} must give some text a label, no text has one")
+        if settings.get("labels") is not None:
+            labels = given_labels(settings["labels"])
+            require_known(found, labels, source)
+            return {"labels": labels}
         names = (examples.label_column or "").split(BETWEEN)
+        names = list(dict.fromkeys((settings.get("label_map") or {}).get(name, name) for name in names))
         return {"labels": names if found <= set(names) and len(names) > 1 else _in_order(found)}
 
     def targets(self, examples: Examples, known: Json, source: str | Sources) -> Sequence[list[float]]:
@@ -74,11 +84,9 @@ class MultiLabelClassification(SequenceTask):
             )
         return [[float(label in labels) for label in known["labels"]] for labels in map(set, examples.labels)]
 
-    def scorer(
-        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
-    ) -> "Callable[[EvalPrediction], dict[str, float]]":
+    def scores(self, logits: Tensor, truth: Tensor, known: Json) -> dict[str, float]:
         """Score at the threshold of one half; the run's own one is used by `evaluate`."""
-        return lambda p: multi_label_scores(torch.as_tensor(p.predictions) > 0, torch.as_tensor(p.label_ids) > 0.5)
+        return multi_label_scores(logits > 0, truth > 0.5)
 
     def best(self, known: Json) -> tuple[str, bool]:
         """Choose by micro-F1."""
@@ -86,9 +94,10 @@ class MultiLabelClassification(SequenceTask):
 
     def baselines(self, training: Encoded, held_out: Encoded, known: Json) -> dict[str, float]:
         """Return the subset accuracy of always giving the labels that are most frequent together in training."""
-        sets = Counter(tuple(row["labels"]) for row in training)
+        seen, unseen = (list(map(tuple, labels_of_texts(rows))) for rows in (training, held_out))
+        sets = Counter(seen)
         most_frequent = max(sorted(sets), key=sets.__getitem__)
-        return {"majority_baseline": sum(tuple(row["labels"]) == most_frequent for row in held_out) / len(held_out)}
+        return {"majority_baseline": unseen.count(most_frequent) / len(unseen)}
 
     def evaluate(self, run: Run, examples: Examples) -> Json:
         """Score a run at its threshold, and each of its labels."""

@@ -2,7 +2,7 @@
 
 import decimal
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,12 +16,13 @@ from adapterx.cli.rules import LABELS, Rule
 from adapterx.cli.tasks.columns import BETWEEN, as_list, find_columns, require_different
 from adapterx.cli.tasks.sequences import SequenceTask
 from adapterx.cli.tasks.task import Asked, Encoded, Json, Run
+from adapterx.cli.tasks.windows import labels_of_texts
 from adapterx.errors import DataError, speaker
 from adapterx.heads.labels import REGRESSION
 from adapterx.scores import regression_scores
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
+    pass
 
 USUAL = ("score", "label", "labels", "rating", "stars", "similarity", "target", "value", "y")
 NUMBERS: Rule = (
@@ -84,17 +85,10 @@ class Regression(SequenceTask):
         mean, deviation = _units(known)
         return ((torch.tensor(examples.labels, dtype=torch.float64) - mean) / deviation).tolist()
 
-    def scorer(
-        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
-    ) -> "Callable[[EvalPrediction], dict[str, float]]":
+    def scores(self, logits: Tensor, truth: Tensor, known: Json) -> dict[str, float]:
         """Score in the units of the data."""
         mean, deviation = _units(known)
-
-        def scores(p: "EvalPrediction") -> dict[str, float]:
-            guessed, truth = (torch.as_tensor(values).double() for values in (p.predictions, p.label_ids))
-            return regression_scores(guessed * deviation + mean, truth * deviation + mean)
-
-        return scores
+        return regression_scores(*(values.double() * deviation + mean for values in (logits, truth)))
 
     def best(self, known: Json) -> tuple[str, bool]:
         """Choose by the mean squared error, of which less is better."""
@@ -103,7 +97,7 @@ class Regression(SequenceTask):
     def baselines(self, training: Encoded, held_out: Encoded, known: Json) -> dict[str, float]:
         """Return the squared error of always saying the mean of the training examples."""
         _, deviation = _units(known)
-        seen, unseen = (torch.tensor([row["labels"] for row in rows]).double() for rows in (training, held_out))
+        seen, unseen = (torch.tensor(list(labels_of_texts(rows))).double() for rows in (training, held_out))
         return {"mean_baseline_mse": ((unseen - seen.mean(dim=0)) * deviation).square().mean().item()}
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """What the tasks share that give each text labels or numbers: a head on the pooled hidden states."""
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,9 +15,10 @@ from adapterx.cli.tasks.headed import HeadedTask
 from adapterx.cli.tasks.task import Encoded, Encoder, Json, Run
 from adapterx.cli.tasks.windows import averaged, encode_texts, texts_of_rows
 from adapterx.heads import SequenceClassifier
+from adapterx.heads.labels import sequence_loss
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 HEAD = {"pooling": "mean", "head_dropout": 0.1}
 
@@ -27,7 +29,7 @@ class SequenceTask(HeadedTask):
     classifier = SequenceClassifier
     problem_type: ClassVar[str]
     recipes: ClassVar = {method: recipe | HEAD for method, recipe in CLASSIFICATION.items()}
-    options = frozenset({"pooling", "head_dropout", "head_learning_rate"})
+    options = frozenset({"pooling", "head_dropout", "head_learning_rate", "window_stride"})
     streams = True
 
     def build(self, base: nn.Module, settings: Mapping[str, Any], known: Json) -> nn.Module:
@@ -71,6 +73,34 @@ class SequenceTask(HeadedTask):
 
         return transformers.DataCollatorWithPadding(tokenizer)
 
+    @abstractmethod
+    def scores(self, logits: Tensor, truth: Tensor, known: Json) -> dict[str, float]:
+        """Return the metrics of the training.
+
+        Args:
+            logits: of the held-out texts, `(texts, labels)`.
+            truth: what the loss compares with, a row for each text.
+            known: what was learnt from the training data.
+        """
+
+    def scorer(
+        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
+    ) -> "Callable[[EvalPrediction], dict[str, float]]":
+        """Score texts; those that were cut into windows as wholes, and their loss too."""
+        owners = texts_of_rows(rows)
+
+        def of_texts(p: "EvalPrediction") -> dict[str, float]:
+            logits, truth = torch.as_tensor(p.predictions), torch.as_tensor(p.label_ids)
+            if owners is None:
+                return self.scores(logits, truth, known)
+            whole = averaged(logits, owners, max(owners) + 1, self.problem_type)
+            targets = truth.new_empty(len(whole), *truth.shape[1:])
+            targets[torch.tensor(owners)] = truth
+            loss = sequence_loss(whole, targets, self.problem_type).item()
+            return self.scores(whole, targets, known) | {"loss": loss}
+
+        return of_texts
+
     @torch.inference_mode()
     def logits(self, run: Run, texts: Sequence[str]) -> Tensor:
         """Return float32 logits `(texts, labels)`, in the order of the texts, on the CPU; errors as in `encode`."""
@@ -80,4 +110,4 @@ class SequenceTask(HeadedTask):
         logits = torch.empty(len(rows), self.outputs(run.record))
         for chosen, batch in batches_of(run, rows):
             logits[chosen] = logits_of_batch(run, batch, [texts[owners[i]] for i in chosen])
-        return logits if isinstance(owners, range) else averaged(logits, owners, len(texts))
+        return logits if isinstance(owners, range) else averaged(logits, owners, len(texts), self.problem_type)

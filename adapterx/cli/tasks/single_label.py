@@ -1,11 +1,11 @@
 """Sequence classification: each text has one label."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapterx.cli.data.classes import class_weights, given_labels, renamed, require_known
 from adapterx.cli.data.examples import Examples, label_ids, ordered_labels
@@ -15,12 +15,12 @@ from adapterx.cli.reporting import say
 from adapterx.cli.rules import LABELS
 from adapterx.cli.tasks.sequences import SequenceTask
 from adapterx.cli.tasks.task import Asked, Encoded, Json, Run
-from adapterx.cli.tasks.windows import TEXT, averaged, texts_of_rows
+from adapterx.cli.tasks.windows import labels_of_texts
 from adapterx.heads.labels import SINGLE_LABEL
 from adapterx.training import classification_scores
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
+    pass
 
 
 class SequenceClassification(SequenceTask):
@@ -31,7 +31,7 @@ class SequenceClassification(SequenceTask):
     about = "one label for each text"
     problem_type = SINGLE_LABEL
     options = SequenceTask.options | {"examples_per_class", "labels", "label_map", "class_weights"}
-    options |= {"streaming", "window_stride"}
+    options |= {"streaming"}
     figures = ("accuracy", "macro_f1", "majority_baseline")
     recorded: ClassVar = {"labels": LABELS}
     answer = ANSWER
@@ -46,7 +46,7 @@ class SequenceClassification(SequenceTask):
         if settings.get("labels") is None:
             return {"labels": ordered_labels(examples.labels, source)}
         labels = given_labels(settings["labels"])
-        require_known(examples, labels, source)
+        require_known(examples.labels, labels, source)
         return {"labels": labels}
 
     def prepare(self, model: nn.Module, training: Examples, known: Json, settings: Mapping[str, Any]) -> None:
@@ -65,22 +65,9 @@ class SequenceClassification(SequenceTask):
         """Hold out the same share of each class."""
         return examples.labels
 
-    def scorer(
-        self, rows: Encoded, known: Json, tokenizer: "PreTrainedTokenizerBase"
-    ) -> "Callable[[EvalPrediction], dict[str, float]]":
-        """Score by accuracy and macro-F1; texts that were cut into windows as wholes."""
-        owners = texts_of_rows(rows)
-        if owners is None:
-            return lambda p: classification_scores(p.predictions.argmax(-1).tolist(), p.label_ids.tolist())
-
-        def of_texts(p: "EvalPrediction") -> dict[str, float]:
-            count = max(owners) + 1
-            logits, truth = averaged(torch.as_tensor(p.predictions), owners, count), torch.empty(count).long()
-            truth[torch.tensor(owners)] = torch.as_tensor(p.label_ids).long()
-            loss = torch.nn.functional.cross_entropy(logits, truth).item()
-            return classification_scores(logits.argmax(-1).tolist(), truth.tolist()) | {"loss": loss}
-
-        return of_texts
+    def scores(self, logits: Tensor, truth: Tensor, known: Json) -> dict[str, float]:
+        """Return accuracy and macro-F1."""
+        return classification_scores(logits.argmax(dim=-1).tolist(), truth.tolist())
 
     def best(self, known: Json) -> tuple[str, bool]:
         """Choose by accuracy."""
@@ -88,7 +75,7 @@ class SequenceClassification(SequenceTask):
 
     def baselines(self, training: Encoded, held_out: Encoded, known: Json) -> dict[str, float]:
         """Return the accuracy of always saying the label that is most frequent in training."""
-        ids, held_out_ids = (list(_ids_of_texts(rows)) for rows in (training, held_out))
+        ids, held_out_ids = (list(labels_of_texts(rows)) for rows in (training, held_out))
         most_frequent = max(sorted(set(ids)), key=ids.count)
         return {"majority_baseline": held_out_ids.count(most_frequent) / len(held_out_ids)}
 
@@ -131,15 +118,6 @@ class SequenceClassification(SequenceTask):
     def cells(self, prediction: Json) -> tuple[str, ...]:
         """Return label, probability and text."""
         return prediction["label"], f"{prediction['probability']:.3f}", prediction["text"]
-
-
-def _ids_of_texts(rows: Encoded) -> Iterator[int]:
-    """Yield the class id of each text, also where its windows are rows."""
-    last = None
-    for row in rows:
-        if last is None or row.get(TEXT) != last:
-            yield row["labels"]
-        last = row.get(TEXT)
 
 
 def confusion_matrix(guesses: Sequence[int], truth: Sequence[int], labels: Sequence[str]) -> dict[str, dict[str, int]]:

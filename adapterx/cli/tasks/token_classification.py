@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from adapterx.cli.data.classes import given_labels, renamed, require_known
 from adapterx.cli.data.examples import Examples, ordered_labels
 from adapterx.cli.data.sources import Sources
 from adapterx.cli.data.tables import listed
@@ -38,7 +39,7 @@ class TokenClassification(HeadedTask):
     aliases = ("ner", "pos", "token_classification")
     about = "a tag for each word, such as named entities"
     recipes: ClassVar = {method: recipe | {"head_dropout": 0.1} for method, recipe in CLASSIFICATION.items()}
-    options = frozenset({"head_dropout", "head_learning_rate"})
+    options = frozenset({"head_dropout", "head_learning_rate", "labels", "label_map"})
     max_length = 256
     figures = ("f1", "precision", "recall", "macro_f1", "accuracy", "majority_baseline")
     recorded: ClassVar = {
@@ -51,12 +52,18 @@ class TokenClassification(HeadedTask):
 
     def read(self, source: str | Sources, asked: Asked, *, default_split: str) -> Examples:
         """Read lists of words and tags, texts that hold them, or CoNLL files."""
-        return read_tagged_words(source, asked, default_split=default_split)
+        examples = read_tagged_words(source, asked, default_split=default_split)
+        return renamed(examples, asked.settings.get("label_map"))
 
     def learn(self, examples: Examples, settings: Mapping[str, Any], source: str | Sources) -> Json:
         """Return the tags in order, and the scheme by which they mark entities."""
-        labels = ordered_labels([tag for tags in examples.labels for tag in tags], source)
-        return {"labels": sorted(labels, key=lambda label: label != OUTSIDE), "scheme": scheme_of(examples.labels)}
+        found = [tag for tags in examples.labels for tag in tags]
+        if settings.get("labels") is not None:
+            labels = given_labels(settings["labels"])
+            require_known(found, labels, source)
+        else:
+            labels = sorted(ordered_labels(found, source), key=lambda label: label != OUTSIDE)
+        return {"labels": labels, "scheme": scheme_of(examples.labels)}
 
     def check(self, examples: Examples, known: Json, source: str | Sources) -> None:
         """Refuse tags that do not occur in training."""

@@ -1,6 +1,6 @@
 """Long texts as windows: pieces of as many tokens as are read at once, each of which overlaps the one before."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from adapterx.cli.data.spool import empty_like
 from adapterx.cli.models import encode
 from adapterx.cli.tasks.task import Encoder
 from adapterx.errors import ConfigError, speaker
+from adapterx.heads.labels import MULTI_LABEL, SINGLE_LABEL
 
 OWNER = "overflow_to_sample_mapping"  # the tokenizers' name for the text of a window
 TEXT = "text"  # in a row: the position of the text that a window is of
@@ -63,8 +64,17 @@ def texts_of_rows(rows: Sequence[Any]) -> list[int] | None:
     return [row[TEXT] for row in rows] if len(rows) and TEXT in rows[0] else None
 
 
-def averaged(logits: Tensor, owners: Sequence[int], count: int) -> Tensor:
-    """Return logits of whole texts: the logarithms of the mean of their windows' probabilities.
+def labels_of_texts(rows: Sequence[Any]) -> Iterator[Any]:
+    """Yield the labels of each text, also where its windows are rows."""
+    last = None
+    for row in rows:
+        if last is None or row.get(TEXT) != last:
+            yield row["labels"]
+        last = row.get(TEXT)
+
+
+def averaged(logits: Tensor, owners: Sequence[int], count: int, problem_type: str = SINGLE_LABEL) -> Tensor:
+    """Return logits of whole texts: those of the mean of their windows' probabilities; of numbers, the mean.
 
     A text of one window keeps its logits.
 
@@ -72,15 +82,27 @@ def averaged(logits: Tensor, owners: Sequence[int], count: int) -> Tensor:
         logits: of the windows, `(windows, labels)`.
         owners: the text of each window, from 0 to `count - 1`.
         count: texts, each of which has a window.
+        problem_type: what the logits say, see `ClassificationHead`.
 
     Returns:
         `(count, labels)`, float32.
     """
     owner = torch.tensor(owners)
-    windows = owner.bincount(minlength=count)
-    means = torch.zeros(count, logits.shape[1], dtype=torch.float64)
-    means.index_add_(0, owner, logits.double().softmax(dim=1))
+    windows = owner.bincount(minlength=count)[:, None]
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.zeros(count, logits.shape[1], dtype=torch.float64).index_add_(0, owner, values) / windows
+
+    if problem_type == SINGLE_LABEL:
+        found = _log(mean(logits.double().softmax(dim=1)))
+    elif problem_type == MULTI_LABEL:  # from both sides: 1 - p of a p near 1 would have no digits
+        found = _log(mean(logits.double().sigmoid())) - _log(mean((-logits.double()).sigmoid()))
+    else:
+        found = mean(logits.double())
     alone = torch.zeros(count, logits.shape[1])
     alone[owner] = logits.float()
-    logs = (means / windows[:, None]).clamp_min(torch.finfo(torch.float64).tiny).log().float()
-    return torch.where(windows[:, None] == 1, alone, logs)
+    return torch.where(windows == 1, alone, found.float())
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp_min(torch.finfo(torch.float64).tiny).log()

@@ -130,3 +130,28 @@ def test_refusals_of_the_command(run, model, tmp_path):
     assert "threshold must lie strictly between 0 and 1" in refused(*arguments, *TASK, "--threshold", "1")
     line = refused(*arguments, *TASK, "--examples-per-class", "3")
     assert "--examples-per-class can only be used with --task sequence-classification" in line
+
+
+def test_labels_by_another_name_and_in_a_given_order(model, tmp_path):
+    data = write_jsonl(tmp_path / "train.jsonl", ROWS[:40])
+    given = ("train", "--model", model, "--data", data, *TASK, "--bottleneck-dim", "4", "--epochs", "1")
+    names = ("--label-map", "big=size,sad=mood,kind=mood", "--labels", "rare,mood,size")
+    invoke(*given, "--output", tmp_path / "run", *names)
+    assert json.loads((tmp_path / "run/run.json").read_text())["labels"] == ["rare", "mood", "size"]
+    scores = json.loads(invoke("evaluate", tmp_path / "run", "--data", data, "--json").stdout)
+    moods = sum(bool({"sad", "kind"} & set(row["labels"])) for row in ROWS[:40])
+    assert {name: each["examples"] for name, each in scores["classes"].items()} == {
+        "rare": 0, "mood": moods, "size": sum("big" in row["labels"] for row in ROWS[:40])
+    }  # fmt: skip
+    line = refused(*given, "--output", tmp_path / "o", "--labels", "big,sad")
+    assert "has 1 label(s) that --labels does not list: 'kind'" in line
+
+
+def test_columns_of_labels_by_another_name(model, tmp_path):
+    with open(tmp_path / "train.csv", "w") as file:
+        file.write("text,a,b,c\n" + "good,1,0,0\nbad,0,1,0\n" * 8)
+    columns = ("--label-column", "a,b,c", "--label-map", "c=never,b=bad")
+    shape = ("--bottleneck-dim", "4", "--epochs", "1", "--eval-fraction", "0")
+    data = ("--data", tmp_path / "train.csv")
+    invoke("train", "--model", model, *data, "--output", tmp_path / "run", *TASK, *columns, *shape)
+    assert json.loads((tmp_path / "run/run.json").read_text())["labels"] == ["a", "bad", "never"]

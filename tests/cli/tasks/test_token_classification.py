@@ -284,3 +284,20 @@ def test_the_head_of_another_run_is_refused(run, trained, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=r"the head in .* must be a \w+Head of \d outputs .* it is a "):
             task.restore(base, folder, known)
+
+
+def test_tags_by_another_name_mark_entities(model, tmp_path):
+    numbers = {"O": 0, "B-PER": 1, "I-PER": 2, "B-LOC": 3}
+    rows = [row | {"ner_tags": [numbers[tag] for tag in row["ner_tags"]]} for row in ROWS[:30]]
+    data = write_jsonl(tmp_path / "train.jsonl", rows)
+    given = ("train", "--model", model, "--data", data, *TASK, "--bottleneck-dim", "4", "--epochs", "1")
+    (tmp_path / "names.json").write_text(json.dumps({str(number): tag for tag, number in numbers.items()}))
+    order = ("--labels", "B-PER,I-PER,O,B-LOC,I-LOC")
+    invoke(*given, "--output", tmp_path / "run", "--label-map", tmp_path / "names.json", *order)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["labels"] == ["B-PER", "I-PER", "O", "B-LOC", "I-LOC"]
+    assert record["scheme"] == "IOB2"
+    scores = json.loads(invoke("evaluate", tmp_path / "run", "--data", data, "--json").stdout)
+    assert set(scores["entities"]) == {"PER", "LOC"}
+    line = refused(*given, "--output", tmp_path / "o", "--labels", "0,1,2")
+    assert "has 1 label(s) that --labels does not list: '3'" in line

@@ -114,3 +114,57 @@ def test_what_a_stride_must_be(model, data, tmp_path):
     given = ("train", "--model", model, "--data", data, "--output", tmp_path / "o", "--bottleneck-dim", "4")
     assert "window_stride must be 0 or more" in refused(*given, "--window-stride", "-1")
     assert "window_stride must be below the 22 tokens" in refused(*given, "--window-stride", "22")
+
+
+# -- several labels, numbers
+
+
+def test_the_mean_of_the_windows_of_labels_and_numbers():
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)) * 3
+    owners = [2, 0, 1, 0, 0, 2]
+    parts = [[1, 3, 4], [2], [0, 5]]
+    found = averaged(logits, owners, 3, "multi_label_classification")
+    expected = torch.stack([logits.sigmoid()[part].mean(0) for part in parts])
+    torch.testing.assert_close(found.sigmoid(), expected)
+    assert torch.equal(found[1], logits[2])
+    assert averaged(torch.tensor([[90.0], [80.0]]), [0, 0], 1, "multi_label_classification").item() > 79
+    assert averaged(torch.tensor([[900.0], [-900.0]]), [0, 0], 1, "multi_label_classification").isfinite().all()
+    found = averaged(logits, owners, 3, "regression")
+    torch.testing.assert_close(found, torch.stack([logits[part].mean(0) for part in parts]))
+
+
+@pytest.mark.parametrize("task", ["multi-label-classification", "regression"])
+def test_other_tasks_read_whole_texts(model, tmp_path, task):
+    from adapterx.cli.runs import load_run
+    from adapterx.training import stratified_split
+
+    label = {"positive": "kind,all", "negative": "all"} if task.startswith("multi") else {"positive": 4.5, "negative": -1}
+    rows = [(f"{words(20)} {text}", label[each]) for text, each in tiny_training.sentences(40)]
+    data = tiny_training.write_csv(tmp_path / "long.csv", rows)
+    reading = ("--max-length", "12", "--window-stride", "4", "--bottleneck-dim", "8", "--epochs", "2")
+    invoke("train", "--model", model, "--data", data, "--output", tmp_path / "run", "--task", task, *reading)
+    lines = invoke("predict", tmp_path / "run", "--file", data, "--format", "jsonl").stdout.splitlines()
+    loaded = load_run(tmp_path / "run")
+    for (text, _), line in list(zip(rows, lines, strict=True))[:3]:
+        ids = loaded.tokenizer(text)["input_ids"][1:-1]
+        mark, end = loaded.tokenizer.cls_token_id, loaded.tokenizer.sep_token_id
+        pieces = [[mark, *ids[start : start + 10], end] for start in range(0, len(ids) - 4, 6)]
+        each = torch.cat([loaded.model(torch.tensor([piece]))["logits"] for piece in pieces])
+        answer = json.loads(line)
+        if task == "regression":
+            assert answer["value"] == pytest.approx(each.mean().item(), abs=1e-4)
+        else:
+            mean = each.sigmoid().mean(dim=0).tolist()
+            assert answer["probabilities"] == pytest.approx(dict(zip(loaded.labels, mean, strict=True)), abs=2e-5)
+    _, apart = stratified_split([0] * len(rows), 0.1, seed=0)
+    held_out = tiny_training.write_csv(tmp_path / "held_out.csv", [rows[i] for i in apart])
+    found = json.loads(invoke("evaluate", tmp_path / "run", "--data", held_out, "--json").stdout)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["eval_examples"] == len(apart)
+    for name in ("mse", "mae") if task == "regression" else ("micro_f1", "subset_accuracy", "loss"):
+        assert metrics[name] == pytest.approx(found[name], abs=1e-4)
+    truth = [row[1] for i, row in enumerate(rows) if i in set(apart)]
+    if task != "regression":
+        seen = [row[1] for i, row in enumerate(rows) if i not in set(apart)]
+        often = max(sorted(set(seen)), key=seen.count)
+        assert metrics["majority_baseline"] == truth.count(often) / len(truth)
