@@ -231,6 +231,7 @@ def test_the_card_of_an_adapter(tmp_path):
     }
     assert 'adapterx.load_adapter(model, from_hub("me/x"))' in body
     assert "| bottleneck dim | 2 |" in body
+    assert "| dropout | 0 |" in body  # a number that was set, not what stands for nothing
     assert "Its author has named no licence" in model_card(tmp_path)
 
 

@@ -153,7 +153,7 @@ def _given(values: Any) -> dict[str, Any]:
     """Return what was set, without what stands for nothing."""
     if not isinstance(values, Mapping):
         return {}
-    return {name: value for name, value in values.items() if value not in (None, [], False)}
+    return {name: value for name, value in values.items() if value not in (None, []) and value is not False}
 
 
 def _table(values: Mapping[str, Any]) -> str:
