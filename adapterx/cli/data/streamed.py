@@ -101,7 +101,8 @@ def _lines_to_label(files: Sequence[Path], folder: Path) -> Wanted:
             if not line.strip():
                 last.append(number)
                 continue
-            blank, last = blank + last, []  # behind the last text they shift no answer
+            blank += last
+            last = []  # behind the last text they shift no answer
             require_encodable(line, f"{path}: line {number}")
             texts.append(line)
         require_no_blank(str(path), blank)
