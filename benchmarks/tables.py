@@ -312,7 +312,7 @@ def tasks_table() -> str:
             )
             lines.append("| " + " | ".join(shown) + " |")
         sizes.append(
-            f"{task}: {seeds[0]['train_examples']} examples, {seeds[0]['epochs']} epochs, scored on "
+            f"{task}: {seeds[0]['train_examples']} examples, {seeds[0]['epochs']} pass(es), scored on "
             f"{seeds[0]['test_examples']}"
         )
     where = f"{rows[-1]['device']}, torch {rows[-1]['torch']}, {rows[-1]['date']}"
