@@ -138,7 +138,8 @@ def test_other_tasks_read_whole_texts(model, tmp_path, task):
     from adapterx.cli.runs import load_run
     from adapterx.training import stratified_split
 
-    label = {"positive": "kind,all", "negative": "all"} if task.startswith("multi") else {"positive": 4.5, "negative": -1}
+    labels = ("kind,all", "all") if task.startswith("multi") else (4.5, -1)
+    label = dict(zip(("positive", "negative"), labels, strict=True))
     rows = [(f"{words(20)} {text}", label[each]) for text, each in tiny_training.sentences(40)]
     data = tiny_training.write_csv(tmp_path / "long.csv", rows)
     reading = ("--max-length", "12", "--window-stride", "4", "--bottleneck-dim", "8", "--epochs", "2")
