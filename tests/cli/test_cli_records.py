@@ -97,15 +97,15 @@ def test_files_of_another_run_are_refused(model, data, run, tmp_path):
 
 def test_run_that_is_replaced_while_it_is_read(model, data, run, tmp_path, monkeypatch):
     train(model, data, tmp_path / "other", "--bottleneck-dim", "32", "--init", "xavier")
-    from adapterx.cli.tasks import sequences
+    from adapterx.cli.tasks import headed
 
-    load_text_model = sequences.load_text_model
+    load_text_model = headed.load_text_model
 
     def meanwhile(source):
         shutil.copytree(tmp_path / "other", run, dirs_exist_ok=True)
         return load_text_model(source)
 
-    monkeypatch.setattr(sequences, "load_text_model", meanwhile)
+    monkeypatch.setattr(headed, "load_text_model", meanwhile)
     assert "was replaced while it was read" in refused("predict", run, "good")
 
 
