@@ -32,6 +32,8 @@ def render(
 ) -> Iterator[str]:
     """Write predictions as one of FORMATS, line by line; in CSV with a column for each probability if they are wanted.
 
+    A table may hold half a surrogate pair: lines are to be encoded with `errors="backslashreplace"`, as JSON writes it.
+
     Raises:
         ConfigError: the task has no probabilities.
         DataError: a value of the user's table cannot be written, or a column would have the name of another.
@@ -48,11 +50,11 @@ def render(
         yield from _aligned([[printable(cell) for cell in task.cells(each)] for each in predictions])
     elif form == "jsonl":
         for each in predictions:
-            yield _utf8(_json({name: _plain(value) for name, value in each.items()})) + "\n"
+            yield _json({name: _plain(value) for name, value in each.items()}) + "\n"
     else:
         names = [name for name in first if name not in task.nested]
         for row in itertools.chain([names], ([_cell(each[name]) for name in names] for each in predictions)):
-            yield _utf8(",".join(map(_quoted, row))) + "\n"
+            yield ",".join(map(_quoted, row)) + "\n"
 
 
 def _aligned(table: list[list[str]]) -> Iterator[str]:
@@ -60,10 +62,6 @@ def _aligned(table: list[list[str]]) -> Iterator[str]:
     widths[-1] = 0  # nothing stands behind the last column
     for row in table:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + "\n"
-
-
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()  # a table may hold half a surrogate pair
 
 
 def _spread(prediction: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adapterx.checkpoint.document import read_json
 from adapterx.cli.data.examples import Examples
@@ -90,21 +91,26 @@ def renamed(examples: Examples, names: Mapping[str, str] | None) -> Examples:
     return replace(examples, labels=labels)
 
 
-def require_known(found: Iterable[str], labels: Sequence[str], source: object) -> None:
-    """Refuse labels that `--labels` does not list.
+def listed_labels(settings: Mapping[str, Any], found: Iterable[str], source: object) -> list[str] | None:
+    """Return the classes that `--labels` lists, in order; None if it was not given.
 
     Args:
-        found: the labels of examples.
-        labels: those that are listed.
+        settings: the options of the training, by their names.
+        found: the labels of examples, all of which it must list.
         source: where the examples come from, for the message.
 
     Raises:
-        DataError: there is one.
+        ConfigError: as in `given_labels`.
+        DataError: a label is not listed.
     """
+    if settings.get("labels") is None:
+        return None
+    labels = given_labels(settings["labels"])
     if strange := sorted(set(found) - set(labels)):
         raise DataError(
             f"{speaker()}: {source} has {len(strange)} label(s) that --labels does not list: {listed(strange[:5])}"
         )
+    return labels
 
 
 def class_weights(words: Sequence[str], labels: Sequence[str], examples: Examples) -> list[float]:

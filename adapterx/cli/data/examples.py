@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,6 +220,25 @@ def ordered_labels(labels: list[str], source: str | Sources) -> list[str]:
         return sorted(distinct)
 
 
+def require_learnt(found: Iterable[str], known: list[str], source: str | Sources, what: str = "label") -> None:
+    """Refuse labels that the training has not met.
+
+    Args:
+        found: the labels of examples.
+        known: those of the training.
+        source: where the examples come from, for the message.
+        what: they are called there.
+
+    Raises:
+        DataError: there is one.
+    """
+    if strange := sorted(set(found) - set(known)):
+        raise DataError(
+            f"{speaker()}: {source} has {len(strange)} {what}(s) that do not occur in training: {listed(strange[:5])}; "
+            f"known are {listed(known)}"
+        )
+
+
 def label_ids(examples: Examples, known: list[str], source: str | Sources) -> list[int]:
     """Return the class id of every example.
 
@@ -228,12 +247,7 @@ def label_ids(examples: Examples, known: list[str], source: str | Sources) -> li
     """
     # Runs of 0.1 recorded labels as their file wrote them, such as `True` and `1.0`.
     ids = {_as_read_now(label): i for i, label in enumerate(known)} | {label: i for i, label in enumerate(known)}
-    strange = sorted(set(examples.labels) - ids.keys())
-    if strange:
-        raise DataError(
-            f"{speaker()}: {source} has {len(strange)} label(s) that do not occur in training: {listed(strange[:5])}; "
-            f"known are {listed(known)}"
-        )
+    require_learnt(set(examples.labels) - ids.keys(), known, source)
     return [ids[label] for label in examples.labels]
 
 

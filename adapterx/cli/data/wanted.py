@@ -22,13 +22,18 @@ class Wanted:
     columns: Sequence[dict[str, object]]
 
 
+def hold_lines(files: Sequence[Path] | None) -> bool:
+    """Return whether there are files, and all of them texts without columns."""
+    return bool(files) and all(kind_of(path) == ".txt" for path in files)
+
+
 def are_lines(files: Sequence[Path] | None, text_column: str | None) -> bool:
     """Return whether files hold one text a line, and no table.
 
     Raises:
         ConfigError: they do, and a column is asked for.
     """
-    of_lines = bool(files) and all(kind_of(path) == ".txt" for path in files)
+    of_lines = hold_lines(files)
     if of_lines and text_column is not None:
         raise no_column()
     return of_lines

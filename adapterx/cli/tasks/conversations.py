@@ -11,7 +11,7 @@ from adapterx.cli.data.rows import Rows
 from adapterx.cli.data.sources import Sources, find_files, kind_of, read_bytes
 from adapterx.cli.data.tables import listed, read_rows
 from adapterx.cli.data.texts import other_columns, texts_to_label
-from adapterx.cli.data.wanted import Wanted
+from adapterx.cli.data.wanted import Wanted, hold_lines
 from adapterx.cli.tasks.columns import BETWEEN, as_list
 from adapterx.cli.tasks.task import Asked
 from adapterx.errors import ConfigError, DataError, speaker
@@ -68,7 +68,7 @@ def prompts_to_answer(texts: list[str], file: str | None, asked: Asked, *, conve
         return [{"role": "user", "content": text}] if conversations else text
 
     files = None if file is None else find_files(file)
-    if file is None or (files and all(kind_of(path) == ".txt" for path in files)):
+    if file is None or hold_lines(files):
         plain = texts_to_label(texts, file, asked.text_column, recorded=None, answer=ANSWER)
         return Wanted([as_prompt(text) for text in plain.texts], plain.columns)
     if texts:

@@ -42,15 +42,10 @@ class HeadedTask(Task):
 
     def restore(self, base: nn.Module, folder: Path, record: Json) -> nn.Module:
         """Put the saved head on the base model."""
-        head, wanted = load_head(folder), self.outputs(record)
-        model = self.classifier(base, wanted)
-        of_run, found = (
-            f"a {type(each).__name__} of {count} outputs ({problem_type})"
-            for each, count, problem_type in (
-                (model.head, wanted, self.problem_type),
-                (head, head.num_labels, getattr(head, "problem_type", WORDS)),
-            )
-        )
+        head = load_head(folder)
+        model = self.classifier(base, self.outputs(record))
+        of_run = _described(model.head, self.problem_type)
+        found = _described(head, getattr(head, "problem_type", WORDS))
         if found != of_run:
             raise CheckpointError(f"{speaker()}: the head in {folder} must be {of_run} by its run.json, it is {found}")
         model.head = head
@@ -59,3 +54,7 @@ class HeadedTask(Task):
     def beside_export(self, run: Run) -> dict[str, Any]:
         """Return the names of the outputs."""
         return {"labels.json": run.labels}
+
+
+def _described(head: Any, problem_type: str) -> str:
+    return f"a {type(head).__name__} of {head.num_labels} outputs ({problem_type})"

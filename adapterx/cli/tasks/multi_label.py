@@ -3,15 +3,23 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from adapterx.cli.data.classes import given_labels, renamed, require_known
-from adapterx.cli.data.examples import Examples, checked, find_column, label_value, shown_value, texts_of
+from adapterx.cli.data.classes import listed_labels, renamed
+from adapterx.cli.data.examples import (
+    Examples,
+    checked,
+    find_column,
+    label_value,
+    require_learnt,
+    shown_value,
+    texts_of,
+)
 from adapterx.cli.data.sources import Sources
-from adapterx.cli.data.tables import Rows, listed, read_rows
+from adapterx.cli.data.tables import Rows, read_rows
 from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.rules import LABELS
 from adapterx.cli.tasks.columns import BETWEEN, as_list, find_columns, require_different
@@ -21,9 +29,6 @@ from adapterx.cli.tasks.windows import labels_of_texts
 from adapterx.errors import DataError, speaker
 from adapterx.heads.labels import MULTI_LABEL
 from adapterx.scores import multi_label_scores
-
-if TYPE_CHECKING:
-    pass
 
 SEPARATOR, THRESHOLD = ",", 0.5
 OTHERS = ";|\t"  # what separates labels where no comma does
@@ -66,9 +71,7 @@ class MultiLabelClassification(SequenceTask):
         found = {label for labels in examples.labels for label in labels}
         if not found:
             raise DataError(f"{speaker()}: {source} must give some text a label, no text has one")
-        if settings.get("labels") is not None:
-            labels = given_labels(settings["labels"])
-            require_known(found, labels, source)
+        if labels := listed_labels(settings, found, source):
             return {"labels": labels}
         names = (examples.label_column or "").split(BETWEEN)
         names = list(dict.fromkeys((settings.get("label_map") or {}).get(name, name) for name in names))
@@ -76,12 +79,7 @@ class MultiLabelClassification(SequenceTask):
 
     def targets(self, examples: Examples, known: Json, source: str | Sources) -> Sequence[list[float]]:
         """Return 1 for each label that a text has, and 0 for the others."""
-        strange = sorted({label for labels in examples.labels for label in labels} - set(known["labels"]))
-        if strange:
-            raise DataError(
-                f"{speaker()}: {source} has {len(strange)} label(s) that do not occur in training: "
-                f"{listed(strange[:5])}; known are {listed(known['labels'])}"
-            )
+        require_learnt((label for labels in examples.labels for label in labels), known["labels"], source)
         return [[float(label in labels) for label in known["labels"]] for labels in map(set, examples.labels)]
 
     def scores(self, logits: Tensor, truth: Tensor, known: Json) -> dict[str, float]:

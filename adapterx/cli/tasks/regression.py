@@ -3,7 +3,7 @@
 import decimal
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from adapterx.cli.tasks.windows import labels_of_texts
 from adapterx.errors import DataError, speaker
 from adapterx.heads.labels import REGRESSION
 from adapterx.scores import regression_scores
-
-if TYPE_CHECKING:
-    pass
 
 USUAL = ("score", "label", "labels", "rating", "stars", "similarity", "target", "value", "y")
 NUMBERS: Rule = (

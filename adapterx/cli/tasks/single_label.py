@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from adapterx.cli.data.classes import class_weights, given_labels, renamed, require_known
+from adapterx.cli.data.classes import class_weights, listed_labels, renamed
 from adapterx.cli.data.examples import Examples, label_ids, ordered_labels
 from adapterx.cli.data.sources import Sources
 from adapterx.cli.data.wanted import ANSWER, Wanted
@@ -19,9 +19,6 @@ from adapterx.cli.tasks.windows import labels_of_texts
 from adapterx.heads.labels import SINGLE_LABEL
 from adapterx.training import classification_scores
 
-if TYPE_CHECKING:
-    pass
-
 
 class SequenceClassification(SequenceTask):
     """The task of runs whose record names none."""
@@ -30,8 +27,7 @@ class SequenceClassification(SequenceTask):
     aliases = ("text-classification", "sentiment-analysis", "single-label-classification")
     about = "one label for each text"
     problem_type = SINGLE_LABEL
-    options = SequenceTask.options | {"examples_per_class", "labels", "label_map", "class_weights"}
-    options |= {"streaming"}
+    options = SequenceTask.options | {"examples_per_class", "labels", "label_map", "class_weights", "streaming"}
     figures = ("accuracy", "macro_f1", "majority_baseline")
     recorded: ClassVar = {"labels": LABELS}
     answer = ANSWER
@@ -43,11 +39,7 @@ class SequenceClassification(SequenceTask):
 
     def learn(self, examples: Examples, settings: Mapping[str, Any], source: str | Sources) -> Json:
         """Return the classes in order."""
-        if settings.get("labels") is None:
-            return {"labels": ordered_labels(examples.labels, source)}
-        labels = given_labels(settings["labels"])
-        require_known(examples.labels, labels, source)
-        return {"labels": labels}
+        return {"labels": listed_labels(settings, examples.labels, source) or ordered_labels(examples.labels, source)}
 
     def prepare(self, model: nn.Module, training: Examples, known: Json, settings: Mapping[str, Any]) -> None:
         """Tell the model what each class weighs."""

@@ -5,10 +5,10 @@ from typing import Any
 
 from adapterx.cli.data.examples import Examples, checked, find_column, require_encodable, shown_value, text_value
 from adapterx.cli.data.labels import NoClass, label_text
-from adapterx.cli.data.sources import Sources, find_files, kind_of
+from adapterx.cli.data.sources import Sources, find_files
 from adapterx.cli.data.tables import read_rows
 from adapterx.cli.data.texts import other_columns, texts_to_label
-from adapterx.cli.data.wanted import Wanted
+from adapterx.cli.data.wanted import Wanted, hold_lines
 from adapterx.cli.tasks.columns import as_list, require_different
 from adapterx.cli.tasks.conll import conll_files, read_conll
 from adapterx.cli.tasks.task import Asked
@@ -52,7 +52,7 @@ def words_to_tag(texts: list[str], file: str | None, asked: Asked) -> Wanted:
         DataError: the source cannot be used.
     """
     files = None if file is None else find_files(file)
-    if file is None or (files and all(kind_of(path) == ".txt" for path in files)):
+    if file is None or hold_lines(files):
         plain = texts_to_label(texts, file, asked.text_column, recorded=None, answer=ANSWER)
         return Wanted([Words.of_text(text) for text in plain.texts], plain.columns)
     if texts:

@@ -2,10 +2,10 @@
 
 from adapterx.cli.data.examples import Examples, checked, find_column, text_value
 from adapterx.cli.data.rows import Rows
-from adapterx.cli.data.sources import Sources, find_files, kind_of
+from adapterx.cli.data.sources import Sources, find_files
 from adapterx.cli.data.tables import read_rows
 from adapterx.cli.data.texts import other_columns, texts_to_label
-from adapterx.cli.data.wanted import Wanted
+from adapterx.cli.data.wanted import Wanted, hold_lines
 from adapterx.cli.tasks.columns import require_different
 from adapterx.cli.tasks.task import Asked
 from adapterx.errors import ConfigError, speaker
@@ -44,7 +44,7 @@ def read_pairs(source: str | Sources, asked: Asked, *, default_split: str) -> Ex
 def sources_to_rewrite(texts: list[str], file: str | None, asked: Asked) -> Wanted:
     """Gather sources; errors as in `texts_to_label`."""
     files = None if file is None else find_files(file)
-    if file is None or (files and all(kind_of(path) == ".txt" for path in files)):
+    if file is None or hold_lines(files):
         return texts_to_label(texts, file, asked.text_column, recorded=None, answer=ANSWER)
     if texts:
         raise ConfigError(f"{speaker()}: give texts, or --file, or - for standard input (exactly one of them)")

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from adapterx.cli.data.classes import given_labels, renamed, require_known
-from adapterx.cli.data.examples import Examples, ordered_labels
+from adapterx.cli.data.classes import listed_labels, renamed
+from adapterx.cli.data.examples import Examples, ordered_labels, require_learnt
 from adapterx.cli.data.sources import Sources
-from adapterx.cli.data.tables import listed
 from adapterx.cli.data.wanted import Wanted
 from adapterx.cli.recipes import CLASSIFICATION
 from adapterx.cli.rules import LABELS, is_text
@@ -19,7 +18,6 @@ from adapterx.cli.tasks.headed import HeadedTask
 from adapterx.cli.tasks.tagged_words import ANSWER, read_tagged_words, words_to_tag
 from adapterx.cli.tasks.task import Asked, Encoded, Encoder, Json, Run
 from adapterx.cli.tasks.words import Words, encode_words
-from adapterx.errors import DataError, speaker
 from adapterx.heads import TokenClassifier
 from adapterx.heads.labels import IGNORED
 from adapterx.tagging import OUTSIDE, entities, entity_scores, scheme_of
@@ -58,21 +56,14 @@ class TokenClassification(HeadedTask):
     def learn(self, examples: Examples, settings: Mapping[str, Any], source: str | Sources) -> Json:
         """Return the tags in order, and the scheme by which they mark entities."""
         found = [tag for tags in examples.labels for tag in tags]
-        if settings.get("labels") is not None:
-            labels = given_labels(settings["labels"])
-            require_known(found, labels, source)
-        else:
+        labels = listed_labels(settings, found, source)
+        if labels is None:
             labels = sorted(ordered_labels(found, source), key=lambda label: label != OUTSIDE)
         return {"labels": labels, "scheme": scheme_of(examples.labels)}
 
     def check(self, examples: Examples, known: Json, source: str | Sources) -> None:
         """Refuse tags that do not occur in training."""
-        strange = sorted({tag for tags in examples.labels for tag in tags} - set(known["labels"]))
-        if strange:
-            raise DataError(
-                f"{speaker()}: {source} has {len(strange)} tag(s) that do not occur in training: "
-                f"{listed(strange[:5])}; known are {listed(known['labels'])}"
-            )
+        require_learnt((tag for tags in examples.labels for tag in tags), known["labels"], source, "tag")
 
     # -- model
 
